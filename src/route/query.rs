@@ -1,0 +1,77 @@
+//! The query of a manifest PUT, the one query that names tags.
+
+use percent_encoding::percent_decode_str;
+
+use super::rejection::Rejection;
+use crate::name::{Digest, Tag};
+
+/// The spec wants at least 10 tags a request; nobody needs more than this.
+const MAX_TAGS: usize = 64;
+
+/// `?tag=…&tag=…&digest=…&ns=…`, each value decoded once and held to its grammar.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ManifestQuery {
+    pub tags: Vec<Tag>,
+    pub digest: Option<Digest>,
+    pub namespace: Option<String>,
+}
+
+impl ManifestQuery {
+    /// Parses the raw query. Any other key is refused: a registry may know one that moves tags.
+    pub fn parse(raw: Option<&str>) -> Result<Self, Rejection> {
+        let mut query = Self::default();
+        for pair in raw.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+            // Some stacks split at `;`, some read `+` as a blank: neither stands in a legal value.
+            if pair.contains([';', '+']) {
+                return Err(Rejection::target("the query of a manifest may not hold `;` or `+`"));
+            }
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let value = decode(value)?;
+            match decode(key)?.as_str() {
+                "tag" => {
+                    let tag = Tag::parse(&value).map_err(|e| Rejection::tag(e.to_string()))?;
+                    if !query.tags.contains(&tag) {
+                        query.tags.push(tag);
+                    }
+                    if query.tags.len() > MAX_TAGS {
+                        return Err(Rejection::too_many_tags(MAX_TAGS));
+                    }
+                }
+                "digest" if query.digest.is_none() => {
+                    let digest = Digest::parse(&value);
+                    query.digest = Some(digest.map_err(|e| Rejection::digest(e.to_string()))?);
+                }
+                "ns" if query.namespace.is_none() && is_host(&value) => {
+                    query.namespace = Some(value);
+                }
+                "digest" | "ns" => {
+                    return Err(Rejection::target(
+                        "`digest` or `ns` is repeated, or no legal value",
+                    ));
+                }
+                _ => {
+                    return Err(Rejection::target(
+                        "the query of a manifest may hold only `tag`, `digest` and `ns`",
+                    ));
+                }
+            }
+        }
+        Ok(query)
+    }
+}
+
+fn decode(text: &str) -> Result<String, Rejection> {
+    percent_decode_str(text)
+        .decode_utf8()
+        .map(|text| text.into_owned())
+        .map_err(|_| Rejection::target("the query is not UTF-8 after decoding"))
+}
+
+/// `ns` names a registry: a host, perhaps with a port.
+fn is_host(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= 255
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':' | b'[' | b']'))
+}
