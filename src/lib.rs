@@ -1,2 +1,4 @@
+pub mod ledger;
 pub mod name;
 pub mod route;
+pub mod telemetry;

@@ -6,10 +6,12 @@
 mod digest;
 mod repository;
 mod tag;
+mod upstream;
 
 pub use digest::{Algorithm, Digest, DigestError};
 pub use repository::{RepositoryName, RepositoryNameError};
 pub use tag::{Tag, TagError};
+pub use upstream::{UpstreamName, UpstreamNameError};
 
 use std::fmt;
 

@@ -96,7 +96,10 @@ impl Route {
         target::check_bytes(path)?;
         let shape = shape(below)?;
         if *method == Method::OPTIONS {
-            return Ok(Self::Options);
+            return shape
+                .name()
+                .map_or(Ok(()), |name| name_of(name).map(drop))
+                .map(|()| Self::Options);
         }
         match shape {
             Shape::Manifest { name, last } => {
@@ -186,6 +189,18 @@ enum Shape<'a> {
         name: Option<&'a str>,
     },
     Unknown,
+}
+
+impl<'a> Shape<'a> {
+    fn name(&self) -> Option<&'a str> {
+        match self {
+            Self::Manifest { name, .. } | Self::Blob { name, .. } | Self::Upload { name } => {
+                Some(name)
+            }
+            Self::Listing { name } => *name,
+            Self::Unknown => None,
+        }
+    }
 }
 
 /// Recognises a shape from the right: `manifests` and `tags` are also legitimate components of

@@ -1,0 +1,201 @@
+//! The ledger: what each protected tag is bound to, and who is about to bind it.
+//!
+//! An entry is `absent`, `pending` (claimed by attempts that have not been refused), or `sealed`.
+//! **A claim never changes its digest because time passed**: every PUT ever forwarded for a tag
+//! carries the digest of its entry, and one that arrives an hour late writes what is there
+//! already. No operation consults a clock; timestamps are for people.
+
+pub mod codec;
+pub mod embedded;
+mod entry;
+pub mod guarded;
+pub mod memory;
+pub mod table;
+
+#[cfg(test)]
+mod contract;
+
+pub use entry::{AttemptId, Entry, Origin, Pending, Sealed, Timestamp, Token};
+
+use std::fmt;
+
+use async_trait::async_trait;
+
+use crate::name::{Digest, RepositoryName, Tag, UpstreamName};
+
+/// The canonical key of a repository. Nothing of it comes from `Host` or `?ns=`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RepositoryKey {
+    pub upstream: UpstreamName,
+    pub repository: RepositoryName,
+}
+
+impl fmt::Display for RepositoryKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.upstream, self.repository)
+    }
+}
+
+/// What a claim on a set of tags came to: all of it, or nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// Each tag is pending with this attempt among its owners, but for `sealed`, which had the
+    /// digest already.
+    Granted { sealed: Vec<Tag> },
+    /// These tags are pending or sealed with another digest; no entry was changed.
+    Held(Vec<Holder>),
+}
+
+/// A tag and the entry that stands against a claim or a seal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    pub tag: Tag,
+    pub entry: Entry,
+}
+
+/// What sealing a set of tags came to: all of it, or nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seal {
+    Sealed,
+    /// These tags are pending or sealed with another digest; no entry was changed.
+    Conflict(Vec<Holder>),
+}
+
+/// Whether a release freed the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    Freed,
+    /// The entry is not the one the token was taken from.
+    Changed,
+}
+
+/// Who this ledger is. A different `id` is a different history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub id: String,
+    pub created: Timestamp,
+    /// The version of the stored format; see `docs/decisions/0004-ledger-format.md`.
+    pub format: u32,
+}
+
+/// One entry of a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    pub repository: RepositoryKey,
+    pub tag: Tag,
+    pub entry: Entry,
+}
+
+/// Where a listing goes on: after this tag of this repository.
+pub type Position = (RepositoryKey, Tag);
+
+/// The ledger could not say. Nothing follows about what it holds: an operation that failed may
+/// have happened, may happen later, or never.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unavailable {
+    #[error("the ledger did not answer in time")]
+    TimedOut,
+    #[error("the ledger is closed")]
+    Closed,
+    #[error("the ledger failed: {0}")]
+    Store(String),
+}
+
+/// The store of entries.
+///
+/// The contract, which `contract` holds every store to:
+/// - **Atomic.** Each call takes effect at one instant between its start and its end, for its whole
+///   set of tags, against all other calls of all processes that share the store. Calls on
+///   different repositories need no order among each other.
+/// - **Durable on return.** What `Ok` reports survives a crash of this process, and for
+///   stores with replicas as many failures as they are configured for.
+/// - **Safe to repeat.** A caller that got an error, or none, may repeat the call with the same
+///   arguments. Stores don't retry by themselves; [`guarded::Guarded`] does, and bears the deadline.
+/// - **Fresh.** `lookup` reads the store, never a cache.
+/// - **Clockless.** No outcome depends on the time.
+/// - An empty set of tags is legal and does nothing.
+/// - Conflict is an outcome. `Err` only ever means "could not find out".
+#[async_trait]
+pub trait Ledger: Send + Sync {
+    /// The entries of these tags, in their order.
+    async fn lookup(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+    ) -> Result<Vec<Entry>, Unavailable>;
+
+    /// Claims every tag for `digest` on behalf of one attempt, or none.
+    ///
+    /// Absent becomes pending with this owner; pending with the same digest gains the owner.
+    async fn claim(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+        digest: &Digest,
+        attempt: AttemptId,
+    ) -> Result<Claim, Unavailable>;
+
+    /// Binds every tag to `digest` for good, or none. Absent and pending with the same digest
+    /// become sealed; sealed with the same digest stays, and a withdrawn mark is cleared.
+    async fn seal(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+        digest: &Digest,
+        origin: Origin,
+    ) -> Result<Seal, Unavailable>;
+
+    /// Takes an attempt out of the owners of pending entries with this digest; an entry without
+    /// owners becomes absent. Does nothing to any other entry.
+    ///
+    /// Only for an attempt that sent no PUT, or whose only PUT the registry has
+    /// definitively refused: a PUT with an unknown outcome may still land.
+    async fn abort(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+        digest: &Digest,
+        attempt: AttemptId,
+    ) -> Result<(), Unavailable>;
+
+    /// Frees a sealed name, if its entry is still the one the token was taken from.
+    async fn release(
+        &self,
+        repository: &RepositoryKey,
+        tag: &Tag,
+        token: Token,
+    ) -> Result<Release, Unavailable>;
+
+    /// Marks tags sealed with this digest as deleted from the registry. The name stays bound.
+    async fn withdraw(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+        digest: &Digest,
+    ) -> Result<(), Unavailable>;
+
+    /// The tags pending or sealed with this digest.
+    async fn bound_to(
+        &self,
+        repository: &RepositoryKey,
+        digest: &Digest,
+    ) -> Result<Vec<Tag>, Unavailable>;
+
+    /// Up to `limit` entries in the order of their keys, after `after`. An entry that changes
+    /// while pages are read may be seen as it was or as it is.
+    async fn list(
+        &self,
+        after: Option<&Position>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, Unavailable>;
+
+    async fn identity(&self) -> Result<Identity, Unavailable>;
+
+    /// The repository's sequence number: the count of its transitions so far. A lower one than
+    /// seen before proves that the store went back in time.
+    async fn sequence(&self, repository: &RepositoryKey) -> Result<u64, Unavailable>;
+
+    /// Ends the store: calls under way finish, later ones get [`Unavailable::Closed`], and whatever
+    /// kept other processes out is let go. Safe to call more than once.
+    async fn close(&self);
+}

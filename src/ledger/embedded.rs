@@ -1,0 +1,291 @@
+//! The ledger of a single node: one file, one process, every answer on the disk.
+//!
+//! [`redb`] gives atomic, durable transactions and locks the file. All changes go through one
+//! writer thread that commits as many waiting operations as there are at once, with two-phase
+//! commit: tags are chosen by clients, and the one-phase commit rests on checksums alone.
+
+mod open;
+mod writer;
+
+pub use open::OpenError;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use async_trait::async_trait;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use tokio::sync::oneshot;
+
+use super::{
+    AttemptId, Claim, Entry, Identity, Ledger, Listed, Origin, Position, Release, RepositoryKey,
+    Seal, Token, Unavailable, codec,
+};
+use crate::name::{Digest, RepositoryName, Tag, UpstreamName};
+use writer::{Change, Operation, Writer};
+
+/// `upstream \0 repository \0 tag` to the entry's bytes.
+const ENTRIES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("entries");
+/// `upstream \0 repository \0 digest tag` to nothing: which tags have a digest.
+const BY_DIGEST: TableDefinition<&[u8], ()> = TableDefinition::new("by-digest");
+/// `upstream \0 repository \0` to the sequence number.
+const SEQUENCES: TableDefinition<&[u8], u64> = TableDefinition::new("sequences");
+
+pub struct Embedded {
+    identity: Identity,
+    /// For reads; `None` once closed.
+    database: ArcSwapOption<Database>,
+    writer: Writer,
+}
+
+impl Embedded {
+    /// Opens the ledger in this folder, creating both at the first start.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; its text tells the operator what to do.
+    pub fn open(folder: &Path) -> Result<Self, OpenError> {
+        let (database, identity) = open::open(folder)?;
+        let database = Arc::new(database);
+        let writer = Writer::start(Arc::clone(&database)).map_err(|source| OpenError::Io {
+            what: "the ledger's thread could not start".into(),
+            source,
+        })?;
+        Ok(Self { identity, database: ArcSwapOption::new(Some(database)), writer })
+    }
+
+    async fn write<T: Send + 'static>(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+        change: Change,
+        answer: impl FnOnce(writer::Outcome) -> T,
+    ) -> Result<T, Unavailable> {
+        let (reply, answered) = oneshot::channel();
+        let operation =
+            Operation { repository: repository.clone(), tags: tags.to_vec(), change, reply };
+        self.writer.submit(operation)?;
+        answered.await.map_err(|_| Unavailable::Closed)?.map(answer)
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&redb::ReadTransaction) -> Result<T, Unavailable> + Send + 'static,
+    ) -> Result<T, Unavailable> {
+        let database = self.database.load_full().ok_or(Unavailable::Closed)?;
+        let reading = tokio::task::spawn_blocking(move || {
+            let transaction = database.begin_read().map_err(failed)?;
+            act(&transaction)
+        });
+        reading.await.map_err(failed)?
+    }
+}
+
+/// Any failure of the store, as its text.
+fn failed(error: impl std::fmt::Display) -> Unavailable {
+    Unavailable::Store(error.to_string())
+}
+
+/// `upstream \0 repository \0`. No name holds a NUL, so keys of a repository are a range.
+fn prefix(repository: &RepositoryKey) -> Vec<u8> {
+    let RepositoryKey { upstream, repository } = repository;
+    [upstream.as_str().as_bytes(), b"\0", repository.as_str().as_bytes(), b"\0"].concat()
+}
+
+fn entry_key(repository: &RepositoryKey, tag: &Tag) -> Vec<u8> {
+    let mut key = prefix(repository);
+    key.extend(tag.as_str().as_bytes());
+    key
+}
+
+fn digest_prefix(repository: &RepositoryKey, digest: &Digest) -> Vec<u8> {
+    let mut key = prefix(repository);
+    codec::put_digest(&mut key, digest);
+    key
+}
+
+fn digest_key(repository: &RepositoryKey, digest: &Digest, tag: &Tag) -> Vec<u8> {
+    let mut key = digest_prefix(repository, digest);
+    key.extend(tag.as_str().as_bytes());
+    key
+}
+
+fn position_of(key: &[u8]) -> Result<Position, Unavailable> {
+    let corrupt = || failed(codec::Corrupt);
+    let text = std::str::from_utf8(key).map_err(|_| corrupt())?;
+    let mut parts = text.splitn(3, '\0');
+    let mut next = || parts.next().ok_or_else(corrupt);
+    let upstream = UpstreamName::parse(next()?).map_err(failed)?;
+    let repository = RepositoryName::parse(next()?).map_err(failed)?;
+    let tag = Tag::parse(next()?).map_err(failed)?;
+    Ok((RepositoryKey { upstream, repository }, tag))
+}
+
+fn read_entry(
+    table: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    key: &[u8],
+) -> Result<Entry, Unavailable> {
+    match table.get(key).map_err(failed)? {
+        Some(bytes) => codec::decode(bytes.value()).map_err(failed),
+        None => Ok(Entry::Absent),
+    }
+}
+
+#[async_trait]
+impl Ledger for Embedded {
+    async fn lookup(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+    ) -> Result<Vec<Entry>, Unavailable> {
+        let keys: Vec<_> = tags.iter().map(|tag| entry_key(repository, tag)).collect();
+        self.read(move |transaction| {
+            let table = transaction.open_table(ENTRIES).map_err(failed)?;
+            keys.iter().map(|key| read_entry(&table, key)).collect()
+        })
+        .await
+    }
+
+    async fn claim(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+        digest: &Digest,
+        attempt: AttemptId,
+    ) -> Result<Claim, Unavailable> {
+        let change = Change::Claim { digest: *digest, attempt };
+        self.write(repository, tags, change, |outcome| match outcome {
+            writer::Outcome::Done { before } => Claim::Granted {
+                sealed: before
+                    .into_iter()
+                    .filter(|(_, entry)| matches!(entry, Entry::Sealed(_)))
+                    .map(|(tag, _)| tag)
+                    .collect(),
+            },
+            writer::Outcome::Standing(holders) => Claim::Held(holders),
+        })
+        .await
+    }
+
+    async fn seal(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+        digest: &Digest,
+        origin: Origin,
+    ) -> Result<Seal, Unavailable> {
+        let change = Change::Seal { digest: *digest, origin };
+        self.write(repository, tags, change, |outcome| match outcome {
+            writer::Outcome::Done { .. } => Seal::Sealed,
+            writer::Outcome::Standing(holders) => Seal::Conflict(holders),
+        })
+        .await
+    }
+
+    async fn abort(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+        digest: &Digest,
+        attempt: AttemptId,
+    ) -> Result<(), Unavailable> {
+        let change = Change::Abort { digest: *digest, attempt };
+        self.write(repository, tags, change, |_| ()).await
+    }
+
+    async fn release(
+        &self,
+        repository: &RepositoryKey,
+        tag: &Tag,
+        token: Token,
+    ) -> Result<Release, Unavailable> {
+        let change = Change::Release { token };
+        self.write(repository, std::slice::from_ref(tag), change, |outcome| match outcome {
+            writer::Outcome::Done { before }
+                if matches!(
+                    before.as_slice(),
+                    [(_, Entry::Sealed(sealed))] if sealed.token() == token
+                ) =>
+            {
+                Release::Freed
+            }
+            _ => Release::Changed,
+        })
+        .await
+    }
+
+    async fn withdraw(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+        digest: &Digest,
+    ) -> Result<(), Unavailable> {
+        self.write(repository, tags, Change::Withdraw { digest: *digest }, |_| ()).await
+    }
+
+    async fn bound_to(
+        &self,
+        repository: &RepositoryKey,
+        digest: &Digest,
+    ) -> Result<Vec<Tag>, Unavailable> {
+        let prefix = digest_prefix(repository, digest);
+        self.read(move |transaction| {
+            let table = transaction.open_table(BY_DIGEST).map_err(failed)?;
+            let mut tags = Vec::new();
+            for row in table.range(prefix.as_slice()..).map_err(failed)? {
+                let (key, ()) = row.map(|(key, value)| (key, value.value())).map_err(failed)?;
+                let Some(tag) = key.value().strip_prefix(prefix.as_slice()) else { break };
+                let text = std::str::from_utf8(tag).map_err(failed)?;
+                tags.push(Tag::parse(text).map_err(failed)?);
+            }
+            Ok(tags)
+        })
+        .await
+    }
+
+    async fn list(
+        &self,
+        after: Option<&Position>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, Unavailable> {
+        // The smallest key above `after` is the same key with a NUL behind it.
+        let from = after.map_or_else(Vec::new, |(repository, tag)| {
+            let mut key = entry_key(repository, tag);
+            key.push(0);
+            key
+        });
+        self.read(move |transaction| {
+            let table = transaction.open_table(ENTRIES).map_err(failed)?;
+            let rows = table.range(from.as_slice()..).map_err(failed)?.take(limit);
+            rows.map(|row| {
+                let (key, value) = row.map_err(failed)?;
+                let (repository, tag) = position_of(key.value())?;
+                let entry = codec::decode(value.value()).map_err(failed)?;
+                Ok(Listed { repository, tag, entry })
+            })
+            .collect()
+        })
+        .await
+    }
+
+    async fn identity(&self) -> Result<Identity, Unavailable> {
+        Ok(self.identity.clone())
+    }
+
+    async fn sequence(&self, repository: &RepositoryKey) -> Result<u64, Unavailable> {
+        let key = prefix(repository);
+        self.read(move |transaction| {
+            let table = transaction.open_table(SEQUENCES).map_err(failed)?;
+            let found = table.get(key.as_slice()).map_err(failed)?;
+            Ok(found.map_or(0, |value| value.value()))
+        })
+        .await
+    }
+
+    async fn close(&self) {
+        self.writer.close().await;
+        self.database.store(None);
+    }
+}
+
+#[cfg(test)]
+mod tests;

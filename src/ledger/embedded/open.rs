@@ -1,0 +1,160 @@
+//! Opening the file: the first start, the lock, and everything that can be wrong with it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use redb::{Database, DatabaseError, ReadableDatabase, StorageError, TableDefinition};
+
+use super::super::{Identity, Timestamp};
+use super::{BY_DIGEST, ENTRIES, SEQUENCES};
+
+const FILE: &str = "ledger.redb";
+/// A new ledger is made under this name and then renamed: a file named [`FILE`] is always whole.
+const NEW_FILE: &str = "ledger.redb.new";
+
+/// The version this program writes. A file of a lower version is migrated step by step at
+/// open, one of a higher is refused.
+const FORMAT: u32 = 1;
+
+const META: TableDefinition<&str, &str> = TableDefinition::new("meta");
+
+/// Why the embedded ledger could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(
+        "the ledger in `{}` is in use by another process; a folder serves one taglock at a time \
+         (stop the other one, give this one a folder of its own, or use the store `redis` for a fleet)",
+        folder.display()
+    )]
+    InUse { folder: PathBuf },
+    #[error(
+        "`{}` is not a ledger of taglock; it was left as it is (name another folder in `ledger.path`)",
+        file.display()
+    )]
+    Foreign { file: PathBuf },
+    #[error(
+        "the ledger `{}` is damaged: {reason}; it was left as it is (restore it from a backup; \
+         moving it away makes taglock start with an empty ledger, which adopts what the registry has)",
+        file.display()
+    )]
+    Damaged { file: PathBuf, reason: String },
+    #[error(
+        "the ledger `{}` has format {found}, and this taglock knows formats up to {FORMAT}; \
+         use the newer taglock that wrote it",
+        file.display()
+    )]
+    TooNew { file: PathBuf, found: u32 },
+    #[error("{what}: {source}")]
+    Io { what: String, source: io::Error },
+}
+
+pub(super) fn open(folder: &Path) -> Result<(Database, Identity), OpenError> {
+    let file = folder.join(FILE);
+    match fs::metadata(&file) {
+        Ok(found) if !found.is_file() => Err(OpenError::Foreign { file }),
+        // An empty file would be taken for a new database: a silent loss of every promise.
+        Ok(found) if found.len() == 0 => {
+            Err(OpenError::Damaged { file, reason: "the file is empty".into() })
+        }
+        Ok(_) => {
+            let database = Database::open(&file).map_err(|e| cause(e, folder, &file))?;
+            let identity = read_identity(&database, &file)?;
+            Ok((database, identity))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => create(folder, &file),
+        Err(source) => {
+            Err(OpenError::Io { what: format!("`{}` can't be read", file.display()), source })
+        }
+    }
+}
+
+/// The first start. A crash on the way leaves only a file under the other name.
+fn create(folder: &Path, file: &Path) -> Result<(Database, Identity), OpenError> {
+    let io = |what: &str, path: &Path| {
+        let what = format!("`{}` {what}", path.display());
+        |source| OpenError::Io { what, source }
+    };
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(io("can't be created", folder))?;
+    let new = folder.join(NEW_FILE);
+    let database = match Database::create(&new) {
+        Err(DatabaseError::DatabaseAlreadyOpen) => {
+            return Err(OpenError::InUse { folder: folder.to_owned() });
+        }
+        // What a start left that ended half-way; nobody holds its lock.
+        Err(_) if new.exists() => {
+            fs::remove_file(&new).map_err(io("can't be removed", &new))?;
+            Database::create(&new).map_err(|e| cause(e, folder, &new))?
+        }
+        other => other.map_err(|e| cause(e, folder, &new))?,
+    };
+    let identity = Identity {
+        id: uuid::Uuid::new_v4().to_string(),
+        created: Timestamp::now(),
+        format: FORMAT,
+    };
+    initialise(&database, &identity)
+        .map_err(|e| OpenError::Damaged { file: new.clone(), reason: e.to_string() })?;
+    // At this point a whole, empty ledger is on the disk. The lock is on the file, not on its
+    // name, so it stays ours through the renaming; a rival that created in the meantime shows.
+    fs::hard_link(&new, file).map_err(|source| match source.kind() {
+        io::ErrorKind::AlreadyExists => OpenError::InUse { folder: folder.to_owned() },
+        _ => io("can't be created", file)(source),
+    })?;
+    fs::remove_file(&new).map_err(io("can't be removed", &new))?;
+    fs::File::open(folder).and_then(|f| f.sync_all()).map_err(io("can't be synced", folder))?;
+    Ok((database, identity))
+}
+
+fn initialise(database: &Database, identity: &Identity) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    {
+        transaction.open_table(ENTRIES)?;
+        transaction.open_table(BY_DIGEST)?;
+        transaction.open_table(SEQUENCES)?;
+        let mut meta = transaction.open_table(META)?;
+        meta.insert("format", identity.format.to_string().as_str())?;
+        meta.insert("id", identity.id.as_str())?;
+        meta.insert("created", identity.created.seconds().to_string().as_str())?;
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+fn read_identity(database: &Database, file: &Path) -> Result<Identity, OpenError> {
+    let foreign = || OpenError::Foreign { file: file.to_owned() };
+    let damaged =
+        |e: redb::Error| OpenError::Damaged { file: file.to_owned(), reason: e.to_string() };
+    let transaction = database.begin_read().map_err(|e| damaged(e.into()))?;
+    // Another program's database has no such table.
+    let meta = transaction.open_table(META).map_err(|_| foreign())?;
+    let text = |key: &str| match meta.get(key) {
+        Ok(Some(value)) => Ok(value.value().to_owned()),
+        Ok(None) => Err(foreign()),
+        Err(e) => Err(damaged(e.into())),
+    };
+    let format: u32 = text("format")?.parse().map_err(|_| foreign())?;
+    if format > FORMAT {
+        return Err(OpenError::TooNew { file: file.to_owned(), found: format });
+    }
+    let created = text("created")?.parse().map_err(|_| foreign())?;
+    Ok(Identity { id: text("id")?, created: Timestamp::from_seconds(created), format })
+}
+
+fn cause(error: DatabaseError, folder: &Path, file: &Path) -> OpenError {
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => OpenError::InUse { folder: folder.to_owned() },
+        DatabaseError::Storage(StorageError::Io(e)) if e.kind() == io::ErrorKind::InvalidData => {
+            OpenError::Foreign { file: file.to_owned() }
+        }
+        DatabaseError::Storage(StorageError::Io(source)) => {
+            OpenError::Io { what: format!("`{}` can't be opened", file.display()), source }
+        }
+        other => OpenError::Damaged { file: file.to_owned(), reason: other.to_string() },
+    }
+}

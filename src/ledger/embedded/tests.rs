@@ -1,0 +1,90 @@
+use super::*;
+use crate::ledger::contract;
+
+fn key() -> RepositoryKey {
+    contract::key("app")
+}
+
+async fn seal(ledger: &Embedded, tag: &Tag, digest: &Digest) -> Result<Seal, Unavailable> {
+    ledger.seal(&key(), std::slice::from_ref(tag), digest, Origin::Push).await
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_is_there_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tag, digest) = (contract::tag("v1"), contract::digest(1));
+    let first = Embedded::open(folder.path()).unwrap();
+    let id = first.identity().await.unwrap().id;
+    assert_eq!(seal(&first, &tag, &digest).await, Ok(Seal::Sealed));
+    first.close().await;
+    assert_eq!(first.lookup(&key(), &[tag.clone()]).await, Err(Unavailable::Closed));
+    assert_eq!(seal(&first, &tag, &digest).await, Err(Unavailable::Closed));
+
+    let second = Embedded::open(folder.path()).unwrap();
+    assert_eq!(second.identity().await.unwrap().id, id);
+    let entries = second.lookup(&key(), &[tag]).await.unwrap();
+    assert_eq!(entries[0].digest(), Some(&digest));
+    assert_eq!(second.sequence(&key()).await, Ok(1));
+}
+
+#[tokio::test]
+async fn a_second_opening_of_the_same_folder_is_refused_until_the_first_is_closed() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = Embedded::open(folder.path()).unwrap();
+    let second = Embedded::open(folder.path()).err().unwrap();
+    assert!(matches!(second, OpenError::InUse { .. }), "{second}");
+    first.close().await;
+    Embedded::open(folder.path()).unwrap();
+}
+
+#[test]
+fn files_that_are_no_ledger_are_refused_and_left_as_they_are() {
+    let foreign: &[(&[u8], &str)] = &[
+        (b"not a database at all, but long enough to have a header in it", "not a ledger"),
+        (b"", "damaged"),
+        (b"x", "ledger"),
+    ];
+    for (content, expected) in foreign {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ledger.redb");
+        std::fs::write(&file, content).unwrap();
+        let error = Embedded::open(folder.path()).err().unwrap().to_string();
+        assert!(error.contains(expected), "{error}");
+        assert_eq!(std::fs::read(&file).unwrap(), *content);
+    }
+}
+
+#[test]
+fn another_programs_database_and_a_newer_format_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ledger.redb");
+    drop(Database::create(&file).unwrap());
+    let error = Embedded::open(folder.path()).err().unwrap();
+    assert!(matches!(error, OpenError::Foreign { .. }), "{error}");
+
+    const META: TableDefinition<&str, &str> = TableDefinition::new("meta");
+    let database = Database::open(&file).unwrap();
+    let transaction = database.begin_write().unwrap();
+    transaction.open_table(META).unwrap().insert("format", "2").unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    let error = Embedded::open(folder.path()).err().unwrap();
+    assert!(matches!(error, OpenError::TooNew { found: 2, .. }), "{error}");
+}
+
+#[test]
+fn a_start_that_ended_half_way_is_started_over() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("ledger.redb.new"), b"half a file").unwrap();
+    Embedded::open(folder.path()).unwrap();
+    assert!(!folder.path().join("ledger.redb.new").exists());
+}
+
+#[test]
+fn a_folder_that_cannot_be_made_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let blocked = folder.path().join("file");
+    std::fs::write(&blocked, b"").unwrap();
+    let error = Embedded::open(&blocked.join("data")).err().unwrap().to_string();
+    assert!(error.contains("file/data"), "{error}");
+}

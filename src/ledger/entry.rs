@@ -1,0 +1,137 @@
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::name::Digest;
+
+/// One attempt to bind a tag: 16 random bytes, made for one push and never used again.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AttemptId([u8; 16]);
+
+impl AttemptId {
+    pub const SIZE: usize = 16;
+
+    pub fn random() -> Self {
+        Self(uuid::Uuid::new_v4().into_bytes())
+    }
+
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for AttemptId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0[..4].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// Whole seconds since 1970. For people and audits; no decision depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Timestamp(u64);
+
+impl Timestamp {
+    /// What the codec can hold: five bytes, past the year 36,000.
+    pub const MAX: u64 = (1 << 40) - 1;
+
+    pub fn now() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self::from_seconds(since.as_secs())
+    }
+
+    pub fn from_seconds(seconds: u64) -> Self {
+        Self(seconds.min(Self::MAX))
+    }
+
+    pub fn seconds(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for Timestamp {
+    /// RFC 3339, UTC.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The formatter knows the years up to 9999.
+        let seconds = self.0.min(253_402_300_799);
+        humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).fmt(f)
+    }
+}
+
+/// How a tag came to be bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// A push through a proxy.
+    Push,
+    /// It was in the registry when a push, or an import, looked.
+    Import,
+    /// A pull saw it for the first time.
+    FirstSight,
+}
+
+impl Origin {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Push => "push",
+            Self::Import => "import",
+            Self::FirstSight => "first-sight",
+        }
+    }
+}
+
+/// What the ledger holds for a tag.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    Absent,
+    Pending(Pending),
+    Sealed(Sealed),
+}
+
+impl Entry {
+    /// The digest it is, or is about to be, bound to.
+    pub fn digest(&self) -> Option<&Digest> {
+        match self {
+            Self::Absent => None,
+            Self::Pending(pending) => Some(&pending.digest),
+            Self::Sealed(sealed) => Some(&sealed.digest),
+        }
+    }
+}
+
+/// Claimed: every PUT under way for the tag carries this digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pending {
+    pub digest: Digest,
+    /// The attempts that hold the claim and have not been refused; never empty.
+    pub owners: Vec<AttemptId>,
+    pub since: Timestamp,
+    /// The repository's sequence number when the claim was made.
+    pub sequence: u64,
+}
+
+/// Bound, until an operator releases the name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sealed {
+    pub digest: Digest,
+    pub origin: Origin,
+    pub since: Timestamp,
+    /// The repository's sequence number when it was sealed.
+    pub sequence: u64,
+    /// When it was deleted from the registry through a proxy, if it was.
+    pub withdrawn: Option<Timestamp>,
+}
+
+impl Sealed {
+    pub fn token(&self) -> Token {
+        Token { since: self.since, sequence: self.sequence }
+    }
+}
+
+/// Names one life of a sealed entry, so that a release can't free a later one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token {
+    pub since: Timestamp,
+    pub sequence: u64,
+}

@@ -1,0 +1,203 @@
+//! Any ledger, with a deadline and another try: what stores leave to their caller.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::{
+    AttemptId, Claim, Entry, Identity, Ledger, Listed, Origin, Position, Release, RepositoryKey,
+    Seal, Token, Unavailable,
+};
+use crate::name::{Digest, Tag};
+use crate::telemetry::Metrics;
+
+/// Few clients wait after a 503, so short outages are bridged here.
+pub const PATIENCE: Duration = Duration::from_secs(2);
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Repeats calls that fail until [`PATIENCE`] is over; every operation is safe to repeat.
+pub struct Guarded {
+    inner: Arc<dyn Ledger>,
+    metrics: Arc<Metrics>,
+    patience: Duration,
+}
+
+impl Guarded {
+    pub fn new(inner: Arc<dyn Ledger>, metrics: Arc<Metrics>) -> Self {
+        Self { inner, metrics, patience: PATIENCE }
+    }
+
+    async fn call<T, F>(
+        &self,
+        operation: &'static str,
+        run: impl Fn() -> F,
+    ) -> Result<T, Unavailable>
+    where
+        F: Future<Output = Result<T, Unavailable>>,
+    {
+        let start = Instant::now();
+        let deadline = start + self.patience;
+        let result = loop {
+            let result = match timeout_at(deadline, run()).await {
+                Ok(result) => result,
+                Err(_) => break Err(Unavailable::TimedOut),
+            };
+            match result {
+                Err(Unavailable::Store(_) | Unavailable::TimedOut)
+                    if Instant::now() + PAUSE < deadline =>
+                {
+                    sleep(PAUSE).await;
+                }
+                result => break result,
+            }
+        };
+        let outcome = match &result {
+            Ok(_) => "ok",
+            Err(Unavailable::TimedOut) => "timeout",
+            Err(Unavailable::Closed) => "closed",
+            Err(Unavailable::Store(_)) => "error",
+        };
+        self.metrics.ledger_call(operation, outcome, start.elapsed());
+        result
+    }
+}
+
+#[async_trait]
+impl Ledger for Guarded {
+    async fn lookup(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+    ) -> Result<Vec<Entry>, Unavailable> {
+        self.call("lookup", || self.inner.lookup(repository, tags)).await
+    }
+
+    async fn claim(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+        digest: &Digest,
+        attempt: AttemptId,
+    ) -> Result<Claim, Unavailable> {
+        self.call("claim", || self.inner.claim(repository, tags, digest, attempt)).await
+    }
+
+    async fn seal(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+        digest: &Digest,
+        origin: Origin,
+    ) -> Result<Seal, Unavailable> {
+        self.call("seal", || self.inner.seal(repository, tags, digest, origin)).await
+    }
+
+    async fn abort(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+        digest: &Digest,
+        attempt: AttemptId,
+    ) -> Result<(), Unavailable> {
+        self.call("abort", || self.inner.abort(repository, tags, digest, attempt)).await
+    }
+
+    async fn release(
+        &self,
+        repository: &RepositoryKey,
+        tag: &Tag,
+        token: Token,
+    ) -> Result<Release, Unavailable> {
+        self.call("release", || self.inner.release(repository, tag, token)).await
+    }
+
+    async fn withdraw(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+        digest: &Digest,
+    ) -> Result<(), Unavailable> {
+        self.call("withdraw", || self.inner.withdraw(repository, tags, digest)).await
+    }
+
+    async fn bound_to(
+        &self,
+        repository: &RepositoryKey,
+        digest: &Digest,
+    ) -> Result<Vec<Tag>, Unavailable> {
+        self.call("bound_to", || self.inner.bound_to(repository, digest)).await
+    }
+
+    async fn list(
+        &self,
+        after: Option<&Position>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, Unavailable> {
+        self.call("list", || self.inner.list(after, limit)).await
+    }
+
+    async fn identity(&self) -> Result<Identity, Unavailable> {
+        self.call("identity", || self.inner.identity()).await
+    }
+
+    async fn sequence(&self, repository: &RepositoryKey) -> Result<u64, Unavailable> {
+        self.call("sequence", || self.inner.sequence(repository)).await
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+    use crate::ledger::contract;
+    use crate::ledger::memory::Memory;
+
+    fn guarded(patience: Duration) -> Guarded {
+        let metrics = Arc::new(Metrics::new());
+        Guarded { inner: Arc::new(Memory::new()), metrics, patience }
+    }
+
+    #[tokio::test]
+    async fn a_guarded_ledger_keeps_the_contract() {
+        contract::holds(&guarded(PATIENCE)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_short_outage_is_bridged() {
+        let tries = AtomicU32::new(0);
+        let guarded = guarded(PATIENCE);
+        let result = guarded.call("lookup", || async {
+            match tries.fetch_add(1, Ordering::Relaxed) {
+                0..=4 => Err(Unavailable::Store("down".into())),
+                _ => Ok(()),
+            }
+        });
+        assert_eq!(result.await, Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_long_outage_and_a_hang_end_in_time() {
+        let start = Instant::now();
+        let guarded = guarded(PATIENCE);
+        let down = || async { Err::<(), _>(Unavailable::Store("down".into())) };
+        assert_eq!(guarded.call("claim", down).await, Err(Unavailable::Store("down".into())));
+        let hang = || std::future::pending::<Result<(), Unavailable>>();
+        assert_eq!(guarded.call("claim", hang).await, Err(Unavailable::TimedOut));
+        assert!(start.elapsed() <= PATIENCE * 2);
+    }
+
+    #[tokio::test]
+    async fn a_closed_ledger_is_not_asked_again() {
+        let guarded = guarded(Duration::from_secs(3600));
+        guarded.close().await;
+        assert_eq!(guarded.identity().await, Err(Unavailable::Closed));
+    }
+}

@@ -1,0 +1,7 @@
+//! What operators see: logs, metrics, and the audit of decisions.
+
+pub mod audit;
+pub mod logging;
+mod metrics;
+
+pub use metrics::Metrics;

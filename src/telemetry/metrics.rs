@@ -1,0 +1,150 @@
+//! Every metric, its help and its labels. Label sets are closed: no repository, tag, user or
+//! address ever becomes a label.
+
+use std::time::Duration;
+
+use prometheus::{
+    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+};
+
+/// The metrics of one proxy; names begin with `taglock_`.
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    refusals: IntCounterVec,
+    pushes: HistogramVec,
+    ledger: HistogramVec,
+    in_flight: IntGauge,
+    settling: IntGauge,
+}
+
+/// From a memory look-up to the end of the ledger's patience.
+const LEDGER_BUCKETS: [f64; 10] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 2.5];
+/// A push takes several round trips to the registry, and may wait for a rival.
+const PUSH_BUCKETS: [f64; 8] = [0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 5.0, 30.0];
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            let metric = IntCounterVec::new(Opts::new(name, help), labels);
+            register(&registry, metric)
+        };
+        let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help));
+        let histogram = |name: &str, help: &str, labels: &[&str], buckets: &[f64]| {
+            let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            register(&registry, HistogramVec::new(options, labels))
+        };
+        Self {
+            requests: counter(
+                "taglock_requests_total",
+                "Requests answered, by route and by class of status.",
+                &["route", "status"],
+            ),
+            refusals: counter(
+                "taglock_refusals_total",
+                "Requests refused by taglock itself, by reason.",
+                &["reason"],
+            ),
+            pushes: histogram(
+                "taglock_protected_push_seconds",
+                "Time from the last byte of a protected manifest to its verdict, by verdict.",
+                &["verdict"],
+                &PUSH_BUCKETS,
+            ),
+            ledger: histogram(
+                "taglock_ledger_call_seconds",
+                "Calls on the ledger, repeats included, by operation and result.",
+                &["operation", "result"],
+                &LEDGER_BUCKETS,
+            ),
+            in_flight: gauge("taglock_requests_in_flight", "Requests being answered now."),
+            settling: gauge(
+                "taglock_protected_pushes_in_flight",
+                "Protected manifest writes under way, those whose client has left included.",
+            ),
+            registry,
+        }
+    }
+
+    pub fn request(&self, route: &'static str, status: u16) {
+        let class = match status {
+            100..=199 => "1xx",
+            200..=299 => "2xx",
+            300..=399 => "3xx",
+            400..=499 => "4xx",
+            500..=599 => "5xx",
+            _ => "none",
+        };
+        self.requests.with_label_values(&[route, class]).inc();
+    }
+
+    pub fn refusal(&self, reason: &'static str) {
+        self.refusals.with_label_values(&[reason]).inc();
+    }
+
+    pub fn push(&self, verdict: &'static str, took: Duration) {
+        self.pushes.with_label_values(&[verdict]).observe(took.as_secs_f64());
+    }
+
+    pub fn ledger_call(&self, operation: &'static str, result: &'static str, took: Duration) {
+        self.ledger.with_label_values(&[operation, result]).observe(took.as_secs_f64());
+    }
+
+    /// Requests being answered now.
+    pub fn in_flight(&self) -> &IntGauge {
+        &self.in_flight
+    }
+
+    /// Protected writes under way, whether or not their client is still there.
+    pub fn settling(&self) -> &IntGauge {
+        &self.settling
+    }
+
+    /// The Prometheus text format.
+    pub fn render(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut out) {
+            tracing::error!(%error, "metrics could not be written");
+        }
+        out
+    }
+}
+
+/// Registers a metric of the table above.
+fn register<M: prometheus::core::Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: prometheus::Result<M>,
+) -> M {
+    // The names, helps and labels are constants of this file, each used once: a test makes them all.
+    let metric = metric.expect("the table of metrics is well formed");
+    registry.register(Box::new(metric.clone())).expect("no metric stands in the table twice");
+    metric
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_metrics_are_written_under_their_prefix() {
+        let metrics = Metrics::new();
+        metrics.request("blob", 206);
+        metrics.refusal("immutable");
+        metrics.push("admitted", Duration::from_millis(3));
+        metrics.ledger_call("claim", "ok", Duration::from_micros(90));
+        metrics.in_flight().inc();
+        let text = String::from_utf8(metrics.render()).unwrap();
+        assert!(text.contains(r#"taglock_requests_total{route="blob",status="2xx"} 1"#), "{text}");
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            assert!(line.starts_with("taglock_"), "{line}");
+        }
+    }
+}
