@@ -91,7 +91,7 @@ pub type Position = (RepositoryKey, Tag);
 
 /// The ledger could not say. Nothing follows about what it holds: an operation that failed may
 /// have happened, may happen later, or never.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Unavailable {
     #[error("the ledger did not answer in time")]
     TimedOut,

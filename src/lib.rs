@@ -1,4 +1,6 @@
+pub mod judge;
 pub mod ledger;
 pub mod name;
+pub mod registry;
 pub mod route;
 pub mod telemetry;

@@ -1,0 +1,189 @@
+//! The judge: takes a manifest write in protected scope through the claim protocol.
+//!
+//! [`push::Machine`] is the protocol; this is its driver, which does what the machine asks with a
+//! ledger and a registry. It knows no pingora and no store.
+
+pub mod permit;
+pub mod push;
+mod rival;
+mod rivals;
+pub mod step;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use permit::Permit;
+pub use step::{Conflict, Content, Options, Push, Undecided, Verdict};
+
+use crate::ledger::Ledger;
+use crate::name::{Digest, Reference, RepositoryName, Tag};
+use crate::registry::{Answer, Caller, Fetched, Manifest, Place, Registry, Trouble, Written};
+use push::Machine;
+use rivals::Rivals;
+use step::{Action, Event, Step};
+
+/// Between two looks at a claim that somebody else holds, unless they end sooner.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Judges writes for one registry.
+pub struct Judge {
+    ledger: Arc<dyn Ledger>,
+    registry: Arc<dyn Registry>,
+    rivals: Rivals,
+}
+
+/// What a write carries to the registry.
+#[derive(Clone, Debug)]
+pub struct Cargo {
+    pub caller: Caller,
+    pub manifest: Manifest,
+    /// `?digest=` of a push by tag, which the registry gets as the client sent it.
+    pub named: Option<Digest>,
+}
+
+impl Judge {
+    pub fn new(ledger: Arc<dyn Ledger>, registry: Arc<dyn Registry>) -> Self {
+        Self { ledger, registry, rivals: Rivals::default() }
+    }
+
+    /// Takes a write with protected tags to its verdict.
+    ///
+    /// To be run in a task of its own: a client that leaves changes nothing then. Each step is
+    /// bounded in time by the ledger's and the registry's own limits, and their number by the
+    /// machine's.
+    pub async fn push(&self, push: Push, cargo: Cargo) -> Verdict<Answer> {
+        let (mut machine, mut action) = Machine::new(push);
+        let mut fetched = None;
+        loop {
+            let event = self.act(machine.push(), &cargo, &mut fetched, action).await;
+            match machine.on(event) {
+                Step::Do(next) => action = next,
+                Step::Done(verdict) => return verdict,
+            }
+        }
+    }
+
+    /// Does one action and reports what became of it.
+    async fn act(
+        &self,
+        push: &Push,
+        cargo: &Cargo,
+        fetched: &mut Option<Manifest>,
+        action: Action,
+    ) -> Event<Answer> {
+        let key = &push.repository;
+        let name = &key.repository;
+        let caller = &cargo.caller;
+        match action {
+            Action::Lookup => Event::Entries(self.ledger.lookup(key, &push.protected).await),
+            Action::Wait => {
+                self.rivals.wait(key, &push.protected, PAUSE).await;
+                Event::Waited
+            }
+            Action::Look(tag) => {
+                Event::Seen(self.registry.look(caller, name, &Reference::Tag(tag)).await)
+            }
+            Action::Resolve(tag) => Event::Seen(self.registry.resolve(caller, name, &tag).await),
+            Action::LookStaged => {
+                let reference = Reference::Digest(*push.content.digest());
+                Event::Seen(self.registry.look(caller, name, &reference).await)
+            }
+            Action::Stage => {
+                let place = Place::Digest(push.content.digest());
+                Event::Written(self.registry.put(caller, name, place, &cargo.manifest).await)
+            }
+            Action::Claim { tags, digest, attempt } => {
+                Event::Claimed(self.ledger.claim(key, &tags, &digest, attempt).await)
+            }
+            Action::Seal { tags, digest, origin } => {
+                let sealed = self.ledger.seal(key, &tags, &digest, origin).await;
+                self.rivals.wake(key, &tags);
+                Event::Sealed(sealed)
+            }
+            Action::Abort { tags, digest, attempt } => {
+                let aborted = self.ledger.abort(key, &tags, &digest, attempt).await;
+                self.rivals.wake(key, &tags);
+                Event::Aborted(aborted)
+            }
+            Action::Publish(permit) => {
+                Event::Written(self.publish(cargo, name, permit, &cargo.manifest).await)
+            }
+            Action::Fetch(digest) => {
+                Event::Fetched(match self.registry.fetch(caller, name, &digest).await {
+                    Fetched::Found(manifest) => {
+                        *fetched = Some(manifest);
+                        Ok(true)
+                    }
+                    Fetched::NotFound => Ok(false),
+                    Fetched::Unclear(trouble) => Err(trouble),
+                })
+            }
+            Action::PublishFetched(permit) => Event::Written(match fetched.take() {
+                Some(manifest) => {
+                    let place = Place::Tag { tag: permit.tag(), digest: None };
+                    self.registry.put(caller, name, place, &manifest).await
+                }
+                // The machine asks for this only after a fetch that found it.
+                None => Written::Unknown(Trouble::Garbage("no manifest was fetched")),
+            }),
+        }
+    }
+
+    /// The only way a tag is ever written: with a permit, once.
+    async fn publish(
+        &self,
+        cargo: &Cargo,
+        name: &RepositoryName,
+        permit: Permit,
+        manifest: &Manifest,
+    ) -> Written {
+        let place = Place::Tag { tag: permit.tag(), digest: cargo.named.as_ref() };
+        self.registry.put(&cargo.caller, name, place, manifest).await
+    }
+
+    /// Forwards a write in protected scope that names no protected tag: by digest alone, or to
+    /// tags the rules leave mutable. It carries exactly the bytes that were hashed.
+    pub async fn pass(
+        &self,
+        name: &RepositoryName,
+        by_digest: Option<&Digest>,
+        tags: &[Tag],
+        cargo: Cargo,
+    ) -> Verdict<Answer> {
+        let mut answer = None;
+        if let Some(digest) = by_digest {
+            let place = Place::Digest(digest);
+            match self.registry.put(&cargo.caller, name, place, &cargo.manifest).await {
+                Written::Created(created) => answer = Some(created),
+                written => return unwritten(written),
+            }
+        }
+        let mut written_tags = Vec::new();
+        for tag in tags {
+            let permit = Permit::mutable(tag);
+            match self.publish(&cargo, name, permit, &cargo.manifest).await {
+                Written::Created(created) => {
+                    answer.get_or_insert(created);
+                    written_tags.push(tag.clone());
+                }
+                // As a registry that takes a set would: what it refused is not echoed.
+                Written::Denied(_) | Written::Refused(_) if answer.is_some() => {}
+                written => return unwritten(written),
+            }
+        }
+        Verdict::Admitted { answer, tags: written_tags, sealed: true }
+    }
+}
+
+fn unwritten(written: Written) -> Verdict<Answer> {
+    match written {
+        Written::Created(answer) => {
+            Verdict::Admitted { answer: Some(answer), tags: Vec::new(), sealed: true }
+        }
+        Written::Denied(answer) | Written::Refused(answer) => Verdict::Relayed(answer),
+        Written::Unknown(trouble) => Verdict::Undecided(Undecided::OutcomeUnknown(trouble)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,550 @@
+//! The protocol of a push as a step machine: no I/O, no clock, no randomness of its own.
+//!
+//! Production drives it with a ledger and a registry, tests with schedules. The order of steps is
+//! what the promises rest on; `docs/decisions/0002-claim-protocol.md` argues it.
+//!
+//! 0. look up; 1. see what the registry has; 2. store the manifest by digest; 3. claim;
+//! 4. see again; 5. publish the tag, once; 6. seal.
+
+use super::permit::{Basis, Permit};
+use super::rival::{Rival, Roll};
+use super::step::{Action, Conflict, Event, Push, Step, Undecided, Verdict};
+use crate::ledger::{Claim, Entry, Origin, Seal, Unavailable};
+use crate::name::{Digest, Tag};
+use crate::registry::{Sighting, Trouble, Written};
+
+/// How often a push waits for another one to end, at about a tenth of a second each.
+pub const MAX_WAITS: u8 = 20;
+/// How often a push starts over from a look-up, waits included, before it gives up.
+const MAX_LOOKUPS: u8 = MAX_WAITS * 2;
+
+/// One push on its way to a verdict. `A` is an answer of the registry that may be relayed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Machine<A> {
+    pub(super) push: Push,
+    pub(super) phase: Phase<A>,
+    /// What may be published, as far as is known.
+    permits: Vec<Permit>,
+    /// Tags sealed with this digest whose image was deleted: a push brings it back.
+    withdrawn: Vec<Tag>,
+    pub(super) staging: Staging<A>,
+    /// The registry has shown or taken something for this client.
+    pub(super) let_in: bool,
+    pub(super) rival_seen: bool,
+    waits: u8,
+    lookups: u8,
+}
+
+/// Whether the manifest is stored by its digest.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Staging<A> {
+    Not,
+    Done(A),
+}
+
+/// What the machine waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Phase<A> {
+    LookingUp,
+    Waiting,
+    /// The last of these is being asked for.
+    Resolving(Vec<Tag>),
+    SealingSeen,
+    Staging(Next),
+    Claiming,
+    /// The last of these is being asked for.
+    Rechecking(Vec<Tag>),
+    LookingStaged,
+    /// The attempt leaves the claim; then comes this.
+    Leaving(After<A>),
+    Publishing(Progress<A>),
+    /// The tag whose PUT was not confirmed is looked at.
+    Checking(Progress<A>, Doubt<A>),
+    Disowning(Progress<A>),
+    Sealing(Progress<A>),
+    LettingIn(Conflict),
+    Rolling(Rival, Roll),
+    Ended,
+}
+
+/// What staging was for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Next {
+    Claim,
+    Refuse(Conflict),
+    Roll(Rival),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum After<A> {
+    Relay(A),
+    Undecided(Undecided),
+    /// Seal what the registry turned out to have.
+    Seal(Tag, Digest),
+}
+
+/// A PUT by tag that was not answered with 201.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Doubt<A> {
+    Refused(A),
+    Unknown(Trouble),
+}
+
+/// The outcomes of the permits so far, in their order.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Progress<A> {
+    outcomes: Vec<Outcome<A>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Outcome<A> {
+    Created(A),
+    /// Found in place, whatever the answer was.
+    Confirmed,
+    Refused(A),
+    Unknown(Trouble),
+}
+
+impl<A: Clone> Machine<A> {
+    /// A machine and its first action.
+    pub fn new(push: Push) -> (Self, Action) {
+        let machine = Self {
+            push,
+            phase: Phase::LookingUp,
+            permits: Vec::new(),
+            withdrawn: Vec::new(),
+            staging: Staging::Not,
+            let_in: false,
+            rival_seen: false,
+            waits: 0,
+            lookups: 1,
+        };
+        (machine, Action::Lookup)
+    }
+
+    pub fn push(&self) -> &Push {
+        &self.push
+    }
+
+    /// Takes the outcome of the last action.
+    ///
+    /// # Panics
+    /// When the event does not answer the action: a mistake of the driver, not of the world.
+    pub fn on(&mut self, event: Event<A>) -> Step<A> {
+        match (std::mem::replace(&mut self.phase, Phase::Ended), event) {
+            (Phase::LookingUp, Event::Entries(entries)) => match entries {
+                Ok(entries) => self.entries(entries),
+                Err(error) => self.undecided(error),
+            },
+            (Phase::Waiting, Event::Waited) => self.look_up(),
+            (Phase::Resolving(rest), Event::Seen(seen)) => self.resolved(rest, seen),
+            (Phase::SealingSeen, Event::Sealed(sealed)) => match sealed {
+                // Sealed now, or somebody was faster: either way the next look tells.
+                Ok(Seal::Sealed | Seal::Conflict(_)) => self.look_up(),
+                Err(error) => self.undecided(error),
+            },
+            (Phase::Staging(next), Event::Written(written)) => self.staged(next, written),
+            (Phase::Claiming, Event::Claimed(claimed)) => self.claimed(claimed),
+            (Phase::Rechecking(rest), Event::Seen(seen)) => self.rechecked(rest, seen),
+            (Phase::LookingStaged, Event::Seen(seen)) => self.saw_staged(seen),
+            // Whether the ledger heard it or not: the claim is harmless, only in the way.
+            (Phase::Leaving(after), Event::Aborted(_)) => self.left(after),
+            (Phase::Publishing(progress), Event::Written(written)) => {
+                self.published(progress, written)
+            }
+            (Phase::Checking(progress, doubt), Event::Seen(seen)) => {
+                self.checked(progress, doubt, seen)
+            }
+            (Phase::Disowning(progress), Event::Aborted(_)) => self.seal(progress),
+            (Phase::Sealing(progress), Event::Sealed(sealed)) => self.sealed(progress, sealed),
+            (Phase::LettingIn(conflict), Event::Seen(seen)) => self.let_in(conflict, seen),
+            (Phase::Rolling(rival, roll), event) => self.rolled(rival, roll, event),
+            (_, _) => panic!("an event that answers no action"),
+        }
+    }
+
+    // Step 0.
+
+    /// Starts over. What the ledger holds decides what comes next, whatever happened before.
+    pub(super) fn look_up(&mut self) -> Step<A> {
+        if self.lookups == MAX_LOOKUPS {
+            return self.undecided(Undecided::Busy(self.push.protected[0].clone()));
+        }
+        self.lookups += 1;
+        self.act(Phase::LookingUp, Action::Lookup)
+    }
+
+    fn entries(&mut self, entries: Vec<Entry>) -> Step<A> {
+        self.permits.clear();
+        self.withdrawn.clear();
+        let mut absent = Vec::new();
+        let mut claimed_alike = false;
+        let mut rival = None;
+        for (tag, entry) in self.push.protected.clone().iter().zip(&entries) {
+            match entry {
+                Entry::Absent => absent.push(tag.clone()),
+                Entry::Sealed(sealed) if !self.push.content.is(&sealed.digest) => {
+                    let conflict = self.conflict(tag.clone(), sealed.digest);
+                    return self.refuse(conflict);
+                }
+                Entry::Sealed(sealed) => {
+                    let is = |digest: &_| self.push.content.is(digest);
+                    self.permits.extend(Permit::of_entry(tag, entry, is));
+                    // The ledger may know the same bytes by another algorithm.
+                    self.push.content = self.push.content.clone().named(sealed.digest);
+                    if sealed.withdrawn.is_some() {
+                        self.withdrawn.push(tag.clone());
+                    }
+                }
+                Entry::Pending(pending) if self.push.content.is(&pending.digest) => {
+                    self.push.content = self.push.content.clone().named(pending.digest);
+                    claimed_alike = true;
+                }
+                Entry::Pending(pending) => {
+                    rival.get_or_insert(Rival { tag: tag.clone(), digest: pending.digest });
+                }
+            }
+        }
+        if let Some(rival) = rival {
+            self.meet(rival)
+        } else if claimed_alike && self.waits < MAX_WAITS {
+            // Somebody pushes the same image: let them finish, then the tag is simply there.
+            self.wait()
+        } else if absent.is_empty() && !claimed_alike {
+            // The PUT carries the ledger's digest, so it can only write what is there, or heal it;
+            // and the registry checks this client's right.
+            self.publish()
+        } else {
+            self.resolve(absent)
+        }
+    }
+
+    pub(super) fn wait(&mut self) -> Step<A> {
+        self.waits += 1;
+        self.act(Phase::Waiting, Action::Wait)
+    }
+
+    pub(super) fn may_wait(&self) -> bool {
+        self.waits < MAX_WAITS
+    }
+
+    // Step 1: a tag that was there before taglock is protected from the first push on.
+
+    fn resolve(&mut self, rest: Vec<Tag>) -> Step<A> {
+        match rest.last().cloned() {
+            Some(tag) => self.act(Phase::Resolving(rest), Action::Resolve(tag)),
+            None if self.push.options.stage => self.stage(Next::Claim),
+            None => self.claim(),
+        }
+    }
+
+    fn resolved(&mut self, mut rest: Vec<Tag>, seen: Sighting<A>) -> Step<A> {
+        match seen {
+            Sighting::Found(digest) => {
+                self.let_in = true;
+                match rest.pop() {
+                    Some(tag) => self.seal_seen(tag, digest, Origin::Import),
+                    None => self.look_up(),
+                }
+            }
+            Sighting::NotFound(_) => {
+                rest.pop();
+                self.resolve(rest)
+            }
+            Sighting::Denied(answer) => self.relay(answer),
+            Sighting::Unclear(trouble) => self.undecided(Undecided::Registry(trouble)),
+        }
+    }
+
+    pub(super) fn seal_seen(&mut self, tag: Tag, digest: Digest, origin: Origin) -> Step<A> {
+        self.act(Phase::SealingSeen, Action::Seal { tags: vec![tag], digest, origin })
+    }
+
+    // Step 2: harmless, and it runs the registry's own authorisation and validation.
+
+    pub(super) fn stage(&mut self, next: Next) -> Step<A> {
+        match (&self.staging, next) {
+            (Staging::Not, next) => self.act(Phase::Staging(next), Action::Stage),
+            (Staging::Done(_), Next::Claim) => self.claim(),
+            (Staging::Done(_), Next::Refuse(conflict)) => self.done(Verdict::Refused(conflict)),
+            (Staging::Done(_), Next::Roll(rival)) => self.join(rival),
+        }
+    }
+
+    fn staged(&mut self, next: Next, written: Written<A>) -> Step<A> {
+        match written {
+            Written::Created(answer) => {
+                self.let_in = true;
+                self.staging = Staging::Done(answer);
+                self.stage(next)
+            }
+            Written::Denied(answer) | Written::Refused(answer) => self.relay(answer),
+            Written::Unknown(trouble) => self.undecided(Undecided::Registry(trouble)),
+        }
+    }
+
+    // Step 3.
+
+    fn claim(&mut self) -> Step<A> {
+        let tags = self.push.protected.clone();
+        let digest = *self.push.content.digest();
+        self.act(Phase::Claiming, Action::Claim { tags, digest, attempt: self.push.attempt })
+    }
+
+    fn claimed(&mut self, claimed: Result<Claim, Unavailable>) -> Step<A> {
+        let claim = match claimed {
+            Ok(claim) => claim,
+            // The claim may exist: harmless, since nothing is sent for it and the same digest joins.
+            Err(error) => return self.undecided(error),
+        };
+        if matches!(claim, Claim::Held(_)) {
+            return self.look_up();
+        }
+        // At this point the claim is durable. A crash leaves it pending, and whoever pushes the
+        // same digest, or looks and finds it published, brings it to its end.
+        self.permits = Permit::of_claim(&self.push.protected, &claim);
+        let claimed = self.claimed_tags(|_| true);
+        self.recheck(claimed)
+    }
+
+    /// The tags this attempt owns, whose permits pass.
+    fn claimed_tags(&self, pass: impl Fn(usize) -> bool) -> Vec<Tag> {
+        let permits = self.permits.iter().enumerate();
+        permits
+            .filter(|(n, permit)| permit.basis() == Basis::Claimed && pass(*n))
+            .map(|(_, permit)| permit.tag().clone())
+            .collect()
+    }
+
+    // Step 4: the registry may have got the tag between the first look and the claim.
+
+    fn recheck(&mut self, rest: Vec<Tag>) -> Step<A> {
+        match rest.last().cloned() {
+            Some(tag) => self.act(Phase::Rechecking(rest), Action::Look(tag)),
+            None if self.claimed_tags(|_| true).is_empty() => self.publish(),
+            None if self.push.options.stage => self.act(Phase::LookingStaged, Action::LookStaged),
+            None => self.publish(),
+        }
+    }
+
+    fn rechecked(&mut self, mut rest: Vec<Tag>, seen: Sighting<A>) -> Step<A> {
+        match (seen, rest.pop()) {
+            (Sighting::Found(digest), Some(tag)) if !self.push.content.is(&digest) => {
+                self.let_in = true;
+                self.leave(After::Seal(tag, digest))
+            }
+            (Sighting::Found(_) | Sighting::NotFound(_), _) => self.recheck(rest),
+            (Sighting::Denied(answer), _) => self.leave(After::Relay(answer)),
+            (Sighting::Unclear(trouble), _) => {
+                self.leave(After::Undecided(Undecided::Registry(trouble)))
+            }
+        }
+    }
+
+    /// A 404 for the tag counts only when this client can see what it has just stored.
+    fn saw_staged(&mut self, seen: Sighting<A>) -> Step<A> {
+        let undecided = match seen {
+            Sighting::Found(digest) if self.push.content.is(&digest) => return self.publish(),
+            Sighting::Found(_) => {
+                Undecided::Registry(Trouble::Garbage("a digest other than the one asked for"))
+            }
+            Sighting::NotFound(_) => Undecided::Invisible,
+            Sighting::Denied(answer) => return self.leave(After::Relay(answer)),
+            Sighting::Unclear(trouble) => Undecided::Registry(trouble),
+        };
+        self.leave(After::Undecided(undecided))
+    }
+
+    /// Takes the attempt out of its claim: right, because it has sent no PUT.
+    fn leave(&mut self, after: After<A>) -> Step<A> {
+        let tags = self.claimed_tags(|_| true);
+        self.abort(tags, Phase::Leaving(after))
+    }
+
+    fn left(&mut self, after: After<A>) -> Step<A> {
+        match after {
+            After::Relay(answer) => self.relay(answer),
+            After::Undecided(undecided) => self.undecided(undecided),
+            After::Seal(tag, digest) => self.seal_seen(tag, digest, Origin::Import),
+        }
+    }
+
+    fn abort(&mut self, tags: Vec<Tag>, phase: Phase<A>) -> Step<A> {
+        let digest = *self.push.content.digest();
+        self.act(phase, Action::Abort { tags, digest, attempt: self.push.attempt })
+    }
+
+    // Step 5: each PUT once, and none again.
+
+    fn publish(&mut self) -> Step<A> {
+        self.permits.extend(self.push.mutable.iter().map(Permit::mutable));
+        self.publish_next(Progress { outcomes: Vec::new() })
+    }
+
+    fn publish_next(&mut self, progress: Progress<A>) -> Step<A> {
+        match self.permits.get(progress.outcomes.len()).cloned() {
+            Some(permit) => self.act(Phase::Publishing(progress), Action::Publish(permit)),
+            None => self.disown(progress),
+        }
+    }
+
+    fn published(&mut self, mut progress: Progress<A>, written: Written<A>) -> Step<A> {
+        let permit = &self.permits[progress.outcomes.len()];
+        let doubt = match written {
+            Written::Created(answer) => {
+                progress.outcomes.push(Outcome::Created(answer));
+                return self.publish_next(progress);
+            }
+            // Whether the tag is in place or not: who may not push is told so.
+            Written::Denied(answer) => {
+                progress.outcomes.push(Outcome::Refused(answer));
+                return self.publish_next(progress);
+            }
+            Written::Refused(answer) => Doubt::Refused(answer),
+            Written::Unknown(trouble) => Doubt::Unknown(trouble),
+        };
+        let look = Action::Look(permit.tag().clone());
+        self.act(Phase::Checking(progress, doubt), look)
+    }
+
+    fn checked(
+        &mut self,
+        mut progress: Progress<A>,
+        doubt: Doubt<A>,
+        seen: Sighting<A>,
+    ) -> Step<A> {
+        let basis = self.permits[progress.outcomes.len()].basis();
+        let in_place = matches!(&seen, Sighting::Found(digest) if self.push.content.is(digest));
+        progress.outcomes.push(match doubt {
+            // A mutable tag may have been there before: its registry's no stands.
+            Doubt::Refused(answer) if !in_place || basis == Basis::Mutable => {
+                Outcome::Refused(answer)
+            }
+            Doubt::Unknown(trouble) if !in_place => Outcome::Unknown(trouble),
+            // Registries with an immutability of their own refuse what is already so.
+            Doubt::Refused(_) | Doubt::Unknown(_) => Outcome::Confirmed,
+        });
+        self.publish_next(progress)
+    }
+
+    /// The refused ones leave the claim: their only PUT has been definitively refused. One whose
+    /// outcome is unknown stays among the owners for ever.
+    fn disown(&mut self, progress: Progress<A>) -> Step<A> {
+        let refused = |n: usize| matches!(progress.outcomes[n], Outcome::Refused(_));
+        let tags = self.claimed_tags(refused);
+        if tags.is_empty() || !self.push.options.abort {
+            self.seal(progress)
+        } else {
+            self.abort(tags, Phase::Disowning(progress))
+        }
+    }
+
+    // Step 6.
+
+    fn seal(&mut self, progress: Progress<A>) -> Step<A> {
+        let in_place =
+            |n: usize| matches!(progress.outcomes[n], Outcome::Created(_) | Outcome::Confirmed);
+        let permits = self.permits.iter().enumerate();
+        let tags: Vec<_> = permits
+            .filter(|(n, permit)| match permit.basis() {
+                Basis::Claimed => in_place(*n),
+                Basis::Sealed => in_place(*n) && self.withdrawn.contains(permit.tag()),
+                Basis::Mutable => false,
+            })
+            .map(|(_, permit)| permit.tag().clone())
+            .collect();
+        if tags.is_empty() {
+            return self.conclude(progress, true);
+        }
+        let digest = *self.push.content.digest();
+        self.act(Phase::Sealing(progress), Action::Seal { tags, digest, origin: Origin::Push })
+    }
+
+    fn sealed(&mut self, progress: Progress<A>, sealed: Result<Seal, Unavailable>) -> Step<A> {
+        match sealed {
+            Ok(Seal::Sealed) => self.conclude(progress, true),
+            // The claim stood until now, so only a ledger that lost it can say so.
+            Ok(Seal::Conflict(_)) => self.look_up(),
+            // The claim is durable and the tag is in the registry: nothing else can take it.
+            Err(_) => self.conclude(progress, false),
+        }
+    }
+
+    fn conclude(&mut self, progress: Progress<A>, sealed: bool) -> Step<A> {
+        let mut answer = None;
+        let mut tags = Vec::new();
+        let mut refusal = None;
+        for (permit, outcome) in self.permits.iter().zip(progress.outcomes) {
+            match outcome {
+                Outcome::Created(created) => {
+                    answer.get_or_insert(created);
+                    tags.push(permit.tag().clone());
+                }
+                Outcome::Confirmed => tags.push(permit.tag().clone()),
+                Outcome::Refused(refused) => {
+                    refusal.get_or_insert(refused);
+                }
+                Outcome::Unknown(trouble) => {
+                    return self.undecided(Undecided::OutcomeUnknown(trouble));
+                }
+            }
+        }
+        match refusal {
+            Some(refusal) if tags.is_empty() => self.relay(refusal),
+            _ => {
+                let staged = match &self.staging {
+                    Staging::Done(staged) => Some(staged.clone()),
+                    Staging::Not => None,
+                };
+                self.done(Verdict::Admitted { answer: answer.or(staged), tags, sealed })
+            }
+        }
+    }
+
+    // Before any refusal the registry must have let this client in.
+
+    fn refuse(&mut self, conflict: Conflict) -> Step<A> {
+        if self.let_in {
+            self.done(Verdict::Refused(conflict))
+        } else {
+            let look = Action::Look(conflict.tag.clone());
+            self.act(Phase::LettingIn(conflict), look)
+        }
+    }
+
+    fn let_in(&mut self, conflict: Conflict, seen: Sighting<A>) -> Step<A> {
+        match seen {
+            Sighting::Found(_) => {
+                self.let_in = true;
+                self.done(Verdict::Refused(conflict))
+            }
+            Sighting::NotFound(_) if self.push.options.stage => self.stage(Next::Refuse(conflict)),
+            Sighting::NotFound(answer) | Sighting::Denied(answer) => self.relay(answer),
+            Sighting::Unclear(trouble) => self.undecided(Undecided::Registry(trouble)),
+        }
+    }
+
+    pub(super) fn conflict(&self, tag: Tag, bound: Digest) -> Conflict {
+        Conflict { tag, bound, pushed: *self.push.content.digest() }
+    }
+
+    // Ends.
+
+    pub(super) fn act(&mut self, phase: Phase<A>, action: Action) -> Step<A> {
+        self.phase = phase;
+        Step::Do(action)
+    }
+
+    pub(super) fn relay(&mut self, answer: A) -> Step<A> {
+        self.done(Verdict::Relayed(answer))
+    }
+
+    pub(super) fn undecided(&mut self, why: impl Into<Undecided>) -> Step<A> {
+        self.done(Verdict::Undecided(why.into()))
+    }
+
+    fn done(&mut self, verdict: Verdict<A>) -> Step<A> {
+        self.phase = Phase::Ended;
+        Step::Done(verdict)
+    }
+}

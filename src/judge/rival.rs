@@ -1,0 +1,163 @@
+//! Meeting a claim of another digest: wait for its end, or bring it to its end.
+//!
+//! Nobody ever replaces a claim. A pusher of another digest may only push the old claim
+//! *forward*: publish the manifest its owner stored, seal it, and be refused.
+
+use super::permit::Permit;
+use super::push::{Machine, Next, Phase};
+use super::step::{Action, Event, Step, Undecided};
+use crate::ledger::{Claim, Origin, Unavailable};
+use crate::name::{Digest, Tag};
+use crate::registry::{Sighting, Trouble, Written};
+
+/// A pending claim of another digest.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Rival {
+    pub tag: Tag,
+    pub digest: Digest,
+}
+
+/// What rolling a rival forward waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Roll {
+    Looking,
+    Joining,
+    Rechecking(Permit),
+    Fetching(Permit),
+    Publishing,
+    /// Whether the refusal was definitive, so that the errand may leave the claim.
+    Checking {
+        definitive: bool,
+    },
+    Leaving(Undecided),
+    Sealing,
+}
+
+impl<A: Clone> Machine<A> {
+    pub(super) fn meet(&mut self, rival: Rival) -> Step<A> {
+        if !self.rival_seen {
+            self.rival_seen = true;
+            let look = Action::Look(rival.tag.clone());
+            self.act(Phase::Rolling(rival, Roll::Looking), look)
+        } else if self.may_wait() {
+            self.wait()
+        } else if self.push.options.stage {
+            // Only a client that may push here moves anything.
+            self.stage(Next::Roll(rival))
+        } else {
+            self.stuck(rival)
+        }
+    }
+
+    pub(super) fn join(&mut self, rival: Rival) -> Step<A> {
+        let (tags, digest) = (vec![rival.tag.clone()], rival.digest);
+        let claim = Action::Claim { tags, digest, attempt: self.push.errand };
+        self.act(Phase::Rolling(rival, Roll::Joining), claim)
+    }
+
+    pub(super) fn rolled(&mut self, rival: Rival, roll: Roll, event: Event<A>) -> Step<A> {
+        match (roll, event) {
+            (Roll::Looking, Event::Seen(seen)) => self.saw_rival(rival, seen),
+            (Roll::Joining, Event::Claimed(claimed)) => self.joined(rival, claimed),
+            (Roll::Rechecking(permit), Event::Seen(seen)) => self.saw_joined(rival, permit, seen),
+            (Roll::Fetching(permit), Event::Fetched(fetched)) => match fetched {
+                Ok(true) => self
+                    .act(Phase::Rolling(rival, Roll::Publishing), Action::PublishFetched(permit)),
+                // What was staged has been collected: only its owner can push it again.
+                Ok(false) => self.give_up(rival),
+                Err(trouble) => self.leave_claim(rival, Undecided::Registry(trouble)),
+            },
+            (Roll::Publishing, Event::Written(written)) => {
+                let definitive = match written {
+                    Written::Created(_) => return self.seal_rival(rival),
+                    Written::Denied(_) | Written::Refused(_) => true,
+                    Written::Unknown(_) => false,
+                };
+                let look = Action::Look(rival.tag.clone());
+                self.act(Phase::Rolling(rival, Roll::Checking { definitive }), look)
+            }
+            (Roll::Checking { definitive }, Event::Seen(seen)) => match seen {
+                Sighting::Found(digest) if digest == rival.digest => self.seal_rival(rival),
+                _ if definitive && self.push.options.abort => self.give_up(rival),
+                _ => self.stuck(rival),
+            },
+            (Roll::Leaving(undecided), Event::Aborted(_)) => self.undecided(undecided),
+            (Roll::Sealing, Event::Sealed(sealed)) => match sealed {
+                Ok(_) => self.look_up(),
+                Err(error) => self.undecided(error),
+            },
+            (_, _) => panic!("an event that answers no action"),
+        }
+    }
+
+    fn saw_rival(&mut self, rival: Rival, seen: Sighting<A>) -> Step<A> {
+        match seen {
+            Sighting::Found(digest) => {
+                self.let_in = true;
+                let published = digest == rival.digest;
+                let origin = if published { Origin::Push } else { Origin::Import };
+                self.seal_seen(rival.tag, digest, origin)
+            }
+            Sighting::NotFound(_) if self.may_wait() => self.wait(),
+            Sighting::NotFound(_) => self.meet(rival),
+            Sighting::Denied(answer) => self.relay(answer),
+            Sighting::Unclear(trouble) => self.undecided(Undecided::Registry(trouble)),
+        }
+    }
+
+    fn joined(&mut self, rival: Rival, claimed: Result<Claim, Unavailable>) -> Step<A> {
+        match claimed {
+            Ok(claim @ Claim::Granted { .. }) => {
+                let tags = [rival.tag.clone()];
+                match Permit::of_claim(&tags, &claim).pop() {
+                    Some(permit) if matches!(&claim, Claim::Granted { sealed } if sealed.is_empty()) =>
+                    {
+                        let look = Action::Look(rival.tag.clone());
+                        self.act(Phase::Rolling(rival, Roll::Rechecking(permit)), look)
+                    }
+                    _ => self.look_up(),
+                }
+            }
+            Ok(Claim::Held(_)) => self.look_up(),
+            Err(error) => self.undecided(error),
+        }
+    }
+
+    fn saw_joined(&mut self, rival: Rival, permit: Permit, seen: Sighting<A>) -> Step<A> {
+        match seen {
+            Sighting::Found(digest) if digest == rival.digest => self.seal_rival(rival),
+            Sighting::Found(_) => self.give_up(rival),
+            Sighting::NotFound(_) => {
+                let fetch = Action::Fetch(rival.digest);
+                self.act(Phase::Rolling(rival, Roll::Fetching(permit)), fetch)
+            }
+            Sighting::Denied(_) => self.leave_claim(
+                rival,
+                Undecided::Registry(Trouble::Garbage("it no longer lets this account look")),
+            ),
+            Sighting::Unclear(trouble) => self.leave_claim(rival, Undecided::Registry(trouble)),
+        }
+    }
+
+    fn seal_rival(&mut self, rival: Rival) -> Step<A> {
+        let (tags, digest) = (vec![rival.tag.clone()], rival.digest);
+        let seal = Action::Seal { tags, digest, origin: Origin::Push };
+        self.act(Phase::Rolling(rival, Roll::Sealing), seal)
+    }
+
+    fn give_up(&mut self, rival: Rival) -> Step<A> {
+        let stuck = Undecided::Stuck { tag: rival.tag.clone(), digest: rival.digest };
+        self.leave_claim(rival, stuck)
+    }
+
+    /// Takes the errand out of the rival's claim: it has sent no PUT, or had it refused.
+    fn leave_claim(&mut self, rival: Rival, undecided: Undecided) -> Step<A> {
+        let (tags, digest) = (vec![rival.tag.clone()], rival.digest);
+        let abort = Action::Abort { tags, digest, attempt: self.push.errand };
+        self.act(Phase::Rolling(rival, Roll::Leaving(undecided)), abort)
+    }
+
+    fn stuck(&mut self, rival: Rival) -> Step<A> {
+        self.undecided(Undecided::Stuck { tag: rival.tag, digest: rival.digest })
+    }
+}

@@ -1,0 +1,178 @@
+//! The vocabulary of the step machine: what it wants done, what it is told, what it concludes.
+
+use super::permit::Permit;
+use crate::ledger::{AttemptId, Claim, Entry, Origin, RepositoryKey, Seal, Unavailable};
+use crate::name::{Algorithm, Digest, Tag};
+use crate::registry::{Sighting, Trouble, Written};
+
+/// One manifest's identity: its digest as the client or taglock names it, and under every other
+/// registered algorithm, because the registry may use another one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Content {
+    digest: Digest,
+    all: [Digest; Algorithm::ALL.len()],
+}
+
+impl Content {
+    /// # Errors
+    /// The digest the body really has, when it is not the one the client named.
+    pub fn new(bytes: &[u8], named: Option<Digest>) -> Result<Self, Digest> {
+        let all = Algorithm::ALL.map(|algorithm| Digest::of(algorithm, bytes));
+        match named {
+            Some(named) if !all.contains(&named) => Err(Digest::of(named.algorithm(), bytes)),
+            named => Ok(Self { digest: named.unwrap_or(all[0]), all }),
+        }
+    }
+
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// The same manifest under another of its digests: the one the ledger has for it.
+    pub(super) fn named(self, digest: Digest) -> Self {
+        debug_assert!(self.is(&digest), "a digest of another manifest");
+        Self { digest, ..self }
+    }
+
+    /// Whether `digest` is a digest of this manifest.
+    pub fn is(&self, digest: &Digest) -> bool {
+        self.all.contains(digest)
+    }
+}
+
+/// A protected manifest write, parsed, hashed and matched with the rules.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Push {
+    pub repository: RepositoryKey,
+    /// The tags a rule makes immutable; never empty.
+    pub protected: Vec<Tag>,
+    /// The other tags of the request.
+    pub mutable: Vec<Tag>,
+    pub content: Content,
+    /// Of this request alone.
+    pub attempt: AttemptId,
+    /// For rolling a rival's claim forward: another attempt, with another digest.
+    pub errand: AttemptId,
+    pub options: Options,
+}
+
+/// What the registry can take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Options {
+    /// Manifests are put by digest first (`upstream.stage`).
+    pub stage: bool,
+    /// A definitive refusal takes the attempt out of the claim (`upstream.abort`).
+    pub abort: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { stage: true, abort: true }
+    }
+}
+
+/// What the machine wants done next; each action is answered by one event.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Look up all protected tags. → [`Event::Entries`]
+    Lookup,
+    /// Wait a little, or until something happens to one of the protected tags. → [`Event::Waited`]
+    Wait,
+    /// HEAD by tag. → [`Event::Seen`]
+    Look(Tag),
+    /// HEAD by tag, checked against the bytes. → [`Event::Seen`]
+    Resolve(Tag),
+    /// HEAD by digest. → [`Event::Seen`]
+    LookStaged,
+    /// PUT by digest. → [`Event::Written`]
+    Stage,
+    /// → [`Event::Claimed`]
+    Claim { tags: Vec<Tag>, digest: Digest, attempt: AttemptId },
+    /// → [`Event::Sealed`]
+    Seal { tags: Vec<Tag>, digest: Digest, origin: Origin },
+    /// → [`Event::Aborted`]
+    Abort { tags: Vec<Tag>, digest: Digest, attempt: AttemptId },
+    /// PUT by tag of this push's manifest. → [`Event::Written`]
+    Publish(Permit),
+    /// GET a rival's staged manifest and keep it. → [`Event::Fetched`]
+    Fetch(Digest),
+    /// PUT by tag of the manifest fetched. → [`Event::Written`]
+    PublishFetched(Permit),
+}
+
+/// What became of an action.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event<A> {
+    Entries(Result<Vec<Entry>, Unavailable>),
+    Waited,
+    Seen(Sighting<A>),
+    Written(Written<A>),
+    Claimed(Result<Claim, Unavailable>),
+    Sealed(Result<Seal, Unavailable>),
+    Aborted(Result<(), Unavailable>),
+    /// Whether the manifest was had.
+    Fetched(Result<bool, Trouble>),
+}
+
+/// What the machine says after an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step<A> {
+    Do(Action),
+    Done(Verdict<A>),
+}
+
+/// The end of a push.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict<A> {
+    /// The registry holds the manifest under these tags, and the ledger binds the protected ones.
+    Admitted {
+        /// The registry's 201; `None` where the tag was found in place after an unclear answer.
+        answer: Option<A>,
+        tags: Vec<Tag>,
+        /// False when the last word to the ledger failed: the claim is durable and the tag is in
+        /// the registry, so nothing can take it; the next look seals it.
+        sealed: bool,
+    },
+    /// A protected tag is bound to another digest.
+    Refused(Conflict),
+    /// The registry's own no.
+    Relayed(A),
+    /// Nothing is known to have been decided.
+    Undecided(Undecided),
+}
+
+/// A tag, what it is bound to, and what was pushed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Conflict {
+    pub tag: Tag,
+    pub bound: Digest,
+    pub pushed: Digest,
+}
+
+/// Why a push has no verdict.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Undecided {
+    #[error(transparent)]
+    Ledger(#[from] Unavailable),
+    /// Before anything was claimed, or with the claim taken back.
+    #[error("{0}; nothing was written under the tag")]
+    Registry(Trouble),
+    /// The PUT by tag may have been written.
+    #[error("{0}; the outcome is unknown: push the same image again")]
+    OutcomeUnknown(Trouble),
+    /// The staged manifest can't be seen, so a 404 for the tag proves nothing.
+    #[error(
+        "the registry took the manifest but does not show it to this account; a push to an immutable tag \
+         needs the right to pull as well, or a service account for taglock"
+    )]
+    Invisible,
+    /// Other pushes of the same tags have not come to an end.
+    #[error("other pushes of tag `{0}` are under way; try again")]
+    Busy(Tag),
+    /// A claim that can't be brought to its end.
+    #[error(
+        "tag `{tag}` is being bound to {digest} by a push that did not end; push that image again to end it, \
+         or have an operator look with `taglock ledger show` and `release`"
+    )]
+    Stuck { tag: Tag, digest: Digest },
+}

@@ -1,0 +1,136 @@
+//! What the judge asks of the registry, and how the answers are told apart.
+
+pub mod client;
+pub mod media;
+pub mod peer;
+pub mod wire;
+
+use std::fmt;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode};
+
+use crate::name::{Digest, Reference, RepositoryName, Tag};
+
+/// On whose behalf the registry is asked: the client's own headers, its credentials among them.
+///
+/// taglock knows no users; the registry decides what this client may see and write.
+#[derive(Clone, Default)]
+pub struct Caller {
+    /// The end-to-end headers of the client's request, made ready for the registry.
+    pub headers: HeaderMap,
+    /// `?ns=`, passed on (distribution spec, "Registry Proxying").
+    pub namespace: Option<String>,
+}
+
+impl fmt::Debug for Caller {
+    /// Never the headers: they hold credentials.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Caller").field("namespace", &self.namespace).finish_non_exhaustive()
+    }
+}
+
+/// A manifest's exact bytes, as hashed and as sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    pub bytes: Bytes,
+    pub media_type: HeaderValue,
+}
+
+/// An answer of the registry that may be passed on to the client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+/// Why the registry's word could not be had.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Trouble {
+    #[error("the registry can't be reached")]
+    Unreachable,
+    #[error("the registry did not answer in time")]
+    TimedOut,
+    #[error("the connection to the registry broke")]
+    Cut,
+    #[error("the registry answered {0}")]
+    Status(u16),
+    #[error("the registry's answer makes no sense: {0}")]
+    Garbage(&'static str),
+}
+
+/// What the registry has under a reference, as far as this caller may know.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Sighting<A = Answer> {
+    Found(Digest),
+    /// 404. Registries say so for "no access", too.
+    NotFound(A),
+    /// 401, 403 or 429: the registry's to say, challenge and all.
+    Denied(A),
+    Unclear(Trouble),
+}
+
+/// What became of a PUT.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Written<A = Answer> {
+    /// 201, for the digest that was sent.
+    Created(A),
+    /// 401, 403 or 429: a definitive no that is about the client.
+    Denied(A),
+    /// Any other definitive no: it was not written, and nothing is under way.
+    Refused(A),
+    /// It may have been written, or may yet be.
+    Unknown(Trouble),
+}
+
+/// A manifest asked for by its digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fetched {
+    /// Its bytes have the digest.
+    Found(Manifest),
+    NotFound,
+    Unclear(Trouble),
+}
+
+/// Where a manifest is put.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place<'a> {
+    /// `manifests/<digest>`: moves no tag.
+    Digest(&'a Digest),
+    /// `manifests/<tag>`, and `?digest=` where the client said one.
+    Tag { tag: &'a Tag, digest: Option<&'a Digest> },
+}
+
+/// The registry behind the proxy.
+///
+/// Each call is bounded in time and in bytes. A PUT is sent at most once: it is tried again only
+/// on a connection that turned out dead before anything of it was sent.
+#[async_trait]
+pub trait Registry: Send + Sync {
+    /// HEAD, with every manifest type named in `Accept`: a narrow one makes registries hide or
+    /// convert what they have.
+    async fn look(
+        &self,
+        caller: &Caller,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> Sighting;
+
+    /// As `look`, and the digest is checked against the manifest's bytes: what the ledger is
+    /// about to be told must be true.
+    async fn resolve(&self, caller: &Caller, repository: &RepositoryName, tag: &Tag) -> Sighting;
+
+    async fn put(
+        &self,
+        caller: &Caller,
+        repository: &RepositoryName,
+        place: Place<'_>,
+        manifest: &Manifest,
+    ) -> Written;
+
+    /// GET by digest, checked against it.
+    async fn fetch(&self, caller: &Caller, repository: &RepositoryName, digest: &Digest)
+    -> Fetched;
+}

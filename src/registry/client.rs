@@ -1,0 +1,436 @@
+//! The registry over HTTP, through pingora's connector.
+//!
+//! Protected manifests never ride pingora's own proxying: that sends the request's header before
+//! the body is judged, and may send a request again.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use http::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, FORWARDED, HOST, LOCATION, USER_AGENT,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use pingora::ErrorType;
+use pingora::connectors::http::Connector;
+use pingora::http::RequestHeader;
+use pingora::prelude::HttpPeer;
+use tokio::time::timeout;
+
+use super::media::MediaTypes;
+use super::peer::{Origin, Peers};
+use super::{Answer, Caller, Fetched, Manifest, Place, Registry, Sighting, Trouble, Written};
+use crate::name::{Algorithm, Digest, Reference, RepositoryName, Tag};
+
+pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+
+/// Answers to a look-up or a PUT are small; a larger one is no registry's.
+const MAX_ANSWER: usize = 1024 * 1024;
+const MAX_REDIRECTS: usize = 3;
+
+/// What of the client's headers goes with taglock's own look-ups.
+const LOOKUP_HEADERS: [HeaderName; 8] = [
+    HOST,
+    AUTHORIZATION,
+    USER_AGENT,
+    FORWARDED,
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-forwarded-proto"),
+    HeaderName::from_static("x-request-id"),
+];
+
+pub struct Client {
+    peers: Arc<Peers>,
+    media: Arc<MediaTypes>,
+    /// Hosts (`name` or `name:port`) that the client's own reads may be redirected to.
+    redirect_hosts: Vec<String>,
+    /// The largest manifest that is fetched.
+    max_manifest: usize,
+    connector: Connector,
+}
+
+/// Whether a request may be sent a second time after a pooled connection turned out dead.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Repeat {
+    /// A read, or a write of what is named by its own digest.
+    Harmless,
+    /// Only when its body was never begun, so that it can't have been carried out.
+    BeforeBody,
+}
+
+impl Client {
+    pub fn new(
+        peers: Arc<Peers>,
+        media: Arc<MediaTypes>,
+        redirect_hosts: Vec<String>,
+        max_manifest: usize,
+    ) -> Self {
+        let connector = Connector::new(None);
+        Self { peers, media, redirect_hosts, max_manifest, connector }
+    }
+
+    /// A read, following redirects to configured hosts.
+    async fn read(
+        &self,
+        caller: &Caller,
+        method: &Method,
+        path: &str,
+        max: usize,
+    ) -> Result<Answer, Trouble> {
+        let headers = self.lookup_headers(caller);
+        let target = with_query(path, None, caller.namespace.as_deref());
+        let peer = self.peers.peer().await?;
+        let request = request(method, &target, &headers)?;
+        let mut answer = self.exchange(&peer, request, None, max, Repeat::Harmless).await?;
+        for _ in 0..MAX_REDIRECTS {
+            if !is_redirect(answer.status) {
+                return Ok(answer);
+            }
+            let (origin, target) = self.redirect(&answer)?;
+            let mut headers = headers.clone();
+            headers.remove(AUTHORIZATION);
+            headers.insert(HOST, header_value(&origin.authority())?);
+            // Another host: its own addresses, the system's roots, no client certificate.
+            let peers = Peers::new(origin, self.peers.timeouts().clone(), None, None);
+            let request = self::request(method, &target, &headers)?;
+            let peer = peers.peer().await?;
+            answer = self.exchange(&peer, request, None, max, Repeat::Harmless).await?;
+        }
+        Ok(answer)
+    }
+
+    fn lookup_headers(&self, caller: &Caller) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for name in LOOKUP_HEADERS {
+            for value in caller.headers.get_all(&name) {
+                headers.append(&name, value.clone());
+            }
+        }
+        headers.insert(ACCEPT, self.media.accept().clone());
+        headers
+    }
+
+    fn redirect(&self, answer: &Answer) -> Result<(Origin, String), Trouble> {
+        let status = Trouble::Status(answer.status.as_u16());
+        let location = answer.headers.get(LOCATION).and_then(|v| v.to_str().ok());
+        let uri: http::Uri = location.and_then(|l| l.parse().ok()).ok_or(status.clone())?;
+        let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+            return Err(status);
+        };
+        let allowed = |host: &String| {
+            host.eq_ignore_ascii_case(authority.as_str())
+                || host.eq_ignore_ascii_case(authority.host())
+        };
+        let tls = match scheme {
+            "https" => true,
+            "http" => false,
+            _ => return Err(status),
+        };
+        if !self.redirect_hosts.iter().any(allowed) {
+            return Err(status);
+        }
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
+        let target = uri.path_and_query().map_or("/", |pq| pq.as_str()).to_owned();
+        Ok((Origin { tls, host, port }, target))
+    }
+
+    /// One request and its answer, bounded in time and size.
+    async fn exchange(
+        &self,
+        peer: &HttpPeer,
+        request: RequestHeader,
+        body: Option<Bytes>,
+        max: usize,
+        repeat: Repeat,
+    ) -> Result<Answer, Trouble> {
+        let whole = async {
+            loop {
+                let sent = Sent { request: request.clone(), body: body.clone(), max };
+                match self.once(peer, sent).await {
+                    Ok(answer) => return Ok(answer),
+                    // The pool may hold several dead connections; each is tried once and gone.
+                    Err(failure)
+                        if failure.reused
+                            && (repeat == Repeat::Harmless || !failure.body_begun)
+                            && failure.trouble == Trouble::Cut => {}
+                    Err(failure) => return Err(failure.trouble),
+                }
+            }
+        };
+        timeout(self.peers.timeouts().exchange, whole).await.unwrap_or(Err(Trouble::TimedOut))
+    }
+
+    async fn once(&self, peer: &HttpPeer, sent: Sent) -> Result<Answer, Failure> {
+        let Sent { request, body, max } = sent;
+        let method = request.method.clone();
+        let (mut session, reused) = self
+            .connector
+            .get_http_session(peer)
+            .await
+            .map_err(|e| Failure { trouble: trouble_of(&e), reused: false, body_begun: false })?;
+        let timeouts = self.peers.timeouts();
+        session.set_read_timeout(Some(timeouts.exchange));
+        session.set_write_timeout(Some(timeouts.exchange));
+        let mut body_begun = false;
+        let result = async {
+            session.write_request_header(Box::new(request)).await?;
+            if let Some(body) = body {
+                body_begun = true;
+                session.write_request_body(body, true).await?;
+            }
+            session.finish_request_body().await?;
+            let header = loop {
+                session.read_response_header().await?;
+                match session.response_header() {
+                    Some(header) if header.status.is_informational() => {}
+                    Some(header) => break header.clone(),
+                    None => return pingora::Error::e_explain(ErrorType::H1Error, "no header"),
+                }
+            };
+            let mut content = BytesMut::new();
+            if method != Method::HEAD {
+                while let Some(chunk) = session.read_response_body().await? {
+                    if content.len() + chunk.len() > max {
+                        let too_large = ErrorType::InvalidHTTPHeader;
+                        return pingora::Error::e_explain(too_large, "an answer too large");
+                    }
+                    content.extend_from_slice(&chunk);
+                }
+            }
+            Ok((header, content.freeze()))
+        }
+        .await;
+        match result {
+            Ok((header, body)) => {
+                let idle = Some(timeouts.idle);
+                self.connector.release_http_session(session, peer, idle).await;
+                Ok(Answer { status: header.status, headers: header.headers.clone(), body })
+            }
+            Err(error) => Err(Failure { trouble: trouble_of(&error), reused, body_begun }),
+        }
+    }
+}
+
+struct Sent {
+    request: RequestHeader,
+    body: Option<Bytes>,
+    max: usize,
+}
+
+struct Failure {
+    trouble: Trouble,
+    /// The connection came from the pool, so it may have been dead all along.
+    reused: bool,
+    body_begun: bool,
+}
+
+#[async_trait]
+impl Registry for Client {
+    async fn look(
+        &self,
+        caller: &Caller,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> Sighting {
+        let path = manifest_path(repository, reference);
+        let answer = match self.read(caller, &Method::HEAD, &path, MAX_ANSWER).await {
+            Ok(answer) => answer,
+            Err(trouble) => return Sighting::Unclear(trouble),
+        };
+        match sighted(answer) {
+            Ok(answer) => match answer.headers.get(CONTENT_DIGEST) {
+                Some(value) => digest_of(value).map_or_else(Sighting::Unclear, Sighting::Found),
+                // Some registries, and proxies before them, leave it out: hash the bytes.
+                None => self.read_and_hash(caller, &path).await,
+            },
+            Err(sighting) => sighting,
+        }
+    }
+
+    async fn resolve(&self, caller: &Caller, repository: &RepositoryName, tag: &Tag) -> Sighting {
+        let path = manifest_path(repository, &Reference::Tag(tag.clone()));
+        // HEAD first: new tags are the usual case, and some registries count each GET.
+        match self.read(caller, &Method::HEAD, &path, MAX_ANSWER).await.map(sighted) {
+            Ok(Ok(_)) => self.read_and_hash(caller, &path).await,
+            Ok(Err(sighting)) => sighting,
+            Err(trouble) => Sighting::Unclear(trouble),
+        }
+    }
+
+    async fn put(
+        &self,
+        caller: &Caller,
+        repository: &RepositoryName,
+        place: Place<'_>,
+        manifest: &Manifest,
+    ) -> Written {
+        let (path, named, repeat) = match place {
+            Place::Digest(digest) => {
+                (manifest_path(repository, &Reference::Digest(*digest)), None, Repeat::Harmless)
+            }
+            Place::Tag { tag, digest } => {
+                let path = manifest_path(repository, &Reference::Tag(tag.clone()));
+                (path, digest, Repeat::BeforeBody)
+            }
+        };
+        let target = with_query(&path, named, caller.namespace.as_deref());
+        let mut headers = caller.headers.clone();
+        headers.insert(CONTENT_TYPE, manifest.media_type.clone());
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(manifest.bytes.len()));
+        let sending = async {
+            let peer = self.peers.peer().await?;
+            let request = request(&Method::PUT, &target, &headers)?;
+            let body = Some(manifest.bytes.clone());
+            self.exchange(&peer, request, body, MAX_ANSWER, repeat).await
+        };
+        match sending.await {
+            Ok(answer) => written(answer, manifest),
+            Err(trouble) => Written::Unknown(trouble),
+        }
+    }
+
+    async fn fetch(
+        &self,
+        caller: &Caller,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Fetched {
+        let path = manifest_path(repository, &Reference::Digest(*digest));
+        let answer = match self.read(caller, &Method::GET, &path, self.max_manifest).await {
+            Ok(answer) => answer,
+            Err(trouble) => return Fetched::Unclear(trouble),
+        };
+        match answer.status {
+            StatusCode::OK if digest.matches(&answer.body) => {
+                let unnamed = Trouble::Garbage("a manifest without a Content-Type");
+                match answer.headers.get(CONTENT_TYPE).cloned() {
+                    Some(media_type) => Fetched::Found(Manifest { bytes: answer.body, media_type }),
+                    None => Fetched::Unclear(unnamed),
+                }
+            }
+            StatusCode::OK => {
+                Fetched::Unclear(Trouble::Garbage("a manifest that does not have its digest"))
+            }
+            StatusCode::NOT_FOUND => Fetched::NotFound,
+            status => Fetched::Unclear(Trouble::Status(status.as_u16())),
+        }
+    }
+}
+
+impl Client {
+    /// GET, and the digest of what came: by the registry's own algorithm, and not its word alone.
+    async fn read_and_hash(&self, caller: &Caller, path: &str) -> Sighting {
+        let answer = match self.read(caller, &Method::GET, path, self.max_manifest).await {
+            Ok(answer) => answer,
+            Err(trouble) => return Sighting::Unclear(trouble),
+        };
+        let answer = match sighted(answer) {
+            Ok(answer) => answer,
+            Err(sighting) => return sighting,
+        };
+        let named = answer.headers.get(CONTENT_DIGEST).map(digest_of).transpose();
+        let content_type = answer.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
+        match named {
+            Err(trouble) => Sighting::Unclear(trouble),
+            Ok(None) => Sighting::Found(Digest::of(Algorithm::Sha256, &answer.body)),
+            Ok(Some(digest)) if digest.matches(&answer.body) => Sighting::Found(digest),
+            // The digest of schema 1 leaves the signatures out, so only its registry can tell it.
+            Ok(Some(digest)) if content_type.is_some_and(MediaTypes::is_schema1) => {
+                Sighting::Found(digest)
+            }
+            Ok(Some(_)) => Sighting::Unclear(Trouble::Garbage(
+                "the manifest does not have the digest of its Docker-Content-Digest",
+            )),
+        }
+    }
+}
+
+/// The answer of a look-up that found something, or what it means otherwise.
+fn sighted(answer: Answer) -> Result<Answer, Sighting> {
+    match answer.status {
+        StatusCode::OK => Ok(answer),
+        StatusCode::NOT_FOUND => Err(Sighting::NotFound(answer)),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS => {
+            Err(Sighting::Denied(answer))
+        }
+        status => Err(Sighting::Unclear(Trouble::Status(status.as_u16()))),
+    }
+}
+
+/// What the answer to a PUT says of it. Definitive is only what a registry says having looked at
+/// the request; a time-out or a failure on its side may still be carried out.
+fn written(answer: Answer, manifest: &Manifest) -> Written {
+    match answer.status.as_u16() {
+        201 => match answer.headers.get(CONTENT_DIGEST).map(digest_of).transpose() {
+            Ok(Some(digest)) if !digest.matches(&manifest.bytes) => {
+                tracing::error!(%digest, "the registry reports another digest than was pushed");
+                Written::Unknown(Trouble::Garbage("it reports another digest than was pushed"))
+            }
+            Err(trouble) => Written::Unknown(trouble),
+            Ok(_) => Written::Created(answer),
+        },
+        401 | 403 | 429 => Written::Denied(answer),
+        // A redirect of a write is "not written": taglock doesn't follow it, the client must not.
+        300..=399 | 400 | 404 | 405 | 409 | 412 | 413 | 415 | 422 => Written::Refused(answer),
+        status => Written::Unknown(Trouble::Status(status)),
+    }
+}
+
+fn digest_of(value: &HeaderValue) -> Result<Digest, Trouble> {
+    let text = value.to_str().ok().and_then(|text| Digest::parse(text).ok());
+    text.ok_or(Trouble::Garbage("its Docker-Content-Digest is no digest"))
+}
+
+fn is_redirect(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+}
+
+/// The upstream target is built from parsed values, never from what the client sent.
+fn manifest_path(repository: &RepositoryName, reference: &Reference) -> String {
+    format!("/v2/{repository}/manifests/{reference}")
+}
+
+fn with_query(path: &str, digest: Option<&Digest>, namespace: Option<&str>) -> String {
+    let digest = digest.map(|digest| format!("digest={digest}"));
+    let namespace = namespace.map(|namespace| format!("ns={namespace}"));
+    let pairs: Vec<_> = [digest, namespace].into_iter().flatten().collect();
+    if pairs.is_empty() { path.to_owned() } else { format!("{path}?{}", pairs.join("&")) }
+}
+
+fn request(method: &Method, target: &str, headers: &HeaderMap) -> Result<RequestHeader, Trouble> {
+    let malformed = Trouble::Garbage("no request can be made of it");
+    let mut request = RequestHeader::build(method.clone(), target.as_bytes(), Some(headers.len()))
+        .map_err(|_| malformed.clone())?;
+    for (name, value) in headers {
+        request.append_header(name.clone(), value.clone()).map_err(|_| malformed.clone())?;
+    }
+    Ok(request)
+}
+
+fn header_value(text: &str) -> Result<HeaderValue, Trouble> {
+    HeaderValue::from_str(text).map_err(|_| Trouble::Garbage("a redirect to no host"))
+}
+
+/// pingora's errors, as far as they differ for the judge.
+pub fn trouble_of(error: &pingora::Error) -> Trouble {
+    use ErrorType as E;
+    match error.etype() {
+        E::ConnectTimedout | E::TLSHandshakeTimedout | E::ReadTimedout | E::WriteTimedout => {
+            Trouble::TimedOut
+        }
+        E::ConnectRefused
+        | E::ConnectNoRoute
+        | E::ConnectError
+        | E::SocketError
+        | E::BindError
+        | E::TLSHandshakeFailure
+        | E::TLSWantX509Lookup
+        | E::InvalidCert
+        | E::HandshakeError
+        | E::ConnectProxyFailure => Trouble::Unreachable,
+        E::InvalidHTTPHeader | E::H1Error => Trouble::Garbage("it is not HTTP, or too large"),
+        _ => Trouble::Cut,
+    }
+}
