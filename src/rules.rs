@@ -1,0 +1,137 @@
+//! Which tags are immutable, and which rule said so.
+//!
+//! Rules are compiled once into a snapshot that is swapped whole. The first rule whose repository
+//! patterns match decides; a repository that no rule matches is mutable.
+
+mod pattern;
+
+pub use pattern::{PatternError, RepositoryPattern, TagPattern};
+
+use std::fmt;
+
+use regex::bytes::RegexSet;
+
+use crate::name::{RepositoryName, Tag};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mutability {
+    Immutable,
+    Mutable,
+}
+
+impl Mutability {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Immutable => "immutable",
+            Self::Mutable => "mutable",
+        }
+    }
+
+    fn opposite(self) -> Self {
+        match self {
+            Self::Immutable => Self::Mutable,
+            Self::Mutable => Self::Immutable,
+        }
+    }
+}
+
+/// How a refusal is worded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum RefusalStyle {
+    /// 409 `DENIED`, and what the tag is bound to.
+    #[default]
+    Oci,
+    /// 400 `TAG_INVALID` with the sentence of Amazon ECR.
+    Ecr,
+}
+
+/// Where a rule stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    CommandLine,
+    File { path: String, line: usize },
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CommandLine => f.write_str("the command line"),
+            Self::File { path, line } => write!(f, "{path}:{line}"),
+        }
+    }
+}
+
+/// One rule, as written.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    pub name: String,
+    pub source: Source,
+    pub repositories: Vec<RepositoryPattern>,
+    pub mutability: Mutability,
+    /// Tags for which the opposite holds.
+    pub except: Vec<TagPattern>,
+    /// Whether signature and referrers tags, which tools rewrite by design, are held to the
+    /// rule too.
+    pub protect_signatures: bool,
+    pub refusal: RefusalStyle,
+}
+
+impl Rule {
+    /// What the rule says of a tag in a repository it matches.
+    pub fn mutability_of(&self, tag: &Tag) -> Mutability {
+        if !self.protect_signatures && tag.is_signature_or_referrers() {
+            return Mutability::Mutable;
+        }
+        if self.except.iter().any(|pattern| pattern.matches(tag)) {
+            self.mutability.opposite()
+        } else {
+            self.mutability
+        }
+    }
+
+    /// Whether some tag may be immutable under this rule.
+    pub fn protects(&self) -> bool {
+        self.mutability == Mutability::Immutable || !self.except.is_empty()
+    }
+
+    /// Whether every tag is, so that "the repository is immutable" is the whole truth.
+    pub fn is_without_exceptions(&self) -> bool {
+        self.mutability == Mutability::Immutable && self.except.is_empty()
+    }
+}
+
+/// A snapshot of all rules.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    rules: Vec<Rule>,
+    /// One pattern a rule, so that finding the first match is one pass over the name.
+    matcher: RegexSet,
+}
+
+impl Rules {
+    /// # Errors
+    /// Where all patterns together are larger than a matcher may be.
+    pub fn new(rules: Vec<Rule>) -> Result<Self, PatternError> {
+        let matcher = pattern::set(rules.iter().map(|rule| rule.repositories.as_slice()))?;
+        Ok(Self { rules, matcher })
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Rule> {
+        self.rules.iter()
+    }
+
+    /// The rule that decides for a repository: the first that matches.
+    pub fn rule_for(&self, repository: &RepositoryName) -> Option<&Rule> {
+        let first = self.matcher.matches(repository.as_str().as_bytes()).iter().next()?;
+        self.rules.get(first)
+    }
+
+    /// The rule that puts this repository in protected scope, if one does: some tag of it may be
+    /// immutable, so no manifest write to it goes unjudged.
+    pub fn protecting(&self, repository: &RepositoryName) -> Option<&Rule> {
+        self.rule_for(repository).filter(|rule| rule.protects())
+    }
+}
+
+#[cfg(test)]
+mod tests;

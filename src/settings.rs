@@ -1,0 +1,153 @@
+//! What an operator has set, validated: each room gets its own small part.
+//!
+//! `file` turns a TOML document into these, or into a list of everything wrong with it.
+
+mod check;
+mod file;
+mod problem;
+mod reader;
+mod secret;
+mod values;
+
+pub use check::describe;
+pub use file::{read, read_file};
+pub use problem::{Problem, Problems};
+pub use secret::Secret;
+pub use values::parse_origin;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::judge::Options;
+use crate::name::UpstreamName;
+use crate::registry::media::MediaTypes;
+use crate::registry::peer::{Origin, Timeouts};
+use crate::route::Doors;
+use crate::rules::Rules;
+
+/// Everything, as it will be applied.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub listen: Listen,
+    pub upstream: Upstream,
+    pub ledger: Ledger,
+    /// `None` where no admin listener is wanted.
+    pub admin: Option<Admin>,
+    pub limits: Limits,
+    pub log: Log,
+    pub rules: Arc<Rules>,
+    /// How long requests under way may take to end after a stop.
+    pub shutdown_timeout: Duration,
+    /// Worker threads of the proxy.
+    pub threads: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    pub addresses: Vec<SocketAddr>,
+    /// Hosts that are answered, lower-case; empty for any.
+    pub hosts: Vec<String>,
+    /// The scheme and authority clients use, where a load balancer hides them.
+    pub external: Option<Origin>,
+    /// Whose `X-Forwarded-*` headers are believed.
+    pub trusted_proxies: Vec<IpNet>,
+    pub tls: Option<KeyPair>,
+}
+
+/// Files of a certificate chain and its key, PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyPair {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+/// Which `Host` the registry is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostPolicy {
+    /// The registry's own, from `upstream.url`.
+    Upstream,
+    /// The client's.
+    Client,
+}
+
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    pub name: UpstreamName,
+    pub origin: Origin,
+    pub host: HostPolicy,
+    pub ca_file: Option<PathBuf>,
+    pub client: Option<KeyPair>,
+    pub timeouts: Timeouts,
+    pub doors: Doors,
+    pub redirect_hosts: Vec<String>,
+    pub media: Arc<MediaTypes>,
+    pub options: Options,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ledger {
+    pub store: Store,
+    pub on_outage: OnOutage,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Store {
+    Embedded { path: PathBuf },
+}
+
+/// What a pull of a protected tag gets that was never seen, while the ledger is down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnOutage {
+    /// The registry's answer, with a `Warning`.
+    Serve,
+    /// 503.
+    Strict,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    pub address: SocketAddr,
+    /// Without one, only what needs none is served.
+    pub token: Option<Secret>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The largest manifest in protected scope, in bytes.
+    pub manifest: usize,
+    /// The largest request header, in bytes.
+    pub header: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        // The spec asks for "at least 4 megabytes"; 64 KiB of header hold the longest tokens.
+        Self { manifest: 4 << 20, header: 64 << 10 }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// A filter of `tracing`: a level, or levels by target.
+    pub filter: String,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { filter: "info".into(), format: LogFormat::Text }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,94 @@
+//! The rules and settings as they will be applied, for `taglock check`.
+
+use std::fmt::Write;
+
+use super::{HostPolicy, OnOutage, Settings, Store};
+use crate::rules::{RefusalStyle, Rule};
+
+/// A description for people. It shows no secret.
+pub fn describe(settings: &Settings) -> String {
+    let mut out = String::new();
+    let Settings {
+        listen,
+        upstream,
+        ledger,
+        admin,
+        limits,
+        log: _,
+        rules,
+        shutdown_timeout,
+        threads,
+    } = settings;
+    let join = |items: &mut dyn Iterator<Item = String>| items.collect::<Vec<_>>().join(", ");
+    let mut line = |name: &str, value: String| {
+        // Writing to a String does not fail.
+        let _ = writeln!(out, "{name:<10} {value}");
+    };
+    let scheme = if listen.tls.is_some() { "https" } else { "http" };
+    line("listen", join(&mut listen.addresses.iter().map(|a| format!("{scheme}://{a}"))));
+    if !listen.hosts.is_empty() {
+        line("hosts", join(&mut listen.hosts.iter().cloned()));
+    }
+    let host = match upstream.host {
+        HostPolicy::Upstream => "",
+        HostPolicy::Client => ", which is sent the client's Host",
+    };
+    let origin = &upstream.origin;
+    line(
+        "upstream",
+        format!("{} at {}://{}{host}", upstream.name, origin.scheme(), origin.authority()),
+    );
+    let outage = match ledger.on_outage {
+        OnOutage::Serve => "serve",
+        OnOutage::Strict => "strict",
+    };
+    let Store::Embedded { path } = &ledger.store;
+    line("ledger", format!("embedded in `{}`, on outage {outage}", path.display()));
+    line(
+        "admin",
+        match admin {
+            None => "none".into(),
+            Some(admin) if admin.token.is_some() => {
+                format!("http://{}, with a token", admin.address)
+            }
+            Some(admin) => format!("http://{}, without a token", admin.address),
+        },
+    );
+    line("limits", format!("manifest {} bytes, header {} bytes", limits.manifest, limits.header));
+    line("stop", format!("within {}", humantime::format_duration(*shutdown_timeout)));
+    line("threads", threads.to_string());
+
+    out.push_str("\nrules, the first that matches a repository decides:\n");
+    for (n, rule) in rules.iter().enumerate() {
+        describe_rule(&mut out, n + 1, rule);
+    }
+    let n = rules.iter().count() + 1;
+    let _ = writeln!(out, "  {n}. everything else: mutable");
+    out
+}
+
+fn describe_rule(out: &mut String, number: usize, rule: &Rule) {
+    let repositories: Vec<_> = rule.repositories.iter().map(ToString::to_string).collect();
+    let mutability = rule.mutability.as_str();
+    let _ = writeln!(out, "  {number}. {} ({})", rule.name, rule.source);
+    let _ = writeln!(out, "     repositories  {}", repositories.join(", "));
+    let _ = writeln!(out, "     tags          {mutability}");
+    if !rule.except.is_empty() {
+        let except: Vec<_> = rule.except.iter().map(ToString::to_string).collect();
+        let opposite = if mutability == "immutable" { "mutable" } else { "immutable" };
+        let _ = writeln!(out, "     but {opposite:<9} {}", except.join(", "));
+    }
+    if rule.protects() {
+        let signatures = if rule.protect_signatures {
+            "held to the rule"
+        } else {
+            "mutable (`sha256-…`, `.sig`, `.att`, `.sbom`)"
+        };
+        let _ = writeln!(out, "     signatures    {signatures}");
+        let style = match rule.refusal {
+            RefusalStyle::Oci => "409 DENIED",
+            RefusalStyle::Ecr => "400 TAG_INVALID, as Amazon ECR",
+        };
+        let _ = writeln!(out, "     refusal       {style}");
+    }
+}

@@ -1,0 +1,381 @@
+//! The file: which keys there are, their defaults, and what goes with what.
+//!
+//! `config/taglock.toml` documents every key; a test keeps the two the same.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::problem::{Problem, Problems};
+use super::reader::{Environment, Reader, Table};
+use super::{
+    Admin, HostPolicy, KeyPair, Ledger, Limits, Listen, Log, LogFormat, OnOutage, Secret, Settings,
+    Store, Upstream, values,
+};
+use crate::judge::Options;
+use crate::name::UpstreamName;
+use crate::registry::media::MediaTypes;
+use crate::registry::peer::{Origin, Timeouts};
+use crate::route::Doors;
+use crate::rules::{Mutability, RefusalStyle, RepositoryPattern, Rule, Rules, Source, TagPattern};
+
+/// Where tokens are asked for at well-known registries, on the registry's own host.
+pub const TOKEN_PATHS: [&str; 5] =
+    ["/service/token", "/auth/token", "/token", "/v2/token", "/v2/auth"];
+/// Where uploads go at well-known registries, outside `/v2/`.
+pub const UPLOAD_PATHS: [&str; 1] = ["/artifacts-uploads/"];
+
+const STYLES: [(&str, RefusalStyle); 2] = [("oci", RefusalStyle::Oci), ("ecr", RefusalStyle::Ecr)];
+
+/// Reads the file at this path.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn read_file(path: &Path) -> Result<Settings, Problems> {
+    let file = path.display().to_string();
+    let text = fs::read_to_string(path).map_err(|e| {
+        let message = format!("the file can't be read: {e}");
+        let hint = Some("`--config` names it; `config/taglock.toml` is an example".to_owned());
+        Problems(vec![Problem { place: file.clone(), key: String::new(), message, hint }])
+    })?;
+    read(&file, &text, &|name| std::env::var(name).ok())
+}
+
+/// Reads a document.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn read(file: &str, text: &str, environment: Environment<'_>) -> Result<Settings, Problems> {
+    let reader = Reader::new(file, text, environment);
+    let settings = document(&reader, file);
+    reader.finish()?;
+    // Whatever could not be read has been reported, and the reader would have ended above.
+    settings.ok_or_else(|| {
+        let message = "the file can't be read".to_owned();
+        Problems(vec![Problem { place: file.into(), key: String::new(), message, hint: None }])
+    })
+}
+
+/// The keys the reader looks for in a document that has every table.
+#[cfg(test)]
+pub(super) fn known_keys(text: &str) -> std::collections::BTreeSet<String> {
+    let reader = Reader::new("test", text, &|_| None);
+    document(&reader, "test");
+    reader.asked()
+}
+
+fn document(reader: &Reader<'_>, file: &str) -> Option<Settings> {
+    let mut top = reader.document();
+    let style = top.text("refusal", |t| values::word(t, &STYLES)).unwrap_or_default();
+    let shutdown_timeout = top.text("shutdown_timeout", values::duration);
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let threads = top.number("threads", 1..=1024).map_or(cores, |n| n as usize);
+    let listen = listen(top.table("listen"));
+    let upstream = upstream(&mut top);
+    let ledger = ledger(top.table("ledger"));
+    let admin = top.table("admin").map(admin);
+    let limits = limits(top.table("limits"));
+    let log = log(top.table("log"));
+    let rules: Vec<_> = top.tables("rule").into_iter().map(|t| rule(t, file, style)).collect();
+    let mut names: Vec<_> = rules.iter().flatten().map(|rule| rule.name.as_str()).collect();
+    names.sort_unstable();
+    if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        let message = format!("two rules are named `{}`", twice[0]);
+        top.problem("rule", message, "logs and metrics tell rules apart by name");
+    }
+    let all_rules: Option<Vec<_>> = rules.into_iter().collect();
+    let rules = all_rules.and_then(|rules| match Rules::new(rules) {
+        Ok(rules) => Some(Arc::new(rules)),
+        Err(error) => {
+            top.problem("rule", error, "fewer or shorter patterns");
+            None
+        }
+    });
+    if let (Some(listen), Some(upstream)) = (&listen, &upstream)
+        && upstream.host == HostPolicy::Client
+        && listen.hosts.is_empty()
+    {
+        top.problem(
+            "upstream.host",
+            "`client` passes any client's Host on to the registry",
+            "set `listen.hosts` to the hosts that may be asked for",
+        );
+    }
+    top.finish();
+    Some(Settings {
+        listen: listen?,
+        upstream: upstream?,
+        ledger: ledger?,
+        admin: match admin {
+            Some(admin) => Some(admin?),
+            None => None,
+        },
+        limits: limits?,
+        log: log?,
+        rules: rules?,
+        shutdown_timeout: shutdown_timeout.unwrap_or(Duration::from_secs(60)),
+        threads,
+    })
+}
+
+pub(super) fn default_address() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 5000))
+}
+
+fn listen(table: Option<Table<'_>>) -> Option<Listen> {
+    let Some(mut table) = table else {
+        return Some(Listen {
+            addresses: vec![default_address()],
+            hosts: Vec::new(),
+            external: None,
+            trusted_proxies: Vec::new(),
+            tls: None,
+        });
+    };
+    let addresses = table.texts("address", values::address);
+    if addresses.as_ref().is_some_and(Vec::is_empty) {
+        table.problem("address", "the list is empty", "leave the key out for `127.0.0.1:5000`");
+    }
+    let listen = Listen {
+        addresses: addresses.unwrap_or_else(|| vec![default_address()]),
+        hosts: table.texts("hosts", values::host).unwrap_or_default(),
+        external: table.text("external_url", values::parse_origin),
+        trusted_proxies: table
+            .texts("trusted_proxies", |text| {
+                let network = text
+                    .parse()
+                    .or_else(|_| text.parse::<std::net::IpAddr>().map(ipnet::IpNet::from));
+                network.map_err(|_| "not a network, such as `10.0.0.0/8`, nor an address")
+            })
+            .unwrap_or_default(),
+        tls: table.table("tls").and_then(|mut tls| {
+            let pair = key_pair(&mut tls, "certificate", "key", true);
+            tls.finish();
+            pair
+        }),
+    };
+    table.finish();
+    Some(listen)
+}
+
+/// Two files that go together.
+fn key_pair(
+    table: &mut Table<'_>,
+    certificate: &'static str,
+    key: &'static str,
+    required: bool,
+) -> Option<KeyPair> {
+    let pair = (table.text(certificate, values::path), table.text(key, values::path));
+    match pair {
+        (Some(certificate), Some(key)) => Some(KeyPair { certificate, key }),
+        (None, None) if !required => None,
+        (found, _) => {
+            let missing = if found.is_some() { key } else { certificate };
+            table.problem(missing, "this key is missing", "a certificate and its key go together");
+            None
+        }
+    }
+}
+
+fn upstream(top: &mut Table<'_>) -> Option<Upstream> {
+    let named = top.has("upstream");
+    let mut tables = top.tables("upstream");
+    if tables.len() > 1 {
+        let message = "several upstreams are not supported yet";
+        top.problem("upstream", message, "run one taglock for each registry");
+        // Their own mistakes are still worth telling.
+        for table in tables {
+            one_upstream(table);
+        }
+        return None;
+    }
+    match tables.pop() {
+        Some(table) => one_upstream(table),
+        None if named => None,
+        None => {
+            let hint = "`[upstream]` with `url = \"http://127.0.0.1:5001\"`";
+            top.problem("upstream", "which registry taglock stands in front of is missing", hint);
+            None
+        }
+    }
+}
+
+fn one_upstream(mut table: Table<'_>) -> Option<Upstream> {
+    let origin = table.required_text("url", "\"http://127.0.0.1:5001\"", values::parse_origin);
+    let hosts = [("upstream", HostPolicy::Upstream), ("client", HostPolicy::Client)];
+    let defaults = Timeouts::default();
+    let mut time = |key, default| table.text(key, values::duration).unwrap_or(default);
+    let timeouts = Timeouts {
+        connect: time("connect_timeout", defaults.connect),
+        read: time("read_timeout", defaults.read),
+        write: time("write_timeout", defaults.write),
+        idle: time("idle_timeout", defaults.idle),
+        exchange: time("exchange_timeout", defaults.exchange),
+    };
+    let media = table.texts("media_types", |text| Ok::<_, String>(text.to_owned()));
+    let media = MediaTypes::new(media.unwrap_or_default()).map_err(|bad| {
+        table.problem("media_types", format!("`{bad}` is not a media type"), "");
+    });
+    let known = |defaults: &[&str], extra: Option<Vec<String>>| {
+        let defaults = defaults.iter().map(|path| (*path).to_owned());
+        defaults.chain(extra.unwrap_or_default()).collect()
+    };
+    let name = table.text("name", UpstreamName::parse);
+    // Parsed for the day when several upstreams are told apart by them.
+    table.texts("hosts", values::host);
+    let abort = [("refused", true), ("never", false)];
+    let upstream = Upstream {
+        name: name.or_else(|| UpstreamName::parse("default").ok())?,
+        host: table.text("host", |t| values::word(t, &hosts)).unwrap_or(HostPolicy::Upstream),
+        ca_file: table.text("ca_file", values::path),
+        client: key_pair(&mut table, "client_certificate", "client_key", false),
+        timeouts,
+        doors: Doors {
+            token_paths: known(&TOKEN_PATHS, table.texts("token_paths", values::url_path)),
+            upload_paths: known(&UPLOAD_PATHS, table.texts("upload_paths", values::upload_path)),
+        },
+        redirect_hosts: table.texts("redirect_hosts", values::host).unwrap_or_default(),
+        options: Options {
+            stage: table.flag("stage").unwrap_or(true),
+            abort: table.text("abort", |t| values::word(t, &abort)).unwrap_or(true),
+        },
+        media: Arc::new(media.ok()?),
+        origin: match origin {
+            Some(origin) => origin,
+            None => {
+                table.finish();
+                return None;
+            }
+        },
+    };
+    if upstream.ca_file.is_some() && !upstream.origin.tls {
+        table.problem("ca_file", "the registry is spoken to without TLS", "use an `https` url");
+    }
+    table.finish();
+    Some(upstream)
+}
+
+/// An upstream with nothing but its origin, as on the command line.
+pub(super) fn plain_upstream(origin: Origin) -> Upstream {
+    Upstream {
+        // Both are constants of this program, and a test makes them.
+        name: UpstreamName::parse("default").expect("`default` is a name"),
+        media: Arc::new(MediaTypes::new(Vec::new()).expect("the built-in types are types")),
+        origin,
+        host: HostPolicy::Upstream,
+        ca_file: None,
+        client: None,
+        timeouts: Timeouts::default(),
+        doors: Doors {
+            token_paths: TOKEN_PATHS.map(str::to_owned).to_vec(),
+            upload_paths: UPLOAD_PATHS.map(str::to_owned).to_vec(),
+        },
+        redirect_hosts: Vec::new(),
+        options: Options::default(),
+    }
+}
+
+fn ledger(table: Option<Table<'_>>) -> Option<Ledger> {
+    let default = "taglock-data".into();
+    let Some(mut table) = table else {
+        let store = Store::Embedded { path: default };
+        return Some(Ledger { store, on_outage: OnOutage::Serve });
+    };
+    let store = table.text("store", |t| values::word(t, &[("embedded", true), ("redis", false)]));
+    let path = table.text("path", values::path);
+    table.text("url", |text| Ok::<_, String>(Secret::new(text.to_owned())));
+    if store == Some(false) {
+        let hint = "use `embedded`, which serves one taglock";
+        table.problem("store", "`redis` is not supported by this version yet", hint);
+    }
+    let outage = [("serve", OnOutage::Serve), ("strict", OnOutage::Strict)];
+    let on_outage = table.text("on_ledger_outage", |t| values::word(t, &outage));
+    table.finish();
+    Some(Ledger {
+        store: Store::Embedded { path: path.unwrap_or(default) },
+        on_outage: on_outage.unwrap_or(OnOutage::Serve),
+    })
+}
+
+fn admin(mut table: Table<'_>) -> Option<Admin> {
+    let address = table.text("address", values::address);
+    let address = address.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 5080)));
+    if !table.has("token_file") && !address.ip().is_loopback() {
+        let hint = "without one the admin listener may only be on a loopback address";
+        table.problem("token_file", "this key is missing", hint);
+    }
+    let token = table.text("token_file", |text| {
+        let content = fs::read_to_string(text).map_err(|e| format!("can't be read: {e}"))?;
+        match content.trim() {
+            "" => Err("the file is empty".to_owned()),
+            token if token.len() < 16 => {
+                Err("the token has less than 16 characters; `openssl rand -hex 32` makes one"
+                    .into())
+            }
+            token => Ok(Secret::new(token.to_owned())),
+        }
+    });
+    table.finish();
+    Some(Admin { address, token })
+}
+
+fn limits(table: Option<Table<'_>>) -> Option<Limits> {
+    let defaults = Limits::default();
+    let Some(mut table) = table else { return Some(defaults) };
+    let limits = Limits {
+        manifest: table
+            .text("manifest", |t| values::size(t, 64 << 10..=256 << 20))
+            .unwrap_or(defaults.manifest),
+        header: table
+            .text("header", |t| values::size(t, 4 << 10..=512 << 10))
+            .unwrap_or(defaults.header),
+    };
+    table.finish();
+    Some(limits)
+}
+
+fn log(table: Option<Table<'_>>) -> Option<Log> {
+    let defaults = Log::default();
+    let Some(mut table) = table else { return Some(defaults) };
+    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+    let log = Log {
+        filter: table
+            .text("filter", crate::telemetry::logging::check_filter)
+            .unwrap_or(defaults.filter),
+        format: table.text("format", |t| values::word(t, &formats)).unwrap_or(defaults.format),
+    };
+    table.finish();
+    Some(log)
+}
+
+fn rule(mut table: Table<'_>, file: &str, style: RefusalStyle) -> Option<Rule> {
+    let source = Source::File { path: file.to_owned(), line: table.line() };
+    let name = table.required_text("name", "\"releases\"", |text| {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+        if !text.is_empty() && text.len() <= 64 && text.bytes().all(plain) {
+            Ok(text.to_owned())
+        } else {
+            Err("a rule's name is 1 to 64 letters, digits, `.`, `_` or `-`")
+        }
+    });
+    let repositories =
+        table.required_texts("repositories", "[\"prod/**\"]", RepositoryPattern::parse);
+    let words = [("immutable", Mutability::Immutable), ("mutable", Mutability::Mutable)];
+    let mutability =
+        table.required_text("mutability", "\"immutable\"", |t| values::word(t, &words));
+    let except = table.texts("except", TagPattern::parse);
+    let refusal = table.text("refusal", |t| values::word(t, &STYLES)).unwrap_or(style);
+    let protect_signatures = table.flag("protect_signatures").unwrap_or(false);
+    table.finish();
+    Some(Rule {
+        name: name?,
+        source,
+        repositories: repositories?,
+        mutability: mutability?,
+        except: except.unwrap_or_default(),
+        protect_signatures,
+        refusal,
+    })
+}

@@ -1,0 +1,228 @@
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::name::{RepositoryName, Tag};
+use crate::rules::{Mutability, RefusalStyle};
+
+/// The file of the README and of the issue that asked for it.
+const USUAL: &str = r#"
+[listen]
+address = "127.0.0.1:5000"
+[upstream]
+url = "http://127.0.0.1:5001"
+[[rule]]
+name = "releases"
+repositories = ["immutable-repo", "prod/**"]
+mutability = "immutable"
+except = ["latest", "dev-*"]
+"#;
+
+fn parse(text: &str) -> Result<Settings, Problems> {
+    read("taglock.toml", text, &|name| (name == "HOST").then(|| "registry.internal".into()))
+}
+
+fn problems(text: &str) -> Vec<String> {
+    parse(text).unwrap_err().0.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn the_usual_file_is_read_with_its_defaults() {
+    let settings = parse(USUAL).unwrap();
+    assert_eq!(settings.listen.addresses, ["127.0.0.1:5000".parse().unwrap()]);
+    assert_eq!(settings.upstream.origin.authority(), "127.0.0.1:5001");
+    assert_eq!(settings.upstream.name.as_str(), "default");
+    assert_eq!(settings.ledger.store, Store::Embedded { path: "taglock-data".into() });
+    assert_eq!(settings.limits, Limits::default());
+    assert_eq!(settings.admin, None);
+    assert_eq!(settings.shutdown_timeout, Duration::from_secs(60));
+    let rule = settings
+        .rules
+        .rule_for(&RepositoryName::parse("prod/a/b").unwrap())
+        .expect("the rule matches");
+    assert_eq!(rule.source.to_string(), "taglock.toml:6");
+    assert_eq!(rule.mutability_of(&Tag::parse("v1").unwrap()), Mutability::Immutable);
+    assert_eq!(rule.mutability_of(&Tag::parse("dev-1").unwrap()), Mutability::Mutable);
+}
+
+#[test]
+fn the_four_modes_of_ecr_are_one_rule_each() {
+    for (mutability, except, v1, latest) in [
+        ("immutable", "", Mutability::Immutable, Mutability::Immutable),
+        ("mutable", "", Mutability::Mutable, Mutability::Mutable),
+        ("immutable", "except = [\"latest\"]", Mutability::Immutable, Mutability::Mutable),
+        ("mutable", "except = [\"v*\"]", Mutability::Immutable, Mutability::Mutable),
+    ] {
+        let text = format!(
+            "refusal = \"ecr\"\n[upstream]\nurl = \"http://x\"\n[[rule]]\nname = \"r\"\n\
+             repositories = \"app\"\nmutability = \"{mutability}\"\n{except}\n"
+        );
+        let settings = parse(&text).unwrap();
+        let rule = settings.rules.rule_for(&RepositoryName::parse("app").unwrap()).unwrap();
+        assert_eq!(rule.mutability_of(&Tag::parse("v1").unwrap()), v1);
+        assert_eq!(rule.mutability_of(&Tag::parse("latest").unwrap()), latest);
+        assert_eq!(rule.refusal, RefusalStyle::Ecr, "the file's style is the rule's default");
+    }
+}
+
+#[test]
+fn every_mistake_is_told_at_once_with_its_place() {
+    let found = problems(
+        r#"refusal = "quay"
+shutdown_timeout = 60
+[listen]
+address = "localhost"
+adress = "127.0.0.1:5000"
+hosts = ["ok.example.com", "a b"]
+[upstream]
+url = "ftp://x"
+host = "proxy"
+client_key = "key.pem"
+[ledger]
+store = "sqlite"
+[admin]
+address = "0.0.0.0:5080"
+[limits]
+manifest = "1GiB"
+[[rule]]
+name = "a b"
+repositories = ["Prod/**", "ok/**", "x?"]
+mutability = "frozen"
+except = ["regex:("]
+[[rule]]
+nme = "x"
+"#,
+    );
+    let expected = [
+        "taglock.toml:1: `refusal`: `quay`: must be `oci` or `ecr`",
+        "taglock.toml:2: `shutdown_timeout`: `60` is not a text",
+        "taglock.toml:4: `listen.address`: `localhost`: not an IP address and a port",
+        "taglock.toml:5: `listen.adress`: unknown key\n  hint: did you mean `address`?",
+        "taglock.toml:6: `listen.hosts`: `a b`: not a host",
+        "taglock.toml:7: `upstream.client_certificate`: this key is missing",
+        "taglock.toml:8: `upstream.url`: `ftp://x`: only `http` and `https` are spoken",
+        "taglock.toml:9: `upstream.host`: `proxy`: must be `upstream` or `client`",
+        "taglock.toml:12: `ledger.store`: `sqlite`: must be `embedded` or `redis`",
+        "taglock.toml:13: `admin.token_file`: this key is missing",
+        "taglock.toml:16: `limits.manifest`: `1GiB`: must be from",
+        "taglock.toml:18: `rule[1].name`: `a b`: a rule's name",
+        "taglock.toml:19: `rule[1].repositories`: `Prod/**`: `P` is not allowed here: repository names are lower-case",
+        "taglock.toml:19: `rule[1].repositories`: `x?`: `?` is not allowed here",
+        "taglock.toml:20: `rule[1].mutability`: `frozen`: must be `immutable` or `mutable`",
+        "taglock.toml:21: `rule[1].except`: `regex:(`: not a regular expression: unclosed group",
+        "taglock.toml:22: `rule[2].name`: this key is missing",
+        "taglock.toml:22: `rule[2].repositories`: this key is missing",
+        "taglock.toml:22: `rule[2].mutability`: this key is missing",
+        "taglock.toml:23: `rule[2].nme`: unknown key\n  hint: did you mean `name`?",
+    ];
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected), "found    {found}\nexpected {expected}");
+    }
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+}
+
+#[test]
+fn what_is_not_toml_is_told_along_with_the_rest() {
+    let found = problems("[listen\naddress = \n[upstream]\nurl = \"x\"\n");
+    assert!(found.len() >= 2, "{found:#?}");
+    assert!(found[0].starts_with("taglock.toml:1: "), "{found:#?}");
+}
+
+#[test]
+fn single_mistakes_are_told_as_they_are() {
+    let upstream = "[upstream]\nurl = \"http://x\"\n";
+    let rule = "[[rule]]\nname = \"r\"\nrepositories = \"a\"\nmutability = \"mutable\"\n";
+    for (text, expected) in [
+        ("".to_owned(), "`upstream`: which registry taglock stands in front of is missing"),
+        ("[upstream]".to_owned(), "`upstream.url`: this key is missing"),
+        ("upstream = 3".to_owned(), "`upstream`: `3` is not a table or a list of tables"),
+        (format!("{upstream}x = 1\n"), "`upstream.x`: unknown key"),
+        (format!("x = 1\n{upstream}"), "`x`: unknown key"),
+        (format!("{upstream}{rule}{rule}"), "`rule`: two rules are named `r`"),
+        (format!("{upstream}host = \"client\"\n"), "`upstream.host`: `client` passes any"),
+        (format!("{upstream}ca_file = \"x\"\n"), "`upstream.ca_file`: the registry is spoken to"),
+        (
+            "[[upstream]]\nurl = \"http://x\"\n[[upstream]]\nurl = \"http://y\"\n".to_owned(),
+            "`upstream`: several upstreams are not supported yet",
+        ),
+        (
+            format!("{upstream}[ledger]\nstore = \"redis\"\nurl = \"redis://:pw@x\"\n"),
+            "`ledger.store`: `redis` is not supported by this version yet",
+        ),
+        ("[upstream]\nurl = \"http://${NOPE}\"".to_owned(), "the environment variable `NOPE`"),
+        ("[upstream]\nurl = \"http://a:b@x\"".to_owned(), "credentials don't belong"),
+        ("[upstream]\nurl = \"http://x/y\"".to_owned(), "a path is not supported"),
+        (format!("{upstream}[log]\nfilter = \"loud=shout\"\n"), "`log.filter`"),
+        (format!("threads = 0\n{upstream}"), "`0` is not a whole number from 1 to 1024"),
+        (format!("{upstream}upload_paths = [\"/v2/x/\"]\n"), "uploads below `/v2/`"),
+        (format!("{upstream}token_paths = [\"/v2/a/manifests/b\"]\n"), "no component may be"),
+        (format!("{upstream}[listen.tls]\nkey = \"k\"\n"), "`listen.tls.certificate`: this key is"),
+    ] {
+        let found = problems(&text);
+        assert_eq!(found.len(), 1, "{text}: {found:#?}");
+        assert!(found[0].contains(expected), "{text}: {found:#?}");
+    }
+}
+
+#[test]
+fn environment_references_are_put_in_place_and_never_shown() {
+    let settings = parse("[upstream]\nurl = \"https://${HOST}\"\n").unwrap();
+    assert_eq!(settings.upstream.origin.host, "registry.internal");
+    let found = problems("[upstream]\nurl = \"ftp://${HOST}\"\n");
+    assert!(!found[0].contains("registry.internal"), "{found:#?}");
+}
+
+#[test]
+fn a_token_is_read_from_its_file_and_shown_nowhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("admin.token");
+    let text = format!(
+        "[upstream]\nurl = \"http://x\"\n[admin]\naddress = \"0.0.0.0:5080\"\ntoken_file = {:?}\n",
+        file
+    );
+    assert!(problems(&text)[0].contains("can't be read"));
+    std::fs::write(&file, "short").unwrap();
+    assert!(problems(&text)[0].contains("less than 16"));
+    std::fs::write(&file, "a-very-secret-token\n").unwrap();
+    let settings = parse(&text).unwrap();
+    let shown = format!("{settings:?}{}", describe(&settings));
+    assert!(!shown.contains("a-very-secret"), "{shown}");
+    let token = settings.admin.unwrap().token.unwrap();
+    assert_eq!(token.expose(), "a-very-secret-token");
+}
+
+/// Every key that is read stands in `config/taglock.toml`, and the other way round.
+#[test]
+fn the_documented_file_has_every_key_and_no_other() {
+    let documented = include_str!("../../config/taglock.toml");
+    // Commented keys are keys too.
+    let mut text = String::new();
+    for line in documented.lines() {
+        let bare = line.strip_prefix("# ").unwrap_or(line);
+        let is_key = bare
+            .split_once(" = ")
+            .is_some_and(|(key, _)| key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'));
+        if is_key || line.starts_with('[') {
+            text.push_str(bare);
+        }
+        text.push('\n');
+    }
+    let read = super::file::known_keys(&text);
+    let mut written = BTreeSet::new();
+    let mut table = String::new();
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            table = name.trim_matches(['[', ']']).to_owned();
+            written.insert(table.clone());
+        } else if let Some((key, _)) = line.split_once(" = ") {
+            let path = if table.is_empty() { key.into() } else { format!("{table}.{key}") };
+            written.insert(path.clone());
+            // An inline table's keys.
+            if key == "tls" {
+                written.extend(["certificate", "key"].map(|k| format!("{path}.{k}")));
+            }
+        }
+    }
+    assert_eq!(read, written);
+    let settings = parse(documented).expect("the documented file is a working one");
+    assert_eq!(settings.rules.iter().count(), 2);
+}

@@ -1,0 +1,118 @@
+//! Values that stand in a text: addresses, URLs, times, sizes.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use http::Uri;
+
+use crate::registry::peer::Origin;
+
+pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        "not an IP address and a port, such as `127.0.0.1:5000` or `[::]:443`".to_owned()
+    })
+}
+
+/// `http://host[:port]`, nothing behind it.
+///
+/// # Errors
+/// What is wrong with it, for people.
+pub fn parse_origin(text: &str) -> Result<Origin, String> {
+    let example = "such as `https://registry.example.com` or `http://127.0.0.1:5001`";
+    let uri: Uri = text.parse().map_err(|_| format!("not a URL, {example}"))?;
+    let tls = match uri.scheme_str() {
+        Some("https") => true,
+        Some("http") => false,
+        Some(_) => return Err("only `http` and `https` are spoken".into()),
+        None => return Err(format!("the scheme is missing, {example}")),
+    };
+    let authority = uri.authority().ok_or_else(|| format!("the host is missing, {example}"))?;
+    if authority.as_str().contains('@') {
+        return Err("credentials don't belong into this URL".into());
+    }
+    if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+        return Err("a path is not supported: registries are served from the root of a host".into());
+    }
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
+    if host.is_empty() {
+        return Err(format!("the host is missing, {example}"));
+    }
+    let port = match authority.port() {
+        Some(port) => Some(port.as_u16()).filter(|p| *p != 0).ok_or("port 0 can't be reached")?,
+        None if authority.as_str().ends_with(':') => return Err("the port is missing".into()),
+        None if tls => 443,
+        None => 80,
+    };
+    Ok(Origin { tls, host, port })
+}
+
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("a time of zero would end everything at once".into()),
+        Ok(duration) if duration > Duration::from_secs(86_400) => {
+            Err("longer than a day, which is as good as no bound".into())
+        }
+        Ok(duration) => Ok(duration),
+        Err(_) => Err("not a time, such as `500ms`, `60s` or `5m`".into()),
+    }
+}
+
+pub(super) fn size(text: &str, bounds: std::ops::RangeInclusive<u64>) -> Result<usize, String> {
+    let size: ByteSize =
+        text.parse().map_err(|_| "not a size, such as `4MiB` or `512KiB`".to_owned())?;
+    if !bounds.contains(&size.as_u64()) {
+        let (low, high) = (ByteSize(*bounds.start()), ByteSize(*bounds.end()));
+        return Err(format!("must be from {low} to {high}"));
+    }
+    usize::try_from(size.as_u64()).map_err(|_| "too large for this machine".to_owned())
+}
+
+/// A `Host` as clients send it: a name or an address, perhaps with a port.
+pub(super) fn host(text: &str) -> Result<String, String> {
+    let authority: http::uri::Authority =
+        text.parse().map_err(|_| "not a host, such as `registry.example.com`".to_owned())?;
+    if authority.as_str().contains('@') || authority.host().contains('*') {
+        return Err("not a host: no user, no wildcard".into());
+    }
+    Ok(text.to_ascii_lowercase())
+}
+
+pub(super) fn path(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() { Err("an empty path".into()) } else { Ok(text.into()) }
+}
+
+/// A path of a URL below which something is let through.
+pub(super) fn url_path(text: &str) -> Result<String, String> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/._~:@+,!$&'()*=-".contains(&b);
+    if !text.starts_with('/') || text.contains("//") || !text.bytes().all(plain) {
+        return Err("not a plain path that begins with `/`".into());
+    }
+    if text.split('/').any(|c| matches!(c, "." | "..") || c.eq_ignore_ascii_case("manifests")) {
+        return Err("no component may be `.`, `..` or `manifests`".into());
+    }
+    Ok(text.to_owned())
+}
+
+/// A prefix for uploads: a folder outside `/v2/`, so that no manifest lies below it.
+pub(super) fn upload_path(text: &str) -> Result<String, String> {
+    let path = url_path(text)?;
+    if !path.ends_with('/') || path == "/" {
+        return Err("a prefix begins and ends with `/`, such as `/artifacts-uploads/`".into());
+    }
+    if path.split('/').nth(1).is_some_and(|first| first.eq_ignore_ascii_case("v2")) {
+        return Err("uploads below `/v2/` need no setting".into());
+    }
+    Ok(path)
+}
+
+/// One of a few words.
+pub(super) fn word<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, String> {
+    let known = || words.iter().map(|(w, _)| format!("`{w}`")).collect::<Vec<_>>().join(" or ");
+    words
+        .iter()
+        .find(|(word, _)| *word == text)
+        .map(|(_, value)| *value)
+        .ok_or_else(|| format!("must be {}", known()))
+}
