@@ -17,7 +17,9 @@ pub use step::{Conflict, Content, Options, Push, Undecided, Verdict};
 
 use crate::ledger::Ledger;
 use crate::name::{Digest, Reference, RepositoryName, Tag};
-use crate::registry::{Answer, Caller, Fetched, Manifest, Place, Registry, Trouble, Written};
+use crate::registry::{
+    Answer, Caller, Fetched, Manifest, Place, Registry, Sighting, Trouble, Written,
+};
 use push::Machine;
 use rivals::Rivals;
 use step::{Action, Event, Step};
@@ -139,6 +141,23 @@ impl Judge {
     ) -> Written {
         let place = Place::Tag { tag: permit.tag(), digest: cargo.named.as_ref() };
         self.registry.put(&cargo.caller, name, place, manifest).await
+    }
+
+    /// Whether the registry lets this caller see the reference: before taglock's own no is told.
+    ///
+    /// # Errors
+    /// The registry's no, or why there is none.
+    pub async fn let_in(
+        &self,
+        caller: &Caller,
+        name: &RepositoryName,
+        reference: &Reference,
+    ) -> Result<(), Result<Answer, Trouble>> {
+        match self.registry.look(caller, name, reference).await {
+            Sighting::Found(_) => Ok(()),
+            Sighting::NotFound(answer) | Sighting::Denied(answer) => Err(Ok(answer)),
+            Sighting::Unclear(trouble) => Err(Err(trouble)),
+        }
     }
 
     /// Forwards a write in protected scope that names no protected tag: by digest alone, or to

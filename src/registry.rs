@@ -130,6 +130,9 @@ pub trait Registry: Send + Sync {
         manifest: &Manifest,
     ) -> Written;
 
+    /// Whether it answers at all; what it answers doesn't matter.
+    async fn ping(&self) -> Result<(), Trouble>;
+
     /// GET by digest, checked against it.
     async fn fetch(&self, caller: &Caller, repository: &RepositoryName, digest: &Digest)
     -> Fetched;

@@ -4,6 +4,8 @@
 
 mod check;
 mod file;
+mod flags;
+mod pem;
 mod problem;
 mod reader;
 mod secret;
@@ -11,6 +13,8 @@ mod values;
 
 pub use check::describe;
 pub use file::{read, read_file};
+pub use flags::{Flags, from_flags};
+pub use pem::KeyPair;
 pub use problem::{Problem, Problems};
 pub use secret::Secret;
 pub use values::parse_origin;
@@ -46,7 +50,7 @@ pub struct Settings {
     pub threads: usize,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Listen {
     pub addresses: Vec<SocketAddr>,
     /// Hosts that are answered, lower-case; empty for any.
@@ -55,14 +59,7 @@ pub struct Listen {
     pub external: Option<Origin>,
     /// Whose `X-Forwarded-*` headers are believed.
     pub trusted_proxies: Vec<IpNet>,
-    pub tls: Option<KeyPair>,
-}
-
-/// Files of a certificate chain and its key, PEM.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyPair {
-    pub certificate: PathBuf,
-    pub key: PathBuf,
+    pub tls: Option<Arc<KeyPair>>,
 }
 
 /// Which `Host` the registry is sent.
@@ -79,8 +76,9 @@ pub struct Upstream {
     pub name: UpstreamName,
     pub origin: Origin,
     pub host: HostPolicy,
-    pub ca_file: Option<PathBuf>,
-    pub client: Option<KeyPair>,
+    /// Instead of the system's roots.
+    pub authorities: Option<Arc<Vec<Vec<u8>>>>,
+    pub client: Option<Arc<KeyPair>>,
     pub timeouts: Timeouts,
     pub doors: Doors,
     pub redirect_hosts: Vec<String>,

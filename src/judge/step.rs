@@ -141,6 +141,18 @@ pub enum Verdict<A> {
     Undecided(Undecided),
 }
 
+impl<A> Verdict<A> {
+    /// The closed set of verdicts in logs and metrics.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Admitted { .. } => "admitted",
+            Self::Refused(_) => "refused",
+            Self::Relayed(_) => "relayed",
+            Self::Undecided(_) => "undecided",
+        }
+    }
+}
+
 /// A tag, what it is bound to, and what was pushed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Conflict {

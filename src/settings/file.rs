@@ -12,7 +12,7 @@ use super::problem::{Problem, Problems};
 use super::reader::{Environment, Reader, Table};
 use super::{
     Admin, HostPolicy, KeyPair, Ledger, Limits, Listen, Log, LogFormat, OnOutage, Secret, Settings,
-    Store, Upstream, values,
+    Store, Upstream, pem, values,
 };
 use crate::judge::Options;
 use crate::name::UpstreamName;
@@ -160,16 +160,26 @@ fn listen(table: Option<Table<'_>>) -> Option<Listen> {
     Some(listen)
 }
 
-/// Two files that go together.
+/// Two files that go together, read and checked.
 fn key_pair(
     table: &mut Table<'_>,
     certificate: &'static str,
     key: &'static str,
     required: bool,
-) -> Option<KeyPair> {
+) -> Option<Arc<KeyPair>> {
     let pair = (table.text(certificate, values::path), table.text(key, values::path));
     match pair {
-        (Some(certificate), Some(key)) => Some(KeyPair { certificate, key }),
+        (Some(certificate), Some(key)) => match KeyPair::load(&certificate, &key) {
+            Ok(pair) => Some(Arc::new(pair)),
+            Err(message) => {
+                table.problem(
+                    "",
+                    message,
+                    "both are PEM files; the chain begins with the server's own",
+                );
+                None
+            }
+        },
         (None, None) if !required => None,
         (found, _) => {
             let missing = if found.is_some() { key } else { certificate };
@@ -229,7 +239,7 @@ fn one_upstream(mut table: Table<'_>) -> Option<Upstream> {
     let upstream = Upstream {
         name: name.or_else(|| UpstreamName::parse("default").ok())?,
         host: table.text("host", |t| values::word(t, &hosts)).unwrap_or(HostPolicy::Upstream),
-        ca_file: table.text("ca_file", values::path),
+        authorities: table.text("ca_file", pem::certificates_in).map(Arc::new),
         client: key_pair(&mut table, "client_certificate", "client_key", false),
         timeouts,
         doors: Doors {
@@ -250,7 +260,7 @@ fn one_upstream(mut table: Table<'_>) -> Option<Upstream> {
             }
         },
     };
-    if upstream.ca_file.is_some() && !upstream.origin.tls {
+    if upstream.authorities.is_some() && !upstream.origin.tls {
         table.problem("ca_file", "the registry is spoken to without TLS", "use an `https` url");
     }
     table.finish();
@@ -265,7 +275,7 @@ pub(super) fn plain_upstream(origin: Origin) -> Upstream {
         media: Arc::new(MediaTypes::new(Vec::new()).expect("the built-in types are types")),
         origin,
         host: HostPolicy::Upstream,
-        ca_file: None,
+        authorities: None,
         client: None,
         timeouts: Timeouts::default(),
         doors: Doors {

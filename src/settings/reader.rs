@@ -40,6 +40,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The keys that were looked for, by path.
+    #[cfg(test)]
     pub fn asked(&self) -> BTreeSet<String> {
         self.asked.borrow().clone()
     }
@@ -115,7 +116,11 @@ impl<'r> Table<'r> {
     }
 
     fn path_of(&self, key: &str) -> String {
-        if self.path.is_empty() { key.into() } else { format!("{}.{key}", self.path) }
+        match (self.path.as_str(), key) {
+            ("", key) => key.to_owned(),
+            (path, "") => path.to_owned(),
+            (path, key) => format!("{path}.{key}"),
+        }
     }
 
     fn take(&mut self, key: &'static str) -> Option<Found<'r>> {

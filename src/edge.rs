@@ -1,0 +1,253 @@
+//! The edge: pingora's hooks, each a few lines, in the order of their phases.
+//!
+//! A request is admitted (`admission`), routed, and then either streams through pingora untouched
+//! or is judged: its manifest is taken in (`intake`), the judge talks to the registry, and the
+//! answer is written here. `refusal` is the only writer of taglock's own answers.
+
+mod admission;
+mod forwarding;
+mod intake;
+mod passage;
+mod refusal;
+mod rewriting;
+mod writes;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use ipnet::IpNet;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::prelude::HttpPeer;
+use pingora::proxy::{FailToProxy, ProxyHttp, RangeType, Session};
+use pingora::{Error, ErrorSource, ErrorType, Result};
+
+use crate::judge::{Judge, Options};
+use crate::name::UpstreamName;
+use crate::registry::client::trouble_of;
+use crate::registry::media::MediaTypes;
+use crate::registry::peer::{Origin, Peers};
+use crate::route::{Doors, Rejection, Route};
+use crate::rules::{Mutability, Rules};
+use crate::telemetry::Metrics;
+use crate::telemetry::audit::Audit;
+use passage::Passage;
+use refusal::Refusal;
+
+/// What the edge is told by its settings.
+pub struct Config {
+    pub upstream: UpstreamName,
+    pub doors: Doors,
+    /// Hosts that are answered, lower-case; empty for any.
+    pub hosts: Vec<String>,
+    pub external: Option<Origin>,
+    pub trusted_proxies: Vec<IpNet>,
+    /// Clients speak TLS to this listener.
+    pub tls: bool,
+    /// The registry is sent the client's `Host`.
+    pub client_host: bool,
+    pub media: Arc<MediaTypes>,
+    pub options: Options,
+    pub max_manifest: usize,
+    pub max_header: usize,
+}
+
+/// What the edge talks to.
+pub struct Rooms {
+    pub judge: Arc<Judge>,
+    pub peers: Arc<Peers>,
+    pub rules: Arc<ArcSwap<Rules>>,
+    pub metrics: Arc<Metrics>,
+    pub audit: Arc<Audit>,
+}
+
+pub struct Edge {
+    config: Config,
+    rooms: Rooms,
+}
+
+/// What is to be done with a request.
+enum Course {
+    /// Streams through; nobody looks again.
+    Stream,
+    /// Answered by taglock alone.
+    Refuse(Refusal),
+    /// A manifest write in protected scope.
+    Write(crate::route::ManifestWrite),
+    /// A delete in protected scope.
+    Delete(crate::name::RepositoryName, crate::name::Reference),
+}
+
+impl Edge {
+    pub fn new(config: Config, rooms: Rooms) -> Self {
+        Self { config, rooms }
+    }
+
+    /// What the rules make of a route. Whatever is not named here streams.
+    fn course(&self, route: Route) -> Course {
+        let rules = self.rooms.rules.load();
+        match route {
+            Route::WriteManifest(write) if rules.protecting(&write.repository).is_some() => {
+                Course::Write(write)
+            }
+            Route::DeleteManifest { repository, reference } => {
+                match (rules.protecting(&repository), &reference) {
+                    (None, _) => Course::Stream,
+                    (Some(rule), crate::name::Reference::Tag(tag))
+                        if rule.mutability_of(tag) == Mutability::Mutable =>
+                    {
+                        Course::Stream
+                    }
+                    (Some(_), _) => Course::Delete(repository, reference),
+                }
+            }
+            Route::DeleteBlob { repository, .. } if rules.protecting(&repository).is_some() => {
+                Course::Refuse(Refusal::blob_delete(&repository))
+            }
+            Route::ReadUnnamable { repository } if rules.protecting(&repository).is_some() => {
+                Course::Refuse(Refusal::unnamable())
+            }
+            _ => Course::Stream,
+        }
+    }
+
+    /// Admits, routes and decides, before anything is sent anywhere.
+    fn decide(&self, session: &Session, passage: &mut Passage) -> Result<Course, Rejection> {
+        let client = admission::admit(session, &self.config)?;
+        let header = session.req_header();
+        passage.client = client;
+        let route = Route::parse(&header.method, header.raw_path(), &self.config.doors)?;
+        passage.route = passage::label(&route);
+        Ok(self.course(route))
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Edge {
+    type CTX = Passage;
+
+    fn new_ctx(&self) -> Passage {
+        Passage::new(self.rooms.metrics.in_flight().clone())
+    }
+
+    /// No modules: the default is one that could compress.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    async fn request_filter(&self, session: &mut Session, passage: &mut Passage) -> Result<bool> {
+        let course = match self.decide(session, passage) {
+            Ok(course) => course,
+            Err(rejection) => Course::Refuse(rejection.into()),
+        };
+        match course {
+            Course::Stream => return Ok(false),
+            Course::Refuse(refusal) => self.refuse(session, passage, refusal).await?,
+            Course::Write(write) => self.write(session, passage, write).await?,
+            Course::Delete(repository, reference) => {
+                self.delete(session, passage, &repository, reference).await?;
+            }
+        }
+        Ok(true)
+    }
+
+    async fn upstream_peer(
+        &self,
+        _session: &mut Session,
+        _passage: &mut Passage,
+    ) -> Result<Box<HttpPeer>> {
+        match self.rooms.peers.peer().await {
+            Ok(peer) => Ok(Box::new(peer)),
+            Err(trouble) => {
+                Err(Error::explain(ErrorType::ConnectError, trouble.to_string()).into_up())
+            }
+        }
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        _session: &mut Session,
+        request: &mut RequestHeader,
+        passage: &mut Passage,
+    ) -> Result<()> {
+        self.forwarding(passage).apply(request)
+    }
+
+    async fn response_filter(
+        &self,
+        _session: &mut Session,
+        response: &mut ResponseHeader,
+        passage: &mut Passage,
+    ) -> Result<()> {
+        self.rewriting(passage).apply(response)
+    }
+
+    /// Ranges are the registry's to answer; pingora would cut them out of a full answer itself.
+    fn range_header_filter(
+        &self,
+        _session: &mut Session,
+        _response: &mut ResponseHeader,
+        _passage: &mut Passage,
+    ) -> RangeType {
+        RangeType::None
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        passage: &mut Passage,
+    ) -> FailToProxy {
+        let refusal = match error.esource() {
+            ErrorSource::Upstream => Refusal::trouble(&trouble_of(error)),
+            ErrorSource::Downstream => match error.etype() {
+                // The client has left; nobody is there to answer.
+                ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed => {
+                    return FailToProxy { error_code: 0, can_reuse_downstream: false };
+                }
+                ErrorType::ReadTimedout | ErrorType::WriteTimedout => Refusal::slow_client(),
+                _ => Refusal::malformed(),
+            },
+            ErrorSource::Internal | ErrorSource::Unset => Refusal::internal(),
+        };
+        let error_code = refusal.status().as_u16();
+        // Where an answer had begun, all that is left is to end the connection, as pingora does.
+        if session.response_written().is_none()
+            && let Err(error) = self.refuse(session, passage, refusal).await
+        {
+            tracing::debug!(%error, "an error could not be answered");
+        }
+        FailToProxy { error_code, can_reuse_downstream: false }
+    }
+
+    /// The access log says it already, and once.
+    fn suppress_error_log(&self, _session: &Session, _passage: &Passage, _error: &Error) -> bool {
+        true
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, passage: &mut Passage) {
+        let status = session.response_written().map_or(0, |response| response.status.as_u16());
+        self.rooms.metrics.request(passage.route, status);
+        let header = session.req_header();
+        // Never the query: it holds upload states and tokens' scopes.
+        tracing::info!(
+            target: "taglock::access",
+            id = %passage.id,
+            client = %passage.client.address,
+            method = %header.method,
+            path = header.uri.path(),
+            route = passage.route,
+            status,
+            bytes_in = session.body_bytes_read(),
+            bytes_out = session.body_bytes_sent(),
+            ms = passage.started.elapsed().as_millis() as u64,
+            error = error.map(|e| e.etype().as_str()),
+            "request",
+        );
+    }
+}
+
+/// Where a client is, as far as its connection tells.
+fn unknown_address() -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], 0))
+}

@@ -1,0 +1,277 @@
+//! What is refused before anybody looks at the target: framing that has two readings, tunnels,
+//! hosts that are not ours.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderMap, StatusCode, Version};
+use pingora::proxy::Session;
+
+use super::passage::Client;
+use super::{Config, unknown_address};
+use crate::registry::peer::Origin;
+use crate::route::{ErrorCode, Rejection};
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// Checks a request's header and says who sent it.
+pub fn admit(session: &Session, config: &Config) -> Result<Client, Rejection> {
+    let header = session.req_header();
+    match session.as_http1() {
+        Some(http1) => check_raw(&http1.get_headers_raw_bytes(), config.max_header)?,
+        None => check_size(&header.headers, config.max_header)?,
+    }
+    check_framing(header.version, &header.headers)?;
+    let authority = authority(header.version, &header.uri, &header.headers)?;
+    check_host(authority.as_deref(), config)?;
+    let socket = session.client_addr().and_then(|address| address.as_inet());
+    let peer = socket.copied().unwrap_or_else(unknown_address);
+    Ok(client(peer, authority, &header.headers, config))
+}
+
+/// The header as it came over the wire: pingora hands on a tidied one, in which some of what has
+/// two readings is gone.
+fn check_raw(raw: &[u8], max: usize) -> Result<(), Rejection> {
+    if raw.len() > max {
+        return Err(too_large());
+    }
+    let mut lines = raw.split_inclusive(|b| *b == b'\n');
+    let request_line = lines.next().unwrap_or_default();
+    if request_line.contains(&b'#') {
+        return Err(Rejection::target("a target has no fragment"));
+    }
+    let mut lengths = 0;
+    let mut codings = 0;
+    for line in std::iter::once(request_line).chain(lines) {
+        if !line.ends_with(b"\r\n") {
+            return Err(bad("a line of the header ends without a carriage return"));
+        }
+        if line.starts_with(b" ") || line.starts_with(b"\t") {
+            return Err(bad("a header is folded over two lines"));
+        }
+        let name = line.split(|b| *b == b':').next().unwrap_or_default().trim_ascii();
+        lengths += usize::from(name.eq_ignore_ascii_case(b"content-length"));
+        codings += usize::from(name.eq_ignore_ascii_case(b"transfer-encoding"));
+    }
+    match (lengths, codings) {
+        (0..=1, 0) | (0, 1) => Ok(()),
+        (0, _) => Err(bad("more than one Transfer-Encoding")),
+        (_, 0) => Err(bad("more than one Content-Length")),
+        (_, _) => Err(bad("both a Content-Length and a Transfer-Encoding")),
+    }
+}
+
+/// HTTP/2 has no raw lines, but as much room.
+fn check_size(headers: &HeaderMap, max: usize) -> Result<(), Rejection> {
+    let size: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    if size > max { Err(too_large()) } else { Ok(()) }
+}
+
+fn check_framing(version: Version, headers: &HeaderMap) -> Result<(), Rejection> {
+    if let Some(coding) = headers.get(TRANSFER_ENCODING)
+        && !coding.as_bytes().eq_ignore_ascii_case(b"chunked")
+    {
+        return Err(bad("a Transfer-Encoding other than `chunked`"));
+    }
+    if version >= Version::HTTP_2 && headers.contains_key(TRANSFER_ENCODING) {
+        return Err(bad("HTTP/2 has no Transfer-Encoding"));
+    }
+    if headers.get(CONTENT_LENGTH).is_some_and(|v| !v.as_bytes().iter().all(u8::is_ascii_digit)) {
+        return Err(bad("a Content-Length that is not one number"));
+    }
+    // A connection that changes its protocol would be a tunnel past every check.
+    let upgrading = |value: &http::HeaderValue| {
+        let value = value.as_bytes().to_ascii_lowercase();
+        value
+            .split(|b| *b == b',')
+            .any(|token| matches!(token.trim_ascii(), b"upgrade" | b"http2-settings"))
+    };
+    if headers.contains_key(UPGRADE)
+        || headers.contains_key("http2-settings")
+        || headers.get_all(CONNECTION).iter().any(upgrading)
+    {
+        return Err(bad("no request is upgraded to another protocol"));
+    }
+    Ok(())
+}
+
+/// The one authority of a request: `Host`, and in HTTP/2 `:authority`, which must agree.
+fn authority(
+    version: Version,
+    uri: &http::Uri,
+    headers: &HeaderMap,
+) -> Result<Option<String>, Rejection> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(bad("more than one Host"));
+    }
+    let host = match host {
+        Some(host) => Some(host.to_str().map_err(|_| bad("a Host that is no host"))?.to_owned()),
+        None => None,
+    };
+    let named = uri.authority().map(|authority| authority.as_str().to_owned());
+    let authority = match (named, host) {
+        (Some(named), Some(host)) if !named.eq_ignore_ascii_case(&host) => {
+            return Err(bad("the Host and the target's authority differ"));
+        }
+        (Some(named), _) => Some(named),
+        (None, host) => host,
+    };
+    match &authority {
+        None if version >= Version::HTTP_11 => Err(bad("the Host is missing")),
+        Some(text) if !is_authority(text) => Err(bad("a Host that is no host")),
+        _ => Ok(authority),
+    }
+}
+
+fn is_authority(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= 255
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-:[]".contains(&b))
+}
+
+fn check_host(authority: Option<&str>, config: &Config) -> Result<(), Rejection> {
+    if config.hosts.is_empty() {
+        return Ok(());
+    }
+    let host = authority.unwrap_or_default().to_ascii_lowercase();
+    let default_port = if config.tls { ":443" } else { ":80" };
+    let host = host.strip_suffix(default_port).unwrap_or(&host);
+    if config.hosts.iter().any(|known| known == host) {
+        Ok(())
+    } else {
+        Err(Rejection {
+            status: StatusCode::MISDIRECTED_REQUEST,
+            code: ErrorCode::Denied,
+            message: "this host is not served here (`listen.hosts`)".into(),
+            allow: None,
+        })
+    }
+}
+
+/// What the connection tells of the client, corrected by `listen.external_url` and by what
+/// trusted proxies report. Anybody else's `X-Forwarded-*` is not looked at.
+fn client(
+    peer: SocketAddr,
+    authority: Option<String>,
+    headers: &HeaderMap,
+    config: &Config,
+) -> Client {
+    let host = authority.as_deref().and_then(|text| text.parse().ok());
+    let mut scheme_tls = config.tls;
+    let mut authority = authority;
+    let mut address = peer.ip();
+    let mut via = None;
+    if config.trusted_proxies.iter().any(|network| network.contains(&address)) {
+        let text = |name: &HeaderName| headers.get(name).and_then(|v| v.to_str().ok());
+        match text(&FORWARDED_PROTO).map(str::trim) {
+            Some("https") => scheme_tls = true,
+            Some("http") => scheme_tls = false,
+            _ => {}
+        }
+        if let Some(forwarded) = text(&FORWARDED_HOST).map(str::trim).filter(|h| is_authority(h)) {
+            authority = Some(forwarded.to_owned());
+        }
+        if let Some(forwarded) = text(&FORWARDED_FOR) {
+            via = headers.get(&FORWARDED_FOR).cloned();
+            // The nearest address that no trusted proxy speaks for.
+            let reported = forwarded.rsplit(',').map(|part| part.trim().parse::<IpAddr>());
+            for reported in reported.map_while(Result::ok) {
+                address = reported;
+                if !config.trusted_proxies.iter().any(|network| network.contains(&reported)) {
+                    break;
+                }
+            }
+        }
+    }
+    let base = config
+        .external
+        .clone()
+        .or_else(|| authority.as_deref().and_then(|text| origin(scheme_tls, text)));
+    Client { address, base, host, via }
+}
+
+fn origin(tls: bool, authority: &str) -> Option<Origin> {
+    let authority: http::uri::Authority = authority.parse().ok()?;
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+    let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
+    Some(Origin { tls, host, port })
+}
+
+fn bad(message: &'static str) -> Rejection {
+    Rejection {
+        status: StatusCode::BAD_REQUEST,
+        code: ErrorCode::Unsupported,
+        message: message.into(),
+        allow: None,
+    }
+}
+
+fn too_large() -> Rejection {
+    Rejection {
+        status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        code: ErrorCode::SizeInvalid,
+        message: "the request's header is too large (`limits.header`)".into(),
+        allow: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(text: &str) -> Result<(), Rejection> {
+        check_raw(text.as_bytes(), 1000)
+    }
+
+    #[test]
+    fn headers_with_two_readings_are_refused() {
+        assert_eq!(raw("GET /v2/ HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n"), Ok(()));
+        assert_eq!(
+            raw("PUT /v2/ HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"),
+            Ok(())
+        );
+        for bad in [
+            "GET /v2/ HTTP/1.1\nHost: a\r\n\r\n",
+            "GET /v2/ HTTP/1.1\r\nHost: a\n\r\n",
+            "GET /v2/#x HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /v2/ HTTP/1.1\r\nHost: a\r\n b\r\n\r\n",
+            "GET /v2/ HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+            "GET /v2/ HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "GET /v2/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+        ] {
+            assert_eq!(raw(bad).unwrap_err().status, 400, "{bad:?}");
+        }
+        let long = format!("GET /v2/ HTTP/1.1\r\nX: {}\r\n\r\n", "a".repeat(1000));
+        assert_eq!(raw(&long).unwrap_err().status, 431);
+    }
+
+    #[test]
+    fn framing_and_tunnels_are_refused() {
+        let check = |pairs: &[(&'static str, &'static str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in pairs {
+                headers.append(*name, http::HeaderValue::from_static(value));
+            }
+            check_framing(Version::HTTP_11, &headers).is_ok()
+        };
+        assert!(check(&[]));
+        assert!(check(&[("transfer-encoding", "Chunked"), ("connection", "keep-alive")]));
+        for bad in [
+            ("transfer-encoding", "gzip, chunked"),
+            ("transfer-encoding", "chunked, identity"),
+            ("transfer-encoding", "xchunked"),
+            ("content-length", "1, 1"),
+            ("content-length", "+1"),
+            ("upgrade", "h2c"),
+            ("connection", "keep-alive, Upgrade"),
+            ("connection", "HTTP2-Settings"),
+            ("http2-settings", "AAMAAABkAAQAAP__"),
+        ] {
+            assert!(!check(&[bad]), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! What the registry is told of a request besides what the client said.
+
+use http::HeaderMap;
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, HeaderName, HeaderValue,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use pingora::Result;
+use pingora::http::RequestHeader;
+
+use super::Edge;
+use super::passage::Passage;
+
+/// Headers by which a framework behind the registry's own front might be told to see another
+/// method or target than the one that was judged.
+const OVERRIDES: [&str; 6] = [
+    "x-http-method-override",
+    "x-http-method",
+    "x-method-override",
+    "x-original-url",
+    "x-rewrite-url",
+    "x-original-uri",
+];
+
+/// Of the connection, not of the request (RFC 9110, section 7.6.1).
+const HOP_BY_HOP: [HeaderName; 10] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    HeaderName::from_static("http2-settings"),
+];
+
+/// The changes to one request's header: these are set, and what could contradict them goes.
+pub struct Forwarding {
+    set: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Edge {
+    /// `X-Forwarded-*` and `Forwarded` say what taglock knows, whatever the client said: registries
+    /// build the URLs of uploads from them.
+    pub(super) fn forwarding(&self, passage: &Passage) -> Forwarding {
+        let client = &passage.client;
+        let mut set = vec![(HeaderName::from_static("x-request-id"), passage.id.header().clone())];
+        let own_host = || HeaderValue::from_str(&self.rooms.peers.origin().authority()).ok();
+        let host = match &client.host {
+            Some(host) if self.config.client_host => Some(host.clone()),
+            _ => own_host(),
+        };
+        set.extend(host.map(|host| (HOST, host)));
+        let address = client.address.to_string();
+        let chain = match client.via.as_ref().and_then(|via| via.to_str().ok()) {
+            Some(via) => format!("{via}, {address}"),
+            None => address.clone(),
+        };
+        let mut put = |name: &'static str, value: String| {
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                set.push((HeaderName::from_static(name), value));
+            }
+        };
+        put("x-forwarded-for", chain);
+        if let Some(base) = &client.base {
+            let (scheme, authority) = (base.scheme(), base.authority());
+            let node = if address.contains(':') { format!("\"[{address}]\"") } else { address };
+            put("x-forwarded-proto", scheme.to_owned());
+            put("x-forwarded-host", authority.clone());
+            put("forwarded", format!("for={node};host=\"{authority}\";proto={scheme}"));
+        }
+        Forwarding { set }
+    }
+}
+
+impl Forwarding {
+    /// For a request that streams through pingora, which strips the hop-by-hop headers itself.
+    pub fn apply(&self, request: &mut RequestHeader) -> Result<()> {
+        let names: Vec<_> = request.headers.keys().filter(|n| is_replaced(n)).cloned().collect();
+        for name in names {
+            request.remove_header(&name);
+        }
+        for (name, value) in &self.set {
+            request.insert_header(name.clone(), value.clone())?;
+        }
+        Ok(())
+    }
+
+    /// For a request that taglock makes itself: the client's end-to-end headers, and these.
+    pub fn end_to_end(&self, client: &HeaderMap) -> HeaderMap {
+        let nominated: Vec<_> = client
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(',').map(|name| name.trim().to_ascii_lowercase()))
+            .collect();
+        let mut headers = HeaderMap::with_capacity(client.len() + self.set.len());
+        for (name, value) in client {
+            let dropped = is_replaced(name)
+                || HOP_BY_HOP.contains(name)
+                || nominated.iter().any(|nominated| nominated == name.as_str())
+                || matches!(*name, CONTENT_LENGTH | EXPECT | HOST);
+            if !dropped {
+                headers.append(name, value.clone());
+            }
+        }
+        for (name, value) in &self.set {
+            headers.insert(name, value.clone());
+        }
+        headers
+    }
+}
+
+fn is_replaced(name: &HeaderName) -> bool {
+    name.as_str().starts_with("x-forwarded-")
+        || *name == FORWARDED
+        || OVERRIDES.contains(&name.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_end_to_end_headers_go_on_and_repeated_ones_stay_repeated() {
+        let mut client = HeaderMap::new();
+        for (name, value) in [
+            ("accept", "a/b"),
+            ("accept", "c/d"),
+            ("authorization", "Basic x"),
+            ("connection", "close, X-Private"),
+            ("x-private", "1"),
+            ("te", "trailers"),
+            ("expect", "100-continue"),
+            ("content-length", "3"),
+            ("host", "evil.example"),
+            ("x-forwarded-host", "evil.example"),
+            ("x-forwarded-prefix", "/x"),
+            ("forwarded", "host=evil.example"),
+            ("x-http-method-override", "PUT"),
+            ("user-agent", "docker"),
+        ] {
+            client.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        let set = vec![(HOST, HeaderValue::from_static("registry:5000"))];
+        let sent = Forwarding { set }.end_to_end(&client);
+        let mut sent: Vec<_> = sent
+            .iter()
+            .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
+            .collect();
+        sent.sort();
+        assert_eq!(
+            sent,
+            [
+                "accept: a/b",
+                "accept: c/d",
+                "authorization: Basic x",
+                "host: registry:5000",
+                "user-agent: docker"
+            ]
+        );
+    }
+}

@@ -1,0 +1,112 @@
+//! One request on its way through the edge.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use http::HeaderValue;
+use prometheus::IntGauge;
+use uuid::Uuid;
+
+use super::unknown_address;
+use crate::name::Reference;
+use crate::registry::peer::Origin;
+use crate::route::Route;
+
+pub struct Passage {
+    /// In logs and in the audit, and as `X-Request-Id` to the registry.
+    pub id: RequestId,
+    pub started: Instant,
+    pub client: Client,
+    /// The route's label in logs and metrics.
+    pub route: &'static str,
+    _in_flight: InFlight,
+}
+
+/// The client's own request id where it sent a sound one, else a new one.
+#[derive(Clone, Debug)]
+pub struct RequestId(HeaderValue);
+
+impl RequestId {
+    fn new() -> Self {
+        let id = Uuid::now_v7().to_string();
+        // A UUID's text is hex and dashes.
+        Self(HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("none")))
+    }
+
+    /// Adopts what the client sent, if it can stand in a log line.
+    pub fn adopt(&mut self, sent: &HeaderValue) {
+        let plain = |b: &u8| b.is_ascii_alphanumeric() || b"-_.:+/=".contains(b);
+        if (1..=128).contains(&sent.len()) && sent.as_bytes().iter().all(plain) {
+            self.0 = sent.clone();
+        }
+    }
+
+    pub fn header(&self) -> &HeaderValue {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for RequestId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0.to_str().unwrap_or("none"))
+    }
+}
+
+/// What is known of the client, its load balancers taken at their word where they are trusted.
+#[derive(Clone, Debug)]
+pub struct Client {
+    pub address: IpAddr,
+    /// The scheme and authority it used; `None` where it named no host.
+    pub base: Option<Origin>,
+    /// Its `Host`, as sent.
+    pub host: Option<HeaderValue>,
+    /// The addresses a trusted proxy reported before this one.
+    pub via: Option<HeaderValue>,
+}
+
+impl Passage {
+    pub fn new(in_flight: IntGauge) -> Self {
+        let client = Client { address: unknown_address().ip(), base: None, host: None, via: None };
+        Self {
+            id: RequestId::new(),
+            started: Instant::now(),
+            client,
+            route: "rejected",
+            _in_flight: InFlight::new(in_flight),
+        }
+    }
+}
+
+/// Counts as long as it lives.
+pub struct InFlight(IntGauge);
+
+impl InFlight {
+    pub fn new(gauge: IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// The closed set of route labels.
+pub fn label(route: &Route) -> &'static str {
+    match route {
+        Route::ReadManifest { reference: Reference::Tag(_), .. } => "manifest-read-tag",
+        Route::ReadManifest { reference: Reference::Digest(_), .. } => "manifest-read-digest",
+        Route::ReadUnnamable { .. } => "manifest-read-unnamable",
+        Route::WriteManifest(_) => "manifest-write",
+        Route::DeleteManifest { .. } => "manifest-delete",
+        Route::ReadBlob { .. } => "blob-read",
+        Route::DeleteBlob { .. } => "blob-delete",
+        Route::Upload => "upload",
+        Route::ReadOther => "v2-read",
+        Route::Token => "token",
+        Route::Options => "options",
+        Route::ReadOutside => "outside-read",
+    }
+}

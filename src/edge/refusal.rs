@@ -1,0 +1,268 @@
+//! taglock's own answers: the only writer of errors, in the form of the distribution spec
+//! ("Error Codes"), each logged and counted once.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER};
+use pingora::Result;
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+use tokio::time::timeout;
+
+use super::Edge;
+use super::passage::Passage;
+use crate::judge::{Conflict, Undecided};
+use crate::ledger::Unavailable;
+use crate::name::RepositoryName;
+use crate::registry::{Trouble, wire};
+use crate::route::{ErrorCode, Rejection};
+use crate::rules::{RefusalStyle, Rule};
+
+/// Few clients wait for a second; those that do, and people, wait this many.
+const RETRY_SECONDS: &str = "5";
+/// How much of a body that was not read is taken off the wire, so that the answer arrives.
+const DRAIN_BYTES: usize = 8 << 20;
+const DRAIN_TIME: Duration = Duration::from_secs(2);
+
+/// An answer of taglock's own.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    status: StatusCode,
+    code: ErrorCode,
+    message: String,
+    /// The closed set of reasons in metrics.
+    reason: &'static str,
+    extra: Extra,
+}
+
+/// The one header beside the usual ones.
+#[derive(Clone, Copy, Debug)]
+enum Extra {
+    None,
+    Allow(&'static str),
+    RetryAfter,
+}
+
+impl Refusal {
+    fn new(
+        status: StatusCode,
+        code: ErrorCode,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) -> Self {
+        Self { status, code, message: message.into(), reason, extra: Extra::None }
+    }
+
+    fn again_later(self) -> Self {
+        Self { extra: Extra::RetryAfter, ..self }
+    }
+
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// A tag is bound to another digest. The first sentence is the one users of Amazon ECR know.
+    pub fn immutable(conflict: &Conflict, repository: &RepositoryName, rule: &Rule) -> Self {
+        let Conflict { tag, bound, pushed } = conflict;
+        let because = match rule.refusal {
+            RefusalStyle::Oci if !rule.is_without_exceptions() => "tag",
+            // What docker prints is exactly what ECR's users know.
+            RefusalStyle::Oci | RefusalStyle::Ecr => "repository",
+        };
+        let sentence = format!(
+            "The image tag '{tag}' already exists in the '{repository}' repository and cannot be \
+             overwritten because the {because} is immutable."
+        );
+        match rule.refusal {
+            RefusalStyle::Ecr => {
+                Self::new(StatusCode::BAD_REQUEST, ErrorCode::TagInvalid, "immutable", sentence)
+            }
+            RefusalStyle::Oci => {
+                let message = format!("{sentence} It is bound to {bound}; the push was {pushed}.");
+                Self::new(StatusCode::CONFLICT, ErrorCode::Denied, "immutable", message)
+            }
+        }
+    }
+
+    /// A push without a verdict.
+    pub fn undecided(undecided: &Undecided) -> Self {
+        let message = undecided.to_string();
+        let unavailable = |reason, message| {
+            Self::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, reason, message)
+                .again_later()
+        };
+        match undecided {
+            Undecided::Ledger(error) => {
+                let text = match error {
+                    Unavailable::TimedOut => "taglock's ledger did not answer in time",
+                    Unavailable::Closed => "taglock is stopping",
+                    Unavailable::Store(_) => "taglock's ledger is unavailable",
+                };
+                unavailable("ledger", format!("{text}; nothing was decided, push again"))
+            }
+            Undecided::Registry(_) => unavailable("registry", message),
+            Undecided::Busy(_) => unavailable("busy", message),
+            Undecided::Stuck { .. } => unavailable("stuck", message),
+            Undecided::Invisible => unavailable("invisible", message),
+            Undecided::OutcomeUnknown(trouble) => {
+                let status = match trouble {
+                    Trouble::TimedOut => StatusCode::GATEWAY_TIMEOUT,
+                    _ => StatusCode::BAD_GATEWAY,
+                };
+                Self::new(status, ErrorCode::Unavailable, "outcome-unknown", message)
+            }
+        }
+    }
+
+    /// The registry could not be asked, for a request that changes nothing or that it may have
+    /// got.
+    pub fn trouble(trouble: &Trouble) -> Self {
+        let status = match trouble {
+            Trouble::TimedOut => StatusCode::GATEWAY_TIMEOUT,
+            _ => StatusCode::BAD_GATEWAY,
+        };
+        Self::new(status, ErrorCode::Unavailable, "registry", trouble.to_string())
+    }
+
+    pub fn redirected() -> Self {
+        Self::new(
+            StatusCode::BAD_GATEWAY,
+            ErrorCode::Unavailable,
+            "registry",
+            "the registry redirects manifest writes elsewhere; nothing was written \
+             (point `upstream.url` to where it redirects)",
+        )
+    }
+
+    pub fn digest_mismatch(real: &crate::name::Digest) -> Self {
+        let message = format!("the manifest's digest is {real}, not the one it was pushed under");
+        Self::new(StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid, "malformed", message)
+    }
+
+    pub fn media_type(message: &'static str) -> Self {
+        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        Self::new(status, ErrorCode::Unsupported, "media-type", message)
+    }
+
+    pub fn too_large(max: usize) -> Self {
+        let message = format!("the manifest is larger than {max} bytes (`limits.manifest`)");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::SizeInvalid, "too-large", message)
+    }
+
+    pub fn slow_client() -> Self {
+        let status = StatusCode::REQUEST_TIMEOUT;
+        Self::new(
+            status,
+            ErrorCode::SizeInvalid,
+            "slow-client",
+            "the request took too long to arrive",
+        )
+    }
+
+    pub fn malformed() -> Self {
+        let status = StatusCode::BAD_REQUEST;
+        Self::new(status, ErrorCode::Unsupported, "malformed", "the request can't be read")
+    }
+
+    pub fn rules_changed() -> Self {
+        let message = "the rules changed while the manifest arrived; push again";
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        Self::new(status, ErrorCode::Unavailable, "busy", message).again_later()
+    }
+
+    pub fn internal() -> Self {
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        Self::new(status, ErrorCode::Unavailable, "internal", "taglock failed; its log says why")
+    }
+
+    /// The spec wants 400 or 405 where deletes are disabled.
+    fn unsupported(message: String) -> Self {
+        let status = StatusCode::METHOD_NOT_ALLOWED;
+        let refusal = Self::new(status, ErrorCode::Unsupported, "delete", message);
+        Self { extra: Extra::Allow("GET, HEAD, PUT"), ..refusal }
+    }
+
+    pub fn delete(repository: &RepositoryName, reference: &crate::name::Reference) -> Self {
+        Self::unsupported(format!(
+            "'{reference}' can't be deleted: the '{repository}' repository has immutable tags"
+        ))
+    }
+
+    pub fn blob_delete(repository: &RepositoryName) -> Self {
+        Self::unsupported(format!(
+            "no blob can be deleted: the '{repository}' repository has immutable tags"
+        ))
+    }
+
+    /// A reference that is neither tag nor digest: nothing can be there.
+    pub fn unnamable() -> Self {
+        let status = StatusCode::NOT_FOUND;
+        Self::new(status, ErrorCode::ManifestUnknown, "malformed", "no manifest can have this name")
+    }
+}
+
+impl From<Rejection> for Refusal {
+    fn from(rejection: Rejection) -> Self {
+        let Rejection { status, code, message, allow } = rejection;
+        let extra = allow.map_or(Extra::None, Extra::Allow);
+        Self { extra, ..Self::new(status, code, "malformed", message) }
+    }
+}
+
+impl Edge {
+    /// Writes the answer, then takes a bounded rest of the body off the wire: an answer before its
+    /// end is lost on HTTP/2 and reset on HTTP/1 otherwise.
+    pub(super) async fn refuse(
+        &self,
+        session: &mut Session,
+        passage: &Passage,
+        refusal: Refusal,
+    ) -> Result<()> {
+        let Refusal { status, code, message, reason, extra } = refusal;
+        self.rooms.metrics.refusal(reason);
+        tracing::info!(
+            id = %passage.id, status = status.as_u16(), code = code.as_str(), reason, message,
+            "refused"
+        );
+        let body = wire::error_document(code.as_str(), &message);
+        let mut header = ResponseHeader::build(status, Some(8))?;
+        header.insert_header(CONTENT_TYPE, "application/json")?;
+        header.insert_header("Docker-Distribution-API-Version", "registry/2.0")?;
+        header.insert_header("X-Request-Id", passage.id.header().clone())?;
+        header.insert_header(CONTENT_LENGTH, body.len())?;
+        match extra {
+            Extra::None => {}
+            Extra::Allow(methods) => header.insert_header(ALLOW, methods)?,
+            Extra::RetryAfter => header.insert_header(RETRY_AFTER, RETRY_SECONDS)?,
+        }
+        let unread = !session.downstream_session.is_body_done();
+        if unread {
+            session.set_keepalive(None);
+        }
+        let head = session.req_header().method == http::Method::HEAD;
+        session.write_response_header(Box::new(header), head).await?;
+        if !head {
+            session.write_response_body(Some(body.into()), true).await?;
+        }
+        // Who waits for a "100 Continue" has sent nothing, and will not now.
+        if unread && !session.req_header().headers.contains_key(EXPECT) {
+            drain(session).await;
+        }
+        Ok(())
+    }
+}
+
+async fn drain(session: &mut Session) {
+    let reading = async {
+        let mut left = DRAIN_BYTES;
+        while let Ok(Some(chunk)) = session.downstream_session.read_request_body().await {
+            match left.checked_sub(chunk.len()) {
+                Some(rest) => left = rest,
+                None => break,
+            }
+        }
+    };
+    // A client that is still sending after that has lost its right to the answer.
+    let _ = timeout(DRAIN_TIME, reading).await;
+}

@@ -1,0 +1,246 @@
+//! Manifest writes and deletes in protected scope: from the client to the judge, and its verdict
+//! back to the client.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::header::{
+    CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, TRANSFER_ENCODING,
+};
+use http::{HeaderMap, StatusCode};
+use pingora::Result;
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+
+use super::passage::{InFlight, Passage};
+use super::refusal::Refusal;
+use super::{Edge, intake};
+use crate::judge::{Cargo, Content, Push, Undecided, Verdict};
+use crate::ledger::{AttemptId, RepositoryKey};
+use crate::name::{Digest, Reference, RepositoryName, Tag};
+use crate::registry::client::CONTENT_DIGEST;
+use crate::registry::{Answer, Caller, Trouble, wire};
+use crate::route::ManifestWrite;
+use crate::rules::{Mutability, Rule};
+use crate::telemetry::audit::Decision;
+
+const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
+
+impl Edge {
+    /// A manifest PUT in protected scope.
+    pub(super) async fn write(
+        &self,
+        session: &mut Session,
+        passage: &mut Passage,
+        write: ManifestWrite,
+    ) -> Result<()> {
+        let max = self.config.max_manifest;
+        let headers = &session.req_header().headers;
+        let media_type = match intake::check(headers, &self.config.media, max) {
+            Ok(media_type) => media_type,
+            Err(refusal) => return self.refuse(session, passage, refusal).await,
+        };
+        let manifest = match intake::read(session, media_type, max).await? {
+            Ok(manifest) => manifest,
+            Err(refusal) => return self.refuse(session, passage, refusal).await,
+        };
+        let content = match Content::new(&manifest.bytes, write.digest) {
+            Ok(content) => content,
+            Err(real) => {
+                return self.refuse(session, passage, Refusal::digest_mismatch(&real)).await;
+            }
+        };
+        // Judged under the rules of this moment: they may have changed while the body came.
+        let rules = self.rooms.rules.load_full();
+        let Some(rule) = rules.protecting(&write.repository).cloned() else {
+            return self.refuse(session, passage, Refusal::rules_changed()).await;
+        };
+        let caller = self.caller(session, passage, write.namespace.clone());
+        let named = if write.by_digest { None } else { write.digest };
+        let cargo = Cargo { caller, manifest, named };
+        let verdict = self.judged(session, passage, &write, &rule, content.clone(), cargo).await;
+        self.answer(session, passage, &write, &rule, &content, verdict).await
+    }
+
+    /// Runs the judge in a task of its own: the client going away changes nothing then.
+    async fn judged(
+        &self,
+        session: &Session,
+        passage: &Passage,
+        write: &ManifestWrite,
+        rule: &Rule,
+        content: Content,
+        cargo: Cargo,
+    ) -> Verdict<Answer> {
+        let (protected, mutable): (Vec<_>, Vec<_>) = write
+            .tags
+            .iter()
+            .cloned()
+            .partition(|tag| rule.mutability_of(tag) == Mutability::Immutable);
+        let decision = Decision {
+            id: passage.id.to_string(),
+            user: crate::telemetry::audit::user_of(&session.req_header().headers),
+            client: passage.client.address,
+            repository: write.repository.clone(),
+            tags: protected.clone(),
+            pushed: *content.digest(),
+            rule: rule.name.clone(),
+        };
+        let judge = Arc::clone(&self.rooms.judge);
+        let audit = Arc::clone(&self.rooms.audit);
+        let metrics = Arc::clone(&self.rooms.metrics);
+        let settling = InFlight::new(metrics.settling().clone());
+        let by_digest = write.by_digest.then(|| *content.digest());
+        let push = Push {
+            repository: RepositoryKey {
+                upstream: self.config.upstream.clone(),
+                repository: write.repository.clone(),
+            },
+            protected,
+            mutable,
+            content,
+            attempt: AttemptId::random(),
+            errand: AttemptId::random(),
+            options: self.config.options,
+        };
+        let task = tokio::spawn(async move {
+            let _settling = settling;
+            let started = Instant::now();
+            let verdict = if push.protected.is_empty() {
+                let name = &push.repository.repository;
+                judge.pass(name, by_digest.as_ref(), &push.mutable, cargo).await
+            } else {
+                let verdict = judge.push(push, cargo).await;
+                audit.record(&decision, &verdict);
+                verdict
+            };
+            metrics.push(verdict.label(), started.elapsed());
+            verdict
+        });
+        match task.await {
+            Ok(verdict) => verdict,
+            Err(error) => {
+                tracing::error!(%error, "a push's task ended without a verdict");
+                Verdict::Undecided(Undecided::OutcomeUnknown(Trouble::Garbage("taglock failed")))
+            }
+        }
+    }
+
+    async fn answer(
+        &self,
+        session: &mut Session,
+        passage: &Passage,
+        write: &ManifestWrite,
+        rule: &Rule,
+        content: &Content,
+        verdict: Verdict<Answer>,
+    ) -> Result<()> {
+        match verdict {
+            Verdict::Admitted { answer, tags, .. } => {
+                let echoed = if write.by_digest { tags } else { Vec::new() };
+                let answer = created(answer, &write.repository, content.digest(), &echoed);
+                self.relay(session, passage, answer).await
+            }
+            Verdict::Relayed(answer) if answer.status.is_redirection() => {
+                self.refuse(session, passage, Refusal::redirected()).await
+            }
+            Verdict::Relayed(answer) => self.relay(session, passage, answer).await,
+            Verdict::Refused(conflict) => {
+                let refusal = Refusal::immutable(&conflict, &write.repository, rule);
+                self.refuse(session, passage, refusal).await
+            }
+            Verdict::Undecided(undecided) => {
+                self.refuse(session, passage, Refusal::undecided(&undecided)).await
+            }
+        }
+    }
+
+    /// A delete in protected scope. Who may not look is told so by the registry, not by a rule.
+    pub(super) async fn delete(
+        &self,
+        session: &mut Session,
+        passage: &Passage,
+        repository: &RepositoryName,
+        reference: Reference,
+    ) -> Result<()> {
+        let caller = self.caller(session, passage, None);
+        match self.rooms.judge.let_in(&caller, repository, &reference).await {
+            Ok(()) => self.refuse(session, passage, Refusal::delete(repository, &reference)).await,
+            Err(Ok(answer)) => self.relay(session, passage, answer).await,
+            Err(Err(trouble)) => self.refuse(session, passage, Refusal::trouble(&trouble)).await,
+        }
+    }
+
+    /// The client, as the registry will see it in requests that taglock makes.
+    fn caller(&self, session: &Session, passage: &Passage, namespace: Option<String>) -> Caller {
+        let headers = &session.req_header().headers;
+        Caller { headers: self.forwarding(passage).end_to_end(headers), namespace }
+    }
+
+    /// Passes on what the registry said.
+    async fn relay(&self, session: &mut Session, passage: &Passage, answer: Answer) -> Result<()> {
+        let Answer { status, mut headers, body } = legible(answer);
+        self.rewriting(passage).apply_to(&mut headers);
+        let mut header = ResponseHeader::build(status, Some(headers.len() + 2))?;
+        for (name, value) in &headers {
+            if !is_of_the_connection(name) {
+                header.append_header(name.clone(), value.clone())?;
+            }
+        }
+        header.insert_header(CONTENT_LENGTH, body.len())?;
+        session.write_response_header(Box::new(header), body.is_empty()).await?;
+        if !body.is_empty() {
+            session.write_response_body(Some(body), true).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The registry's 201 for a tag, or one in its stead where the tag was found in place without
+/// one. It has the digest in any case: docker fails without.
+fn created(
+    answer: Option<Answer>,
+    repository: &RepositoryName,
+    digest: &Digest,
+    tags: &[Tag],
+) -> Answer {
+    let mut answer = answer.unwrap_or_else(|| {
+        let mut headers = HeaderMap::new();
+        let location = format!("/v2/{repository}/manifests/{digest}");
+        headers.extend(HeaderValue::from_str(&location).map(|location| (LOCATION, location)));
+        headers.insert("docker-distribution-api-version", HeaderValue::from_static("registry/2.0"));
+        Answer { status: StatusCode::CREATED, headers, body: Bytes::new() }
+    });
+    if let Ok(digest) = HeaderValue::from_str(&digest.to_string()) {
+        answer.headers.entry(CONTENT_DIGEST).or_insert(digest);
+    }
+    for tag in tags {
+        if let Ok(tag) = HeaderValue::from_str(tag.as_str()) {
+            answer.headers.append(OCI_TAG, tag);
+        }
+    }
+    answer
+}
+
+/// Answers to HEAD have no body, and clients print nothing of an error without one.
+fn legible(mut answer: Answer) -> Answer {
+    let code = match answer.status {
+        StatusCode::UNAUTHORIZED => "UNAUTHORIZED",
+        StatusCode::FORBIDDEN => "DENIED",
+        StatusCode::NOT_FOUND => "NAME_UNKNOWN",
+        StatusCode::TOO_MANY_REQUESTS => "TOOMANYREQUESTS",
+        _ => return answer,
+    };
+    if answer.body.is_empty() {
+        let message = "the registry said so without a word when taglock looked for this client";
+        answer.body = wire::error_document(code, message).into();
+        answer.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    }
+    answer
+}
+
+fn is_of_the_connection(name: &HeaderName) -> bool {
+    matches!(*name, CONTENT_LENGTH | TRANSFER_ENCODING | http::header::CONNECTION)
+        || name.as_str() == "keep-alive"
+}

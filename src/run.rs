@@ -1,0 +1,214 @@
+//! The composition root: the only file that sees every room. It builds them from the settings,
+//! connects them, and ends them in order.
+
+mod shutdown;
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use pingora::apps::HttpServerOptions;
+use pingora::listeners::ListenerConfig;
+use pingora::listeners::tls::TlsSettings;
+use pingora::protocols::l4::stream::L4BufferSettings;
+use pingora::proxy::{HttpProxy, ProxyServiceBuilder};
+use pingora::server::configuration::ServerConf;
+use pingora::server::{RunArgs, Server};
+use pingora::services::listening::Service;
+use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
+use rustls::sign::SingleCertAndKey;
+
+use crate::admin::Admin;
+use crate::cli::{Command, Serve};
+use crate::edge::{Config, Edge, Rooms};
+use crate::judge::Judge;
+use crate::ledger::Ledger;
+use crate::ledger::embedded::Embedded;
+use crate::ledger::guarded::Guarded;
+use crate::registry::Registry;
+use crate::registry::client::Client;
+use crate::registry::peer::Peers;
+use crate::settings::{self, Flags, HostPolicy, KeyPair, LogFormat, Problems, Settings, Store};
+use crate::telemetry::audit::Audit;
+use crate::telemetry::{Metrics, logging};
+use shutdown::Shutdown;
+
+/// Why a command ended otherwise than well; `main` turns it into an exit status.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error("{0}")]
+    Settings(#[from] Problems),
+    #[error("{0}")]
+    Start(String),
+}
+
+/// # Errors
+/// See [`Failure`]; its text is for the operator.
+pub fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Serve(flags) => serve(settings_of(flags)?),
+        Command::Check { file } => check(&file),
+    }
+}
+
+fn check(file: &Path) -> Result<(), Failure> {
+    let settings = settings::read_file(file)?;
+    print(&settings::describe(&settings))
+}
+
+/// Data goes to standard output; a reader that has left is no failure of ours.
+fn print(text: &str) -> Result<(), Failure> {
+    use std::io::{ErrorKind, Write};
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Failure::Start(e.to_string())),
+        _ => Ok(()),
+    }
+}
+
+fn settings_of(serve: Serve) -> Result<Settings, Failure> {
+    let Serve { config, upstream, immutable, listen, data, admin } = serve;
+    match (config, upstream) {
+        (Some(file), _) => Ok(settings::read_file(&file)?),
+        (None, Some(upstream)) => {
+            let data = data.unwrap_or_else(|| "taglock-data".into());
+            Ok(settings::from_flags(Flags { upstream, immutable, listen, data, admin })?)
+        }
+        // The command line requires one of the two.
+        (None, None) => Err(Failure::Start("either `--config` or `--upstream` is needed".into())),
+    }
+}
+
+/// Runs until a signal; the process then ends with status 0 from `shutdown`.
+fn serve(settings: Settings) -> Result<(), Failure> {
+    logging::start(&settings.log.filter, settings.log.format == LogFormat::Json)
+        .map_err(Failure::Start)?;
+    // pingora panics where it can't bind; the operator gets a sentence instead.
+    let admin_address = settings.admin.as_ref().map(|admin| admin.address);
+    for address in settings.listen.addresses.iter().copied().chain(admin_address) {
+        check_bind(address)?;
+    }
+    let ledger = open_ledger(&settings)?;
+    let metrics = Arc::new(Metrics::new());
+    let guarded: Arc<dyn Ledger> =
+        Arc::new(Guarded::new(Arc::clone(&ledger), Arc::clone(&metrics)));
+    let peers = Arc::new(peers(&settings));
+    let registry: Arc<dyn Registry> = Arc::new(Client::new(
+        Arc::clone(&peers),
+        Arc::clone(&settings.upstream.media),
+        settings.upstream.redirect_hosts.clone(),
+        settings.limits.manifest,
+    ));
+
+    let configuration = ServerConf {
+        threads: settings.threads,
+        // pingora sleeps this through and then cuts what is left; `shutdown` ends the process
+        // before, as soon as nothing is left.
+        grace_period_seconds: Some(settings.shutdown_timeout.as_secs() + 5),
+        graceful_shutdown_timeout_seconds: Some(1),
+        ..ServerConf::default()
+    };
+    let mut server = Server::new_with_opt_and_conf(None, configuration);
+    server.bootstrap();
+
+    let rooms = Rooms {
+        judge: Arc::new(Judge::new(Arc::clone(&guarded), Arc::clone(&registry))),
+        peers,
+        rules: Arc::new(ArcSwap::new(Arc::clone(&settings.rules))),
+        metrics: Arc::clone(&metrics),
+        audit: Arc::new(Audit::default()),
+    };
+    server.add_service(proxy(&server, &settings, rooms)?);
+    if let Some(admin) = &settings.admin {
+        let token = admin.token.as_ref().map(settings::Secret::expose);
+        let app = Admin::new(guarded, registry, Arc::clone(&metrics), token);
+        let mut service = Service::new("admin".into(), app);
+        service.add_tcp(&admin.address.to_string());
+        server.add_service(service);
+    }
+
+    for address in &settings.listen.addresses {
+        tracing::info!(%address, tls = settings.listen.tls.is_some(), "listening");
+    }
+    let origin = &settings.upstream.origin;
+    tracing::info!(
+        upstream = %format_args!("{}://{}", origin.scheme(), origin.authority()),
+        rules = settings.rules.iter().count(),
+        "taglock {} serves", env!("CARGO_PKG_VERSION")
+    );
+    let shutdown = Shutdown::new(metrics, ledger, settings.shutdown_timeout);
+    server.run(RunArgs { shutdown_signal: Box::new(shutdown) });
+    Ok(())
+}
+
+fn check_bind(address: SocketAddr) -> Result<(), Failure> {
+    match TcpListener::bind(address) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Failure::Start(format!("{address} can't be listened on: {error}"))),
+    }
+}
+
+fn open_ledger(settings: &Settings) -> Result<Arc<dyn Ledger>, Failure> {
+    let Store::Embedded { path } = &settings.ledger.store;
+    let ledger = Embedded::open(path).map_err(|e| Failure::Start(e.to_string()))?;
+    tracing::info!(folder = %path.display(), "the ledger is open");
+    Ok(Arc::new(ledger))
+}
+
+fn peers(settings: &Settings) -> Peers {
+    let upstream = &settings.upstream;
+    let authorities = upstream.authorities.as_ref().map(|list| {
+        let wrapped = |der: &Vec<u8>| WrappedX509::new(der.clone(), parse_x509);
+        list.iter().map(wrapped).collect::<Arc<[_]>>()
+    });
+    let client = upstream
+        .client
+        .as_ref()
+        .map(|pair| Arc::new(CertKey::new(pair.chain.clone(), pair.expose_key().to_vec())));
+    Peers::new(upstream.origin.clone(), upstream.timeouts.clone(), authorities, client)
+}
+
+fn proxy(
+    server: &Server,
+    settings: &Settings,
+    rooms: Rooms,
+) -> Result<Service<HttpProxy<Edge>>, Failure> {
+    let Settings { listen, upstream, limits, .. } = settings;
+    let config = Config {
+        upstream: upstream.name.clone(),
+        doors: upstream.doors.clone(),
+        hosts: listen.hosts.clone(),
+        external: listen.external.clone(),
+        trusted_proxies: listen.trusted_proxies.clone(),
+        tls: listen.tls.is_some(),
+        client_host: upstream.host == HostPolicy::Client,
+        media: Arc::clone(&upstream.media),
+        options: upstream.options,
+        max_manifest: limits.manifest,
+        max_header: limits.header,
+    };
+    let mut options = HttpServerOptions::default();
+    options.h2c = true;
+    let mut service = ProxyServiceBuilder::new(&server.configuration, Edge::new(config, rooms))
+        .name("proxy")
+        .server_options(options)
+        .build();
+    for address in &listen.addresses {
+        // Header and body of a small answer leave in one write.
+        let buffer = L4BufferSettings::default().write(16 * 1024);
+        let endpoint = ListenerConfig::tcp(address.to_string()).l4_buffer(buffer);
+        service.add_listener(match &listen.tls {
+            Some(pair) => endpoint.tls(tls(pair)?),
+            None => endpoint,
+        });
+    }
+    Ok(service)
+}
+
+fn tls(pair: &KeyPair) -> Result<TlsSettings, Failure> {
+    let start = |e: Box<pingora::Error>| Failure::Start(e.to_string());
+    let mut tls = TlsSettings::intermediate("", "").map_err(start)?;
+    tls.set_cert_resolver(Arc::new(SingleCertAndKey::from(pair.certified())));
+    tls.enable_h2();
+    Ok(tls)
+}
