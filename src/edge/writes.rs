@@ -185,7 +185,7 @@ impl Edge {
         let mut header = ResponseHeader::build(status, Some(headers.len() + 2))?;
         for (name, value) in &headers {
             if !is_of_the_connection(name) {
-                header.append_header(name.clone(), value.clone())?;
+                header.append_header(title_case(name), value.clone())?;
             }
         }
         header.insert_header(CONTENT_LENGTH, body.len())?;
@@ -238,6 +238,15 @@ fn legible(mut answer: Answer) -> Answer {
         answer.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     }
     answer
+}
+
+/// As registries write header names in HTTP/1.1; HTTP/2 makes them lower-case again.
+fn title_case(name: &HeaderName) -> String {
+    let parts = name.as_str().split('-').map(|part| {
+        let (first, rest) = part.split_at(part.len().min(1));
+        first.to_ascii_uppercase() + rest
+    });
+    parts.collect::<Vec<_>>().join("-")
 }
 
 fn is_of_the_connection(name: &HeaderName) -> bool {

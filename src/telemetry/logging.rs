@@ -1,5 +1,7 @@
 //! Logs: to standard error, as text or as JSON lines.
 
+use std::io::{IsTerminal, stderr};
+
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt;
 use tracing_subscriber::prelude::*;
@@ -18,14 +20,15 @@ pub fn check_filter(text: &str) -> Result<String, String> {
 /// # Errors
 /// When logs are sent somewhere already.
 pub fn start(filter: &str, json: bool) -> Result<(), String> {
-    // pingora reports every client that leaves as an error of its own; the access log and
-    // the metrics have that already.
-    let filter = format!("pingora_proxy=off,pingora_core=warn,{filter}");
+    // pingora reports every client that leaves, and every pooled connection it gives up, as an
+    // error of its own; the access log and the metrics have what matters of that.
+    let quiet = "pingora_proxy=off,pingora_core=warn,pingora_core::connectors=off";
+    let filter = format!("{quiet},{filter}");
     let filter = EnvFilter::builder().parse_lossy(filter);
     let (text, lines) = if json {
-        (None, Some(fmt::layer().json().flatten_event(true).with_writer(std::io::stderr)))
+        (None, Some(fmt::layer().json().flatten_event(true).with_writer(stderr)))
     } else {
-        (Some(fmt::layer().with_writer(std::io::stderr)), None)
+        (Some(fmt::layer().with_ansi(stderr().is_terminal()).with_writer(stderr)), None)
     };
     tracing_subscriber::registry()
         .with(filter)

@@ -1,0 +1,18 @@
+//! The whole program against real registries and real clients.
+//!
+//! Each test starts what it needs on ports and folders of its own. A part that is missing or does
+//! not start fails the test; `scripts/test` installs all of them.
+
+mod auth;
+mod bad_input;
+mod clients;
+mod fake;
+mod faults;
+mod harness;
+mod http;
+mod program;
+mod pushes;
+mod routes;
+mod tls;
+mod token_server;
+mod transparency;
