@@ -4,6 +4,7 @@
 //! the body is judged, and may send a request again.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -15,7 +16,7 @@ use pingora::ErrorType;
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::prelude::HttpPeer;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::media::MediaTypes;
 use super::peer::{Origin, Peers};
@@ -27,6 +28,10 @@ pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-d
 /// Answers to a look-up or a PUT are small; a larger one is no registry's.
 const MAX_ANSWER: usize = 1024 * 1024;
 const MAX_REDIRECTS: usize = 3;
+/// Registries fail in passing while somebody else writes the same thing: distribution's look-ups
+/// answer 500 when they meet a link that is half written.
+const SECOND_TRIES: [Duration; 3] =
+    [Duration::from_millis(50), Duration::from_millis(150), Duration::from_millis(400)];
 
 /// What of the client's headers goes with taglock's own look-ups.
 const LOOKUP_HEADERS: [HeaderName; 8] = [
@@ -146,9 +151,16 @@ impl Client {
         repeat: Repeat,
     ) -> Result<Answer, Trouble> {
         let whole = async {
+            let mut pauses = SECOND_TRIES.iter();
             loop {
                 let sent = Sent { request: request.clone(), body: body.clone(), max };
                 match self.once(peer, sent).await {
+                    Ok(answer) if answer.status.is_server_error() && repeat == Repeat::Harmless => {
+                        match pauses.next() {
+                            Some(pause) => sleep(*pause).await,
+                            None => return Ok(answer),
+                        }
+                    }
                     Ok(answer) => return Ok(answer),
                     // The pool may hold several dead connections; each is tried once and gone.
                     Err(failure)

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::json;
 use tempfile::TempDir;
@@ -16,7 +17,12 @@ pub struct Images {
 
 impl Images {
     pub fn new() -> Self {
-        let images = Self { folder: tempfile::tempdir().unwrap() };
+        // podman takes only lower-case paths for names.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let prefix = format!("taglock-images-{}-{n}", std::process::id());
+        let folder = tempfile::Builder::new().prefix(&prefix).rand_bytes(0).tempdir().unwrap();
+        let images = Self { folder };
         for name in ["one", "two"] {
             images.image(name, "amd64");
         }

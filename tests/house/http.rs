@@ -6,12 +6,19 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 /// An answer as it came.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
     /// In the order and spelling they came in.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
+}
+
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let text: String = self.text().chars().take(400).collect();
+        write!(f, "{} {:?} {text}", self.status, self.headers)
+    }
 }
 
 impl Answer {
@@ -127,7 +134,8 @@ pub fn request(
     headers: &[(&str, &str)],
     body: &[u8],
 ) -> Answer {
-    raw(address, &bytes(address, method, target, headers, body))
+    try_raw(address, &bytes(address, method, target, headers, body))
+        .unwrap_or_else(|e| panic!("{method} {target} at {address}: {e}"))
 }
 
 pub fn bytes(

@@ -18,6 +18,7 @@ impl Authority {
     fn new() -> Self {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "the house's authority");
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let certificate = params.self_signed(&key).unwrap();
         Self { certificate, issuer: rcgen::Issuer::new(params, key) }
@@ -30,7 +31,8 @@ impl Authority {
     /// `<name>.pem` and `<name>.key` in this folder.
     fn issue(&self, folder: &Path, name: &str, host: &str) {
         let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(vec![host.to_owned()]).unwrap();
+        let mut params = rcgen::CertificateParams::new(vec![host.to_owned()]).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, host);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         fs::write(folder.join(format!("{name}.pem")), certificate.pem()).unwrap();
         fs::write(folder.join(format!("{name}.key")), key.serialize_pem()).unwrap();
