@@ -4,6 +4,7 @@
 //! ledger and a registry. It knows no pingora and no store.
 
 pub mod permit;
+mod publish;
 pub mod push;
 mod rival;
 mod rivals;

@@ -23,7 +23,7 @@ use crate::registry::client::CONTENT_DIGEST;
 use crate::registry::{Answer, Caller, Trouble, wire};
 use crate::route::ManifestWrite;
 use crate::rules::{Mutability, Rule};
-use crate::telemetry::audit::Decision;
+use crate::telemetry::audit::{Decision, Outcome, user_of};
 
 const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
 
@@ -80,7 +80,7 @@ impl Edge {
             .partition(|tag| rule.mutability_of(tag) == Mutability::Immutable);
         let decision = Decision {
             id: passage.id.to_string(),
-            user: crate::telemetry::audit::user_of(&session.req_header().headers),
+            user: user_of(&session.req_header().headers),
             client: passage.client.address,
             repository: write.repository.clone(),
             tags: protected.clone(),
@@ -112,7 +112,7 @@ impl Edge {
                 judge.pass(name, by_digest.as_ref(), &push.mutable, cargo).await
             } else {
                 let verdict = judge.push(push, cargo).await;
-                audit.record(&decision, &verdict);
+                audit.record(&decision, &outcome_of(&verdict));
                 verdict
             };
             metrics.push(verdict.label(), started.elapsed());
@@ -194,6 +194,24 @@ impl Edge {
             session.write_response_body(Some(body), true).await?;
         }
         Ok(())
+    }
+}
+
+/// A verdict as the audit tells it.
+fn outcome_of(verdict: &Verdict<Answer>) -> Outcome {
+    let outcome =
+        Outcome { label: verdict.label(), bound: None, registry_status: None, detail: None };
+    match verdict {
+        Verdict::Admitted { answer, sealed, .. } => Outcome {
+            registry_status: answer.as_ref().map(|answer| answer.status.as_u16()),
+            detail: (!sealed).then(|| "not sealed yet".to_owned()),
+            ..outcome
+        },
+        Verdict::Refused(conflict) => Outcome { bound: Some(conflict.bound), ..outcome },
+        Verdict::Relayed(answer) => {
+            Outcome { registry_status: Some(answer.status.as_u16()), ..outcome }
+        }
+        Verdict::Undecided(undecided) => Outcome { detail: Some(undecided.to_string()), ..outcome },
     }
 }
 

@@ -7,6 +7,7 @@
 //! 4. see again; 5. publish the tag, once; 6. seal.
 
 use super::permit::{Basis, Permit};
+use super::publish::{Doubt, Progress};
 use super::rival::{Rival, Roll};
 use super::step::{Action, Conflict, Event, Push, Step, Undecided, Verdict};
 use crate::ledger::{Claim, Entry, Origin, Seal, Unavailable};
@@ -24,9 +25,9 @@ pub struct Machine<A> {
     pub(super) push: Push,
     pub(super) phase: Phase<A>,
     /// What may be published, as far as is known.
-    permits: Vec<Permit>,
+    pub(super) permits: Vec<Permit>,
     /// Tags sealed with this digest whose image was deleted: a push brings it back.
-    withdrawn: Vec<Tag>,
+    pub(super) withdrawn: Vec<Tag>,
     pub(super) staging: Staging<A>,
     /// The registry has shown or taken something for this client.
     pub(super) let_in: bool,
@@ -81,28 +82,6 @@ pub(super) enum After<A> {
     Undecided(Undecided),
     /// Seal what the registry turned out to have.
     Seal(Tag, Digest),
-}
-
-/// A PUT by tag that was not answered with 201.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Doubt<A> {
-    Refused(A),
-    Unknown(Trouble),
-}
-
-/// The outcomes of the permits so far, in their order.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Progress<A> {
-    outcomes: Vec<Outcome<A>>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Outcome<A> {
-    Created(A),
-    /// Found in place, whatever the answer was.
-    Confirmed,
-    Refused(A),
-    Unknown(Trouble),
 }
 
 impl<A: Clone> Machine<A> {
@@ -308,7 +287,7 @@ impl<A: Clone> Machine<A> {
     }
 
     /// The tags this attempt owns, whose permits pass.
-    fn claimed_tags(&self, pass: impl Fn(usize) -> bool) -> Vec<Tag> {
+    pub(super) fn claimed_tags(&self, pass: impl Fn(usize) -> bool) -> Vec<Tag> {
         let permits = self.permits.iter().enumerate();
         permits
             .filter(|(n, permit)| permit.basis() == Basis::Claimed && pass(*n))
@@ -369,136 +348,9 @@ impl<A: Clone> Machine<A> {
         }
     }
 
-    fn abort(&mut self, tags: Vec<Tag>, phase: Phase<A>) -> Step<A> {
+    pub(super) fn abort(&mut self, tags: Vec<Tag>, phase: Phase<A>) -> Step<A> {
         let digest = *self.push.content.digest();
         self.act(phase, Action::Abort { tags, digest, attempt: self.push.attempt })
-    }
-
-    // Step 5: each PUT once, and none again.
-
-    fn publish(&mut self) -> Step<A> {
-        self.permits.extend(self.push.mutable.iter().map(Permit::mutable));
-        self.publish_next(Progress { outcomes: Vec::new() })
-    }
-
-    fn publish_next(&mut self, progress: Progress<A>) -> Step<A> {
-        match self.permits.get(progress.outcomes.len()).cloned() {
-            Some(permit) => self.act(Phase::Publishing(progress), Action::Publish(permit)),
-            None => self.disown(progress),
-        }
-    }
-
-    fn published(&mut self, mut progress: Progress<A>, written: Written<A>) -> Step<A> {
-        let permit = &self.permits[progress.outcomes.len()];
-        let doubt = match written {
-            Written::Created(answer) => {
-                progress.outcomes.push(Outcome::Created(answer));
-                return self.publish_next(progress);
-            }
-            // Whether the tag is in place or not: who may not push is told so.
-            Written::Denied(answer) => {
-                progress.outcomes.push(Outcome::Refused(answer));
-                return self.publish_next(progress);
-            }
-            Written::Refused(answer) => Doubt::Refused(answer),
-            Written::Unknown(trouble) => Doubt::Unknown(trouble),
-        };
-        let look = Action::Look(permit.tag().clone());
-        self.act(Phase::Checking(progress, doubt), look)
-    }
-
-    fn checked(
-        &mut self,
-        mut progress: Progress<A>,
-        doubt: Doubt<A>,
-        seen: Sighting<A>,
-    ) -> Step<A> {
-        let basis = self.permits[progress.outcomes.len()].basis();
-        let in_place = matches!(&seen, Sighting::Found(digest) if self.push.content.is(digest));
-        progress.outcomes.push(match doubt {
-            // A mutable tag may have been there before: its registry's no stands.
-            Doubt::Refused(answer) if !in_place || basis == Basis::Mutable => {
-                Outcome::Refused(answer)
-            }
-            Doubt::Unknown(trouble) if !in_place => Outcome::Unknown(trouble),
-            // Registries with an immutability of their own refuse what is already so.
-            Doubt::Refused(_) | Doubt::Unknown(_) => Outcome::Confirmed,
-        });
-        self.publish_next(progress)
-    }
-
-    /// The refused ones leave the claim: their only PUT has been definitively refused. One whose
-    /// outcome is unknown stays among the owners for ever.
-    fn disown(&mut self, progress: Progress<A>) -> Step<A> {
-        let refused = |n: usize| matches!(progress.outcomes[n], Outcome::Refused(_));
-        let tags = self.claimed_tags(refused);
-        if tags.is_empty() || !self.push.options.abort {
-            self.seal(progress)
-        } else {
-            self.abort(tags, Phase::Disowning(progress))
-        }
-    }
-
-    // Step 6.
-
-    fn seal(&mut self, progress: Progress<A>) -> Step<A> {
-        let in_place =
-            |n: usize| matches!(progress.outcomes[n], Outcome::Created(_) | Outcome::Confirmed);
-        let permits = self.permits.iter().enumerate();
-        let tags: Vec<_> = permits
-            .filter(|(n, permit)| match permit.basis() {
-                Basis::Claimed => in_place(*n),
-                Basis::Sealed => in_place(*n) && self.withdrawn.contains(permit.tag()),
-                Basis::Mutable => false,
-            })
-            .map(|(_, permit)| permit.tag().clone())
-            .collect();
-        if tags.is_empty() {
-            return self.conclude(progress, true);
-        }
-        let digest = *self.push.content.digest();
-        self.act(Phase::Sealing(progress), Action::Seal { tags, digest, origin: Origin::Push })
-    }
-
-    fn sealed(&mut self, progress: Progress<A>, sealed: Result<Seal, Unavailable>) -> Step<A> {
-        match sealed {
-            Ok(Seal::Sealed) => self.conclude(progress, true),
-            // The claim stood until now, so only a ledger that lost it can say so.
-            Ok(Seal::Conflict(_)) => self.look_up(),
-            // The claim is durable and the tag is in the registry: nothing else can take it.
-            Err(_) => self.conclude(progress, false),
-        }
-    }
-
-    fn conclude(&mut self, progress: Progress<A>, sealed: bool) -> Step<A> {
-        let mut answer = None;
-        let mut tags = Vec::new();
-        let mut refusal = None;
-        for (permit, outcome) in self.permits.iter().zip(progress.outcomes) {
-            match outcome {
-                Outcome::Created(created) => {
-                    answer.get_or_insert(created);
-                    tags.push(permit.tag().clone());
-                }
-                Outcome::Confirmed => tags.push(permit.tag().clone()),
-                Outcome::Refused(refused) => {
-                    refusal.get_or_insert(refused);
-                }
-                Outcome::Unknown(trouble) => {
-                    return self.undecided(Undecided::OutcomeUnknown(trouble));
-                }
-            }
-        }
-        match refusal {
-            Some(refusal) if tags.is_empty() => self.relay(refusal),
-            _ => {
-                let staged = match &self.staging {
-                    Staging::Done(staged) => Some(staged.clone()),
-                    Staging::Not => None,
-                };
-                self.done(Verdict::Admitted { answer: answer.or(staged), tags, sealed })
-            }
-        }
     }
 
     // Before any refusal the registry must have let this client in.
@@ -543,7 +395,7 @@ impl<A: Clone> Machine<A> {
         self.done(Verdict::Undecided(why.into()))
     }
 
-    fn done(&mut self, verdict: Verdict<A>) -> Step<A> {
+    pub(super) fn done(&mut self, verdict: Verdict<A>) -> Step<A> {
         self.phase = Phase::Ended;
         Step::Done(verdict)
     }

@@ -1,1 +1,468 @@
+use std::collections::{HashMap, VecDeque};
+use std::sync::Mutex;
 
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode};
+
+use super::*;
+use crate::ledger::memory::Memory;
+use crate::ledger::{AttemptId, Entry, Origin, RepositoryKey, Seal};
+use crate::name::{Algorithm, UpstreamName};
+
+/// A registry in memory that answers what it is told to before it answers truly.
+#[derive(Default)]
+struct Shelf {
+    manifests: Mutex<HashMap<Digest, Manifest>>,
+    tags: Mutex<HashMap<Tag, Digest>>,
+    script: Mutex<HashMap<&'static str, VecDeque<Play>>>,
+    calls: Mutex<Vec<String>>,
+    algorithm: Option<Algorithm>,
+}
+
+#[derive(Clone, Copy)]
+enum Play {
+    Truth,
+    Deny,
+    NotFound,
+    Refuse,
+    /// An unclear answer to a PUT that took place.
+    DoneButUnclear,
+    Unclear,
+}
+
+impl Shelf {
+    fn plan(&self, call: &'static str, plays: &[Play]) {
+        self.script.lock().unwrap().entry(call).or_default().extend(plays);
+    }
+
+    fn play(&self, call: &'static str, what: &str) -> Play {
+        self.calls.lock().unwrap().push(format!("{call} {what}"));
+        let mut script = self.script.lock().unwrap();
+        script.get_mut(call).and_then(VecDeque::pop_front).unwrap_or(Play::Truth)
+    }
+
+    fn tag(&self, name: &str) -> Option<Digest> {
+        self.tags.lock().unwrap().get(&tag(name)).copied()
+    }
+
+    fn set(&self, name: &str, manifest: &Manifest) {
+        self.tags.lock().unwrap().insert(tag(name), self.store(manifest));
+    }
+
+    fn store(&self, manifest: &Manifest) -> Digest {
+        let digest = Digest::of(self.algorithm.unwrap_or(Algorithm::Sha256), &manifest.bytes);
+        self.manifests.lock().unwrap().insert(digest, manifest.clone());
+        digest
+    }
+
+    fn sight(&self, play: Play, truth: Option<Digest>) -> Sighting {
+        match (play, truth) {
+            (Play::Deny, _) => Sighting::Denied(answer(403)),
+            (Play::NotFound, _) | (_, None) => Sighting::NotFound(answer(404)),
+            (Play::Unclear, _) => Sighting::Unclear(Trouble::Status(500)),
+            (_, Some(digest)) => Sighting::Found(digest),
+        }
+    }
+
+    fn calls(&self) -> Vec<String> {
+        std::mem::take(&mut self.calls.lock().unwrap())
+    }
+}
+
+fn answer(status: u16) -> Answer {
+    Answer {
+        status: StatusCode::from_u16(status).unwrap(),
+        headers: HeaderMap::new(),
+        body: Bytes::new(),
+    }
+}
+
+#[async_trait]
+impl Registry for Shelf {
+    async fn look(&self, _: &Caller, _: &RepositoryName, reference: &Reference) -> Sighting {
+        match reference {
+            Reference::Tag(tag) => {
+                let play = self.play("look", tag.as_str());
+                self.sight(play, self.tag(tag.as_str()))
+            }
+            Reference::Digest(digest) => {
+                let play = self.play("look-digest", "");
+                let stored = self.manifests.lock().unwrap().contains_key(digest);
+                self.sight(play, stored.then_some(*digest))
+            }
+        }
+    }
+
+    async fn resolve(&self, _: &Caller, _: &RepositoryName, tag: &Tag) -> Sighting {
+        let play = self.play("resolve", tag.as_str());
+        self.sight(play, self.tag(tag.as_str()))
+    }
+
+    async fn put(
+        &self,
+        _: &Caller,
+        _: &RepositoryName,
+        place: Place<'_>,
+        manifest: &Manifest,
+    ) -> Written {
+        let (call, what) = match place {
+            Place::Digest(_) => ("stage", String::new()),
+            Place::Tag { tag, .. } => ("publish", tag.to_string()),
+        };
+        let play = self.play(call, &what);
+        if matches!(play, Play::Truth | Play::DoneButUnclear) {
+            match place {
+                Place::Digest(digest) => {
+                    self.manifests.lock().unwrap().insert(*digest, manifest.clone());
+                }
+                Place::Tag { tag, .. } => self.set(tag.as_str(), manifest),
+            }
+        }
+        match play {
+            Play::Truth => Written::Created(answer(201)),
+            Play::Deny => Written::Denied(answer(403)),
+            Play::Refuse | Play::NotFound => Written::Refused(answer(400)),
+            Play::DoneButUnclear | Play::Unclear => Written::Unknown(Trouble::TimedOut),
+        }
+    }
+
+    async fn ping(&self) -> Result<(), Trouble> {
+        Ok(())
+    }
+
+    async fn fetch(&self, _: &Caller, _: &RepositoryName, digest: &Digest) -> Fetched {
+        self.play("fetch", "");
+        let found = self.manifests.lock().unwrap().get(digest).cloned();
+        found.map_or(Fetched::NotFound, Fetched::Found)
+    }
+}
+
+struct House {
+    judge: Judge,
+    ledger: Arc<Memory>,
+    shelf: Arc<Shelf>,
+    options: Options,
+}
+
+impl House {
+    fn new() -> Self {
+        Self::with(Shelf::default())
+    }
+
+    fn with(shelf: Shelf) -> Self {
+        let (ledger, shelf) = (Arc::new(Memory::new()), Arc::new(shelf));
+        let judge = Judge::new(Arc::<Memory>::clone(&ledger), Arc::<Shelf>::clone(&shelf));
+        Self { judge, ledger, shelf, options: Options::default() }
+    }
+
+    async fn push(&self, tags: &[&str], seed: &str) -> Verdict<Answer> {
+        self.push_with(tags, &[], seed).await
+    }
+
+    async fn push_with(&self, tags: &[&str], mutable: &[&str], seed: &str) -> Verdict<Answer> {
+        let manifest = manifest(seed);
+        let push = Push {
+            repository: key(),
+            protected: tags.iter().map(|t| tag(t)).collect(),
+            mutable: mutable.iter().map(|t| tag(t)).collect(),
+            content: Content::new(&manifest.bytes, None).unwrap(),
+            attempt: AttemptId::random(),
+            errand: AttemptId::random(),
+            options: self.options,
+        };
+        let cargo = Cargo { caller: Caller::default(), manifest, named: None };
+        self.judge.push(push, cargo).await
+    }
+
+    async fn entry(&self, name: &str) -> Entry {
+        self.ledger.lookup(&key(), &[tag(name)]).await.unwrap().remove(0)
+    }
+
+    /// Leaves a claim behind, as a push does that crashed.
+    async fn claimed(&self, name: &str, seed: &str) -> AttemptId {
+        let attempt = AttemptId::random();
+        self.ledger.claim(&key(), &[tag(name)], &digest(seed), attempt).await.unwrap();
+        attempt
+    }
+}
+
+fn key() -> RepositoryKey {
+    RepositoryKey {
+        upstream: UpstreamName::parse("default").unwrap(),
+        repository: RepositoryName::parse("app").unwrap(),
+    }
+}
+
+fn tag(name: &str) -> Tag {
+    Tag::parse(name).unwrap()
+}
+
+fn manifest(seed: &str) -> Manifest {
+    Manifest {
+        bytes: Bytes::copy_from_slice(seed.as_bytes()),
+        media_type: HeaderValue::from_static("application/vnd.oci.image.index.v1+json"),
+    }
+}
+
+fn digest(seed: &str) -> Digest {
+    Digest::of(Algorithm::Sha256, seed.as_bytes())
+}
+
+fn admitted(verdict: &Verdict<Answer>) -> bool {
+    matches!(verdict, Verdict::Admitted { sealed: true, .. })
+}
+
+#[track_caller]
+fn refused(verdict: &Verdict<Answer>, name: &str, bound: &str) {
+    match verdict {
+        Verdict::Refused(conflict) => {
+            assert_eq!((&conflict.tag, conflict.bound), (&tag(name), digest(bound)));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[track_caller]
+fn relayed(verdict: &Verdict<Answer>, status: u16) {
+    assert!(matches!(verdict, Verdict::Relayed(a) if a.status == status), "{verdict:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_push_of_the_bound_image_is_one_put_and_another_is_one_look() {
+    let house = House::new();
+    assert!(admitted(&house.push(&["v1"], "one").await));
+    assert!(matches!(house.entry("v1").await, Entry::Sealed(s) if s.origin == Origin::Push));
+    house.shelf.calls();
+    assert!(admitted(&house.push(&["v1"], "one").await));
+    assert_eq!(house.shelf.calls(), ["publish v1"]);
+    refused(&house.push(&["v1"], "two").await, "v1", "one");
+    assert_eq!(house.shelf.calls(), ["look v1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_registry_has_is_sealed_before_it_is_compared() {
+    let house = House::new();
+    house.shelf.set("v1", &manifest("old"));
+    refused(&house.push(&["v1"], "new").await, "v1", "old");
+    assert!(matches!(house.entry("v1").await, Entry::Sealed(s) if s.origin == Origin::Import));
+    assert!(admitted(&house.push(&["v1"], "old").await));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registry_of_another_algorithm_is_compared_by_content() {
+    let house = House::with(Shelf { algorithm: Some(Algorithm::Sha512), ..Shelf::default() });
+    house.shelf.set("v1", &manifest("old"));
+    assert!(admitted(&house.push(&["v1"], "old").await), "the same bytes");
+    let entry = house.entry("v1").await;
+    assert_eq!(entry.digest().unwrap().algorithm(), Algorithm::Sha512);
+    assert!(matches!(house.push(&["v1"], "new").await, Verdict::Refused(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_refusal_is_told_to_whom_the_registry_does_not_let_in() {
+    let house = House::new();
+    house.push(&["v1"], "one").await;
+    house.shelf.plan("look", &[Play::Deny]);
+    relayed(&house.push(&["v1"], "two").await, 403);
+    // A 404 may mean "no access": only who may push is told.
+    house.shelf.plan("look", &[Play::NotFound]);
+    house.shelf.plan("stage", &[Play::Deny]);
+    relayed(&house.push(&["v1"], "two").await, 403);
+    house.shelf.plan("look", &[Play::NotFound]);
+    refused(&house.push(&["v1"], "two").await, "v1", "one");
+    // And who may not push the bound image hears no 201.
+    house.shelf.plan("publish", &[Play::Deny]);
+    relayed(&house.push(&["v1"], "one").await, 403);
+}
+
+#[tokio::test(start_paused = true)]
+async fn denials_and_troubles_before_the_publication_leave_no_claim() {
+    for (call, play) in [
+        ("resolve", Play::Deny),
+        ("resolve", Play::Unclear),
+        ("stage", Play::Deny),
+        ("stage", Play::Refuse),
+        ("stage", Play::Unclear),
+        ("look", Play::Deny),
+        ("look", Play::Unclear),
+        ("look-digest", Play::NotFound),
+        ("look-digest", Play::Deny),
+        ("look-digest", Play::Unclear),
+    ] {
+        let house = House::new();
+        if matches!(call, "resolve" | "look") {
+            // There is something to see, so that the play is not a mere 404.
+            house.shelf.set("v1", &manifest("one"));
+        }
+        if call == "look" {
+            house.shelf.plan("resolve", &[Play::NotFound]);
+        }
+        house.shelf.plan(call, &[play]);
+        let verdict = house.push(&["v1"], "one").await;
+        assert!(matches!(verdict, Verdict::Relayed(_) | Verdict::Undecided(_)), "{verdict:?}");
+        assert_eq!(house.entry("v1").await, Entry::Absent, "{call}");
+        assert!(!house.shelf.calls().iter().any(|c| c.starts_with("publish")), "{call}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_definitive_refusal_frees_the_tag_and_an_unknown_outcome_does_not() {
+    let house = House::new();
+    house.shelf.plan("publish", &[Play::Refuse, Play::Deny, Play::Unclear]);
+    relayed(&house.push(&["v1"], "one").await, 400);
+    assert_eq!(house.entry("v1").await, Entry::Absent);
+    relayed(&house.push(&["v1"], "one").await, 403);
+    assert_eq!(house.entry("v1").await, Entry::Absent);
+    let verdict = house.push(&["v1"], "one").await;
+    assert!(matches!(verdict, Verdict::Undecided(Undecided::OutcomeUnknown(_))), "{verdict:?}");
+    assert!(matches!(house.entry("v1").await, Entry::Pending(_)));
+    assert!(admitted(&house.push(&["v1"], "one").await), "the same image completes it");
+    house.shelf.plan("publish", &[Play::DoneButUnclear]);
+    assert!(admitted(&house.push(&["v2"], "one").await), "a look resolves it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_refused_pushers_of_one_image_leave_nothing_behind() {
+    let house = House::new();
+    let other = house.claimed("v1", "one").await;
+    house.shelf.plan("publish", &[Play::Refuse]);
+    relayed(&house.push(&["v1"], "one").await, 400);
+    assert!(matches!(house.entry("v1").await, Entry::Pending(p) if p.owners == [other]));
+    house.ledger.abort(&key(), &[tag("v1")], &digest("one"), other).await.unwrap();
+    assert_eq!(house.entry("v1").await, Entry::Absent);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rivals_claim_is_waited_for_then_brought_to_its_end() {
+    // Its owner staged the manifest and crashed.
+    let house = House::new();
+    house.claimed("v1", "one").await;
+    house.shelf.store(&manifest("one"));
+    let start = tokio::time::Instant::now();
+    refused(&house.push(&["v1"], "two").await, "v1", "one");
+    assert!(start.elapsed() >= Duration::from_secs(1), "it was given time");
+    assert_eq!(house.shelf.tag("v1"), Some(digest("one")));
+    assert!(matches!(house.entry("v1").await, Entry::Sealed(_)));
+
+    // It published and crashed before the seal: one look is enough.
+    let house = House::new();
+    house.claimed("v1", "one").await;
+    house.shelf.set("v1", &manifest("one"));
+    let start = tokio::time::Instant::now();
+    refused(&house.push(&["v1"], "two").await, "v1", "one");
+    assert!(start.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rivals_claim_that_cannot_end_stays_and_says_so() {
+    // What it staged is gone.
+    let house = House::new();
+    let owner = house.claimed("v1", "one").await;
+    let verdict = house.push(&["v1"], "two").await;
+    assert!(matches!(verdict, Verdict::Undecided(Undecided::Stuck { .. })), "{verdict:?}");
+    assert!(matches!(house.entry("v1").await, Entry::Pending(p) if p.owners == [owner]));
+    // Its own image ends it.
+    assert!(admitted(&house.push(&["v1"], "one").await));
+
+    // The registry refuses the errand: it leaves the claim to its owner.
+    let house = House::new();
+    let owner = house.claimed("v1", "one").await;
+    house.shelf.store(&manifest("one"));
+    house.shelf.plan("publish", &[Play::Refuse]);
+    let verdict = house.push(&["v1"], "two").await;
+    assert!(matches!(verdict, Verdict::Undecided(Undecided::Stuck { .. })), "{verdict:?}");
+    assert!(matches!(house.entry("v1").await, Entry::Pending(p) if p.owners == [owner]));
+
+    // Who may not push moves nothing forward.
+    let house = House::new();
+    house.claimed("v1", "one").await;
+    house.shelf.store(&manifest("one"));
+    house.shelf.plan("stage", &[Play::Deny]);
+    relayed(&house.push(&["v1"], "two").await, 403);
+    assert_eq!(house.shelf.tag("v1"), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_whose_rival_pushes_the_same_waits_and_joins() {
+    let house = House::new();
+    house.claimed("v1", "one").await;
+    let start = tokio::time::Instant::now();
+    assert!(admitted(&house.push(&["v1"], "one").await));
+    assert!(start.elapsed() >= Duration::from_secs(2), "it waited before it joined");
+    assert!(matches!(house.entry("v1").await, Entry::Sealed(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_set_is_claimed_whole_published_each_and_refused_ones_given_back() {
+    let house = House::new();
+    let verdict = house.push_with(&["a", "b"], &["latest"], "one").await;
+    let Verdict::Admitted { tags, .. } = verdict else { panic!("{verdict:?}") };
+    assert_eq!(tags, [tag("a"), tag("b"), tag("latest")]);
+    assert_eq!(house.entry("latest").await, Entry::Absent, "a mutable tag is not bound");
+    house.shelf.calls();
+
+    let verdict = house.push_with(&["c", "b"], &["latest"], "two").await;
+    refused(&verdict, "b", "one");
+    assert_eq!(house.entry("c").await, Entry::Absent);
+    assert_eq!(house.shelf.tag("latest"), Some(digest("one")));
+
+    house.shelf.plan("publish", &[Play::Truth, Play::Refuse]);
+    let verdict = house.push(&["d", "e"], "two").await;
+    let Verdict::Admitted { tags, .. } = verdict else { panic!("{verdict:?}") };
+    assert_eq!(tags, [tag("d")]);
+    assert_eq!(house.entry("e").await, Entry::Absent);
+    assert!(matches!(house.entry("d").await, Entry::Sealed(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_withdrawn_tag_comes_back_with_its_own_image_only() {
+    let house = House::new();
+    house.push(&["v1"], "one").await;
+    house.ledger.withdraw(&key(), &[tag("v1")], &digest("one")).await.unwrap();
+    refused(&house.push(&["v1"], "two").await, "v1", "one");
+    assert!(matches!(house.entry("v1").await, Entry::Sealed(s) if s.withdrawn.is_some()));
+    assert!(admitted(&house.push(&["v1"], "one").await));
+    assert!(matches!(house.entry("v1").await, Entry::Sealed(s) if s.withdrawn.is_none()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_ledger_nothing_is_sent() {
+    let house = House::new();
+    house.ledger.close().await;
+    let verdict = house.push(&["v1"], "one").await;
+    assert!(matches!(verdict, Verdict::Undecided(Undecided::Ledger(_))), "{verdict:?}");
+    assert_eq!(house.shelf.calls(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_out_of_band_write_between_the_looks_wins_and_frees_the_claim() {
+    let house = House::new();
+    house.shelf.set("v1", &manifest("behind"));
+    house.shelf.plan("resolve", &[Play::NotFound]);
+    refused(&house.push(&["v1"], "one").await, "v1", "behind");
+    assert!(matches!(house.entry("v1").await, Entry::Sealed(s) if s.origin == Origin::Import));
+}
+
+#[tokio::test]
+async fn a_wrong_digest_is_told_by_its_own_algorithm() {
+    let named = Digest::of(Algorithm::Sha512, b"x");
+    assert_eq!(Content::new(b"y", Some(named)), Err(Digest::of(Algorithm::Sha512, b"y")));
+    let content = Content::new(b"x", Some(named)).unwrap();
+    assert_eq!(*content.digest(), named);
+    assert!(content.is(&Digest::of(Algorithm::Sha256, b"x")));
+    assert!(!content.is(&Digest::of(Algorithm::Sha256, b"y")));
+}
+
+#[tokio::test]
+async fn a_conflict_when_sealing_is_only_believed_after_another_look() {
+    // The ledger lost the claim and somebody else got the tag: nothing false is acknowledged.
+    let house = House::new();
+    house.shelf.plan("resolve", &[Play::NotFound]);
+    house.shelf.set("v1", &manifest("one"));
+    assert_eq!(
+        house.ledger.seal(&key(), &[tag("v1")], &digest("two"), Origin::Push).await,
+        Ok(Seal::Sealed)
+    );
+    refused(&house.push(&["v1"], "one").await, "v1", "two");
+}

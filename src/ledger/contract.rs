@@ -26,7 +26,7 @@ pub fn tag(name: &str) -> Tag {
 }
 
 pub fn digest(seed: u8) -> Digest {
-    let algorithm = if seed % 2 == 0 { Algorithm::Sha512 } else { Algorithm::Sha256 };
+    let algorithm = if seed.is_multiple_of(2) { Algorithm::Sha512 } else { Algorithm::Sha256 };
     Digest::of(algorithm, &[seed])
 }
 

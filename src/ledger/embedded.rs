@@ -25,11 +25,11 @@ use crate::name::{Digest, RepositoryName, Tag, UpstreamName};
 use writer::{Change, Operation, Writer};
 
 /// `upstream \0 repository \0 tag` to the entry's bytes.
-const ENTRIES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("entries");
+const ENTRIES: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("entries");
 /// `upstream \0 repository \0 digest tag` to nothing: which tags have a digest.
-const BY_DIGEST: TableDefinition<&[u8], ()> = TableDefinition::new("by-digest");
+const BY_DIGEST: TableDefinition<'static, &[u8], ()> = TableDefinition::new("by-digest");
 /// `upstream \0 repository \0` to the sequence number.
-const SEQUENCES: TableDefinition<&[u8], u64> = TableDefinition::new("sequences");
+const SEQUENCES: TableDefinition<'static, &[u8], u64> = TableDefinition::new("sequences");
 
 pub struct Embedded {
     identity: Identity,

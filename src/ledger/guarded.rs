@@ -41,9 +41,8 @@ impl Guarded {
         let start = Instant::now();
         let deadline = start + self.patience;
         let result = loop {
-            let result = match timeout_at(deadline, run()).await {
-                Ok(result) => result,
-                Err(_) => break Err(Unavailable::TimedOut),
+            let Ok(result) = timeout_at(deadline, run()).await else {
+                break Err(Unavailable::TimedOut);
             };
             match result {
                 Err(Unavailable::Store(_) | Unavailable::TimedOut)

@@ -40,7 +40,7 @@ impl Memory {
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> Result<T, Unavailable> {
         // A panic while the lock was held would have been in plain map operations on
         // entries that are replaced whole, so the state is sound even then.
-        let mut guard = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut guard = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         guard.as_mut().map(act).ok_or(Unavailable::Closed)
     }
 }
@@ -212,6 +212,6 @@ impl Ledger for Memory {
     }
 
     async fn close(&self) {
-        *self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
+        *self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
     }
 }

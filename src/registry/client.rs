@@ -370,6 +370,7 @@ impl Client {
 }
 
 /// The answer of a look-up that found something, or what it means otherwise.
+#[expect(clippy::result_large_err, reason = "either side is the answer itself, moved once")]
 fn sighted(answer: Answer) -> Result<Answer, Sighting> {
     match answer.status {
         StatusCode::OK => Ok(answer),

@@ -63,7 +63,7 @@ impl ManifestQuery {
 fn decode(text: &str) -> Result<String, Rejection> {
     percent_decode_str(text)
         .decode_utf8()
-        .map(|text| text.into_owned())
+        .map(std::borrow::Cow::into_owned)
         .map_err(|_| Rejection::target("the query is not UTF-8 after decoding"))
 }
 

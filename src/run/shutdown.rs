@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::sleep;
 
 use crate::ledger::Ledger;
 use crate::telemetry::Metrics;
@@ -39,34 +40,38 @@ impl ShutdownSignalWatch for Shutdown {
         // threads of ours, the ledger's closing among it.
         let (metrics, ledger, timeout) =
             (Arc::clone(&self.metrics), Arc::clone(&self.ledger), self.timeout);
-        thread::spawn(move || end(&metrics, ledger, timeout));
-        thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            if let Ok(runtime) = runtime {
-                runtime.block_on(async { Signals::new().next().await });
-                tracing::warn!("stopped at once by a second signal");
-                process::exit(1);
-            }
+        on_a_thread(end(metrics, ledger, timeout));
+        on_a_thread(async {
+            Signals::new().next().await;
+            tracing::warn!("stopped at once by a second signal");
+            process::exit(1);
         });
         ShutdownSignal::GracefulTerminate
     }
 }
 
-fn end(metrics: &Metrics, ledger: Arc<dyn Ledger>, timeout: Duration) -> ! {
+/// Runs on a thread and a runtime of its own, whatever becomes of pingora's.
+fn on_a_thread(work: impl Future<Output = ()> + Send + 'static) {
+    thread::spawn(move || {
+        match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime.block_on(work),
+            Err(error) => tracing::error!(%error, "no runtime for stopping; pingora ends later"),
+        }
+    });
+}
+
+async fn end(metrics: Arc<Metrics>, ledger: Arc<dyn Ledger>, timeout: Duration) {
     let start = Instant::now();
-    thread::sleep(SETTLE);
+    sleep(SETTLE).await;
     let under_way = || metrics.in_flight().get() + metrics.settling().get();
     while under_way() > 0 && start.elapsed() < timeout {
-        thread::sleep(POLL);
+        sleep(POLL).await;
     }
     match under_way() {
         0 => tracing::info!("stopped after {:?}", start.elapsed()),
         left => tracing::warn!(requests = left, "stopped, requests that took too long are cut"),
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    if let Ok(runtime) = runtime {
-        runtime.block_on(ledger.close());
-    }
+    ledger.close().await;
     process::exit(0)
 }
 

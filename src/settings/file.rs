@@ -233,13 +233,20 @@ fn one_upstream(mut table: Table<'_>) -> Option<Upstream> {
         defaults.chain(extra.unwrap_or_default()).collect()
     };
     let name = table.text("name", UpstreamName::parse);
+    let plain = origin.as_ref().is_some_and(|origin| !origin.tls);
+    if plain && table.has("ca_file") {
+        table.problem("ca_file", "the registry is spoken to without TLS", "use an `https` url");
+    }
+    let authorities = table
+        .text("ca_file", |text| if plain { Ok(Vec::new()) } else { pem::certificates_in(text) });
+    let authorities = authorities.map(Arc::new);
     // Parsed for the day when several upstreams are told apart by them.
     table.texts("hosts", values::host);
     let abort = [("refused", true), ("never", false)];
     let upstream = Upstream {
         name: name.or_else(|| UpstreamName::parse("default").ok())?,
         host: table.text("host", |t| values::word(t, &hosts)).unwrap_or(HostPolicy::Upstream),
-        authorities: table.text("ca_file", pem::certificates_in).map(Arc::new),
+        authorities,
         client: key_pair(&mut table, "client_certificate", "client_key", false),
         timeouts,
         doors: Doors {
@@ -260,9 +267,6 @@ fn one_upstream(mut table: Table<'_>) -> Option<Upstream> {
             }
         },
     };
-    if upstream.authorities.is_some() && !upstream.origin.tls {
-        table.problem("ca_file", "the registry is spoken to without TLS", "use an `https` url");
-    }
     table.finish();
     Some(upstream)
 }

@@ -176,8 +176,7 @@ fn a_token_is_read_from_its_file_and_shown_nowhere() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("admin.token");
     let text = format!(
-        "[upstream]\nurl = \"http://x\"\n[admin]\naddress = \"0.0.0.0:5080\"\ntoken_file = {:?}\n",
-        file
+        "[upstream]\nurl = \"http://x\"\n[admin]\naddress = \"0.0.0.0:5080\"\ntoken_file = {file:?}\n"
     );
     assert!(problems(&text)[0].contains("can't be read"));
     std::fs::write(&file, "short").unwrap();

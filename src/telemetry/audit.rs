@@ -5,9 +5,7 @@ use std::net::IpAddr;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 
-use crate::judge::Verdict;
 use crate::name::{Digest, RepositoryName, Tag};
-use crate::registry::Answer;
 
 /// What was asked, and of whom the answer is known to be.
 #[derive(Clone, Debug)]
@@ -22,27 +20,32 @@ pub struct Decision {
     pub rule: String,
 }
 
+/// What became of it.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// One of a closed set: admitted, refused, relayed, undecided.
+    pub label: &'static str,
+    /// What the tag is bound to, where that stood against the push.
+    pub bound: Option<Digest>,
+    /// The registry's own answer, where it gave one.
+    pub registry_status: Option<u16>,
+    pub detail: Option<String>,
+}
+
 /// Writes decisions to the log, under the target `taglock::audit`.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Audit {}
 
 impl Audit {
-    pub fn record(&self, decision: &Decision, verdict: &Verdict<Answer>) {
+    pub fn record(&self, decision: &Decision, outcome: &Outcome) {
         let Decision { id, user, client, repository, tags, pushed, rule } = decision;
+        let Outcome { label, bound, registry_status, detail } = outcome;
         let tags = tags.iter().map(Tag::as_str).collect::<Vec<_>>().join(",");
-        let (bound, status, detail) = match verdict {
-            Verdict::Admitted { answer, sealed, .. } => {
-                let status = answer.as_ref().map(|answer| answer.status.as_u16());
-                (None, status, (!sealed).then(|| "not sealed yet".to_owned()))
-            }
-            Verdict::Refused(conflict) => (Some(conflict.bound.to_string()), None, None),
-            Verdict::Relayed(answer) => (None, Some(answer.status.as_u16()), None),
-            Verdict::Undecided(undecided) => (None, None, Some(undecided.to_string())),
-        };
+        let bound = bound.map(|digest| digest.to_string());
         tracing::info!(
             target: "taglock::audit",
             id, user, %client, %repository, tags, %pushed, bound, rule,
-            outcome = verdict.label(), registry_status = status, detail,
+            outcome = label, registry_status, detail,
             "decision",
         );
     }

@@ -2,6 +2,11 @@
 //!
 //! Each test starts what it needs on ports and folders of its own. A part that is missing or does
 //! not start fails the test; `scripts/test` installs all of them.
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test fails by a panic, and may wait on its own thread"
+)]
 
 mod auth;
 mod bad_input;

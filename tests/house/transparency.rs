@@ -33,7 +33,8 @@ fn every_answer_of_a_read_equals_the_registrys() {
     let both = format!("{OCI}, {INDEX}");
     let by_digest = format!("/v2/other/app/manifests/{}", digest(&image.body));
 
-    let cases: Vec<(&str, String, Vec<(&str, &str)>)> = vec![
+    type Case<'a> = (&'a str, String, Vec<(&'a str, &'a str)>);
+    let cases: Vec<Case<'_>> = vec![
         ("GET", "/v2/".into(), vec![]),
         ("GET", "/v2".into(), vec![]),
         ("GET", "/v2/_catalog?n=1".into(), vec![]),

@@ -18,7 +18,7 @@ const NEW_FILE: &str = "ledger.redb.new";
 /// open, one of a higher is refused.
 const FORMAT: u32 = 1;
 
-const META: TableDefinition<&str, &str> = TableDefinition::new("meta");
+const META: TableDefinition<'static, &str, &str> = TableDefinition::new("meta");
 
 /// Why the embedded ledger could not be opened.
 #[derive(Debug, thiserror::Error)]

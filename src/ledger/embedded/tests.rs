@@ -17,7 +17,7 @@ async fn what_was_acknowledged_is_there_after_a_restart() {
     let id = first.identity().await.unwrap().id;
     assert_eq!(seal(&first, &tag, &digest).await, Ok(Seal::Sealed));
     first.close().await;
-    assert_eq!(first.lookup(&key(), &[tag.clone()]).await, Err(Unavailable::Closed));
+    assert_eq!(first.lookup(&key(), std::slice::from_ref(&tag)).await, Err(Unavailable::Closed));
     assert_eq!(seal(&first, &tag, &digest).await, Err(Unavailable::Closed));
 
     let second = Embedded::open(folder.path()).unwrap();
@@ -62,7 +62,7 @@ fn another_programs_database_and_a_newer_format_are_refused() {
     let error = Embedded::open(folder.path()).err().unwrap();
     assert!(matches!(error, OpenError::Foreign { .. }), "{error}");
 
-    const META: TableDefinition<&str, &str> = TableDefinition::new("meta");
+    const META: TableDefinition<'static, &str, &str> = TableDefinition::new("meta");
     let database = Database::open(&file).unwrap();
     let transaction = database.begin_write().unwrap();
     transaction.open_table(META).unwrap().insert("format", "2").unwrap();

@@ -59,7 +59,7 @@ impl Writer {
     }
 
     pub fn submit(&self, operation: Operation) -> Result<(), Unavailable> {
-        let queue = self.queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let queue = self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let queue = queue.as_ref().ok_or(Unavailable::Closed)?;
         queue.try_send(operation).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => failed("too many operations wait for the disk"),
@@ -69,8 +69,8 @@ impl Writer {
 
     /// Lets the operations already accepted finish, then ends the thread.
     pub async fn close(&self) {
-        self.queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
-        let thread = self.thread.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let thread = self.thread.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         if let Some(thread) = thread {
             // Only a panic of the thread itself is an error here; it has been reported then,
             // and every waiting operation has got `Closed`.

@@ -1,0 +1,221 @@
+//! The arrow law of ARCHITECTURE.md: which room may see which, who may know which library, and how
+//! long a file may be.
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test fails by a panic, and may wait on its own thread"
+)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Each room and the rooms it may name. What stands to the right of an arrow is never seen by what
+/// stands to its left: `name ← route, rules ← ledger ← judge ← edge ← run`.
+const ROOMS: [(&str, &[&str]); 13] = [
+    ("name", &[]),
+    ("route", &["name"]),
+    ("rules", &["name"]),
+    ("ledger", &["name", "telemetry"]),
+    ("registry", &["name"]),
+    ("judge", &["name", "ledger", "registry"]),
+    ("telemetry", &["name"]),
+    ("edge", &["name", "route", "rules", "ledger", "registry", "judge", "telemetry"]),
+    ("admin", &["name", "ledger", "registry", "telemetry"]),
+    ("settings", &["name", "route", "rules", "registry", "judge", "telemetry"]),
+    ("cli", &["name"]),
+    (
+        "run",
+        &[
+            "name",
+            "route",
+            "rules",
+            "ledger",
+            "registry",
+            "judge",
+            "telemetry",
+            "edge",
+            "admin",
+            "settings",
+            "cli",
+        ],
+    ),
+    ("main", &["cli", "run"]),
+];
+
+/// Libraries that only some files may name.
+const LIBRARIES: [(&str, &[&str]); 7] = [
+    (
+        "pingora",
+        &["src/edge", "src/registry/client.rs", "src/registry/peer.rs", "src/admin", "src/run"],
+    ),
+    ("redb", &["src/ledger/embedded"]),
+    ("serde", &["src/registry/wire.rs"]),
+    ("serde_json", &["src/registry/wire.rs"]),
+    ("toml", &["src/settings/reader.rs"]),
+    ("dashmap", &["src/judge/rivals.rs"]),
+    ("clap", &["src/cli.rs", "src/main.rs"]),
+];
+
+/// The stores behind the ledger's trait.
+const STORES: [&str; 2] = ["embedded", "memory"];
+
+fn sources() -> Vec<(PathBuf, String)> {
+    fn walk(folder: &Path, out: &mut Vec<(PathBuf, String)>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, out);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                out.push((path.clone(), fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    let mut out = Vec::new();
+    walk(Path::new("src"), &mut out);
+    assert!(out.len() > 30, "the sources were not found");
+    out
+}
+
+/// The code without its tests, line by line, comments and texts aside.
+fn code(text: &str) -> Vec<&str> {
+    let end = text.find("#[cfg(test)]\nmod ").unwrap_or(text.len());
+    text[..end].lines().filter(|line| !line.trim_start().starts_with("//")).collect()
+}
+
+fn room(path: &Path) -> String {
+    let first = path.strip_prefix("src").unwrap().components().next().unwrap();
+    first.as_os_str().to_str().unwrap().trim_end_matches(".rs").to_owned()
+}
+
+fn is_test(path: &Path) -> bool {
+    matches!(path.file_name().unwrap().to_str().unwrap(), "tests.rs" | "contract.rs")
+}
+
+/// The crate's own modules that a line names, by whatever path.
+fn rooms_named(line: &str) -> Vec<&str> {
+    let mut named = Vec::new();
+    for prefix in ["crate::", "taglock::"] {
+        for part in line.split(prefix).skip(1) {
+            let name = |text: &'_ str| {
+                text.find(|c: char| !c.is_alphanumeric() && c != '_').map_or(text.len(), |n| n)
+            };
+            if let Some(group) = part.strip_prefix('{') {
+                named.extend(group.split(',').map(str::trim).map(|p| &p[..name(p)]));
+            } else {
+                named.push(&part[..name(part)]);
+            }
+        }
+    }
+    named
+}
+
+#[test]
+fn rooms_see_only_what_the_arrows_allow() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources() {
+        let own = room(&path);
+        if own == "lib" || is_test(&path) {
+            continue;
+        }
+        let (_, allowed) = ROOMS
+            .iter()
+            .find(|(name, _)| *name == own)
+            .unwrap_or_else(|| panic!("{own} is no room"));
+        for line in code(&text) {
+            for named in rooms_named(line) {
+                let known = ROOMS.iter().any(|(name, _)| *name == named);
+                if known && named != own && !allowed.contains(&named) {
+                    wrong.push(format!("{}: {}", path.display(), line.trim()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn libraries_stay_in_their_rooms() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources() {
+        for (library, allowed) in LIBRARIES {
+            if allowed.iter().any(|prefix| path.to_str().unwrap().starts_with(prefix)) {
+                continue;
+            }
+            for line in code(&text) {
+                let names = |text: &str| {
+                    line.find(text).is_some_and(|at| {
+                        !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':')
+                    })
+                };
+                if names(&format!("{library}::")) {
+                    wrong.push(format!("{}: {}", path.display(), line.trim()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn only_run_sees_a_ledgers_store() {
+    for (path, text) in sources() {
+        if matches!(room(&path).as_str(), "ledger" | "run") {
+            continue;
+        }
+        for line in code(&text) {
+            for store in STORES {
+                let named = line.contains(&format!("ledger::{store}"));
+                assert!(!named, "{}: {}", path.display(), line.trim());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_judge_and_the_names_do_no_input_or_output() {
+    for (path, text) in sources() {
+        if !matches!(room(&path).as_str(), "name" | "route" | "rules" | "judge") || is_test(&path) {
+            continue;
+        }
+        for line in code(&text) {
+            for io in ["std::fs", "std::net", "tokio::net", "tokio::fs", "std::io"] {
+                assert!(!line.contains(io), "{}: {}", path.display(), line.trim());
+            }
+        }
+    }
+    // The step machine itself does not even know the time.
+    for file in ["push.rs", "rival.rs", "step.rs", "permit.rs"] {
+        let text = fs::read_to_string(Path::new("src/judge").join(file)).unwrap();
+        for word in ["tokio", "async ", ".await", "Instant", "SystemTime", "random"] {
+            let used = code(&text).iter().any(|line| line.contains(word));
+            assert!(!used, "src/judge/{file} uses {word}");
+        }
+    }
+}
+
+#[test]
+fn no_file_is_long_and_no_module_is_a_mod_rs() {
+    let mut lengths = Vec::new();
+    for (path, text) in sources() {
+        assert_ne!(path.file_name().unwrap(), "mod.rs");
+        if is_test(&path) {
+            continue;
+        }
+        let end = text.find("#[cfg(test)]\nmod ").unwrap_or(text.len());
+        let lines = text[..end].lines().count();
+        assert!(lines <= 500, "{} has {lines} lines without its tests", path.display());
+        lengths.push(lines);
+    }
+    lengths.sort_unstable();
+    let median = lengths[lengths.len() / 2];
+    assert!(median <= 200, "the median file has {median} lines");
+}
+
+#[test]
+fn nothing_is_left_for_later_or_left_unsafe() {
+    for (path, text) in sources() {
+        for word in ["todo!(", "unimplemented!(", "dbg!(", "unsafe {", "unsafe fn", "#[ignore"] {
+            assert!(!text.contains(word), "{}: {word}", path.display());
+        }
+    }
+}
