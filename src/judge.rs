@@ -206,4 +206,6 @@ fn unwritten(written: Written) -> Verdict<Answer> {
 }
 
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;

@@ -88,7 +88,8 @@ fn room(path: &Path) -> String {
 }
 
 fn is_test(path: &Path) -> bool {
-    matches!(path.file_name().unwrap().to_str().unwrap(), "tests.rs" | "contract.rs")
+    let name = path.file_name().unwrap().to_str().unwrap();
+    matches!(name, "tests.rs" | "contract.rs") || path.to_str().unwrap().contains("/simulation")
 }
 
 /// The crate's own modules that a line names, by whatever path.

@@ -14,10 +14,9 @@ use crate::ledger::{Claim, Entry, Origin, Seal, Unavailable};
 use crate::name::{Digest, Tag};
 use crate::registry::{Sighting, Trouble, Written};
 
-/// How often a push waits for another one to end, at about a tenth of a second each.
-pub const MAX_WAITS: u8 = 20;
-/// How often a push starts over from a look-up, waits included, before it gives up.
-const MAX_LOOKUPS: u8 = MAX_WAITS * 2;
+/// How often a push may start over from a look-up besides its waits: each time, another push
+/// has got ahead of it.
+const RESTARTS: u8 = 20;
 
 /// One push on its way to a verdict. `A` is an answer of the registry that may be relayed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -146,7 +145,7 @@ impl<A: Clone> Machine<A> {
 
     /// Starts over. What the ledger holds decides what comes next, whatever happened before.
     pub(super) fn look_up(&mut self) -> Step<A> {
-        if self.lookups == MAX_LOOKUPS {
+        if self.lookups == self.push.options.patience.saturating_add(RESTARTS) {
             return self.undecided(Undecided::Busy(self.push.protected[0].clone()));
         }
         self.lookups += 1;
@@ -186,7 +185,7 @@ impl<A: Clone> Machine<A> {
         }
         if let Some(rival) = rival {
             self.meet(rival)
-        } else if claimed_alike && self.waits < MAX_WAITS {
+        } else if claimed_alike && self.waits < self.push.options.patience {
             // Somebody pushes the same image: let them finish, then the tag is simply there.
             self.wait()
         } else if absent.is_empty() && !claimed_alike {
@@ -204,7 +203,7 @@ impl<A: Clone> Machine<A> {
     }
 
     pub(super) fn may_wait(&self) -> bool {
-        self.waits < MAX_WAITS
+        self.waits < self.push.options.patience
     }
 
     // Step 1: a tag that was there before taglock is protected from the first push on.

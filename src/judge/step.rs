@@ -56,18 +56,20 @@ pub struct Push {
     pub options: Options,
 }
 
-/// What the registry can take.
+/// What the registry can take, and how long a rival is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Options {
     /// Manifests are put by digest first (`upstream.stage`).
     pub stage: bool,
     /// A definitive refusal takes the attempt out of the claim (`upstream.abort`).
     pub abort: bool,
+    /// How often a push waits for another one to end, a tenth of a second at most each.
+    pub patience: u8,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { stage: true, abort: true }
+        Self { stage: true, abort: true, patience: 20 }
     }
 }
 

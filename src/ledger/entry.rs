@@ -34,6 +34,8 @@ impl fmt::Debug for AttemptId {
 pub struct Timestamp(u64);
 
 impl Timestamp {
+    pub const EPOCH: Self = Self(0);
+
     /// What the codec can hold: five bytes, past the year 36,000.
     pub const MAX: u64 = (1 << 40) - 1;
 
@@ -82,7 +84,7 @@ impl Origin {
 }
 
 /// What the ledger holds for a tag.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Entry {
     Absent,
     Pending(Pending),
@@ -101,7 +103,7 @@ impl Entry {
 }
 
 /// Claimed: every PUT under way for the tag carries this digest.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Pending {
     pub digest: Digest,
     /// The attempts that hold the claim and have not been refused; never empty.
@@ -112,7 +114,7 @@ pub struct Pending {
 }
 
 /// Bound, until an operator releases the name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Sealed {
     pub digest: Digest,
     pub origin: Origin,

@@ -257,6 +257,7 @@ fn one_upstream(mut table: Table<'_>) -> Option<Upstream> {
         options: Options {
             stage: table.flag("stage").unwrap_or(true),
             abort: table.text("abort", |t| values::word(t, &abort)).unwrap_or(true),
+            ..Options::default()
         },
         media: Arc::new(media.ok()?),
         origin: match origin {

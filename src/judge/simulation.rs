@@ -1,0 +1,482 @@
+//! The claim protocol against everything that can happen: the production step machine itself, in a
+//! world of delayed and lost PUTs, lost answers, crashes, refusals and failovers.
+//!
+//! Small worlds are searched exhaustively, large ones by seeded random schedules. A world may
+//! also have a *flaw*: a ledger or a registry that behaves as a known unsafe protocol would. Each of
+//! them must be found violated, so that the search keeps its teeth.
+
+use std::collections::hash_map::{DefaultHasher, Entry as Slot};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::hash::{Hash, Hasher};
+
+use super::push::{Machine, Phase};
+use super::step::{Action, Content, Event, Options, Push, Step, Verdict};
+use crate::ledger::table::{self, Change, Stamp};
+use crate::ledger::{
+    AttemptId, Claim, Entry, Holder, Pending, RepositoryKey, Seal, Timestamp, Unavailable,
+};
+use crate::name::{Digest, RepositoryName, Tag, UpstreamName};
+use crate::registry::{Sighting, Trouble, Written};
+
+mod searches;
+
+/// How a known unsafe protocol differs from this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flaw {
+    None,
+    /// A claim of another digest is taken over: a lease that has run out.
+    TakeOver,
+    /// An abort frees the tag although others hold the claim.
+    AbortIgnoresOthers,
+    /// A PUT that timed out is taken for refused.
+    TimeoutIsRefusal,
+    /// The second look sees nothing.
+    NoSecondLook,
+    /// The owners of a joined claim are forgotten: nobody may abort it.
+    SharedOwner,
+}
+
+/// What of the world doesn't change.
+#[derive(Clone, Debug)]
+struct Physics {
+    flaw: Flaw,
+    /// A claim is granted only once the replica has it.
+    wait: bool,
+    tags: Vec<Tag>,
+}
+
+/// How much may go wrong yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Budget {
+    crashes: u8,
+    /// PUTs that time out, arriving late or never, and answers that are lost.
+    timeouts: u8,
+    refusals: u8,
+    /// Ledger calls that fail, having taken effect or not, and looks that do.
+    troubles: u8,
+    failovers: u8,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct World {
+    ledger: BTreeMap<Tag, Entry>,
+    replica: BTreeMap<Tag, Entry>,
+    registry: BTreeMap<Tag, Digest>,
+    staged: BTreeSet<Digest>,
+    pushers: Vec<Pusher>,
+    /// PUTs by tag on their way; they may arrive at any later time.
+    net: Vec<Put>,
+    acknowledged: BTreeSet<(Tag, Digest)>,
+    budget: Budget,
+    /// Something happened after which a claim may rightly be left.
+    disturbed: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Pusher {
+    machine: Machine<()>,
+    doing: Doing,
+    fetched: Option<Digest>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Doing {
+    Act(Action),
+    /// Its PUT is on its way.
+    Awaits,
+    Over,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Put {
+    pusher: usize,
+    tag: Tag,
+    digest: Digest,
+    /// The pusher still waits for its answer.
+    awaited: bool,
+}
+
+/// A promise that was broken.
+type Violation = String;
+type Next = Vec<(String, Result<World, Violation>)>;
+
+const STAMP: Stamp = Stamp { now: Timestamp::EPOCH, sequence: 0 };
+
+fn tag(name: &str) -> Tag {
+    Tag::parse(name).unwrap()
+}
+
+impl World {
+    /// One pusher for each image, each of these tags.
+    fn new(images: &[&str], physics: &Physics, budget: Budget) -> Self {
+        let pushers = images.iter().enumerate().map(|(n, image)| {
+            let attempt =
+                |kind: u8| AttemptId::from_bytes([u8::try_from(n).unwrap() * 2 + kind; 16]);
+            let (machine, action) = Machine::new(Push {
+                repository: RepositoryKey {
+                    upstream: UpstreamName::parse("default").unwrap(),
+                    repository: RepositoryName::parse("app").unwrap(),
+                },
+                protected: physics.tags.clone(),
+                mutable: Vec::new(),
+                content: Content::new(image.as_bytes(), None).unwrap(),
+                attempt: attempt(1),
+                errand: attempt(2),
+                options: Options { patience: 1, ..Options::default() },
+            });
+            Pusher { machine, doing: Doing::Act(action), fetched: None }
+        });
+        let absent: BTreeMap<_, _> =
+            physics.tags.iter().map(|tag| (tag.clone(), Entry::Absent)).collect();
+        Self {
+            ledger: absent.clone(),
+            replica: absent,
+            registry: BTreeMap::new(),
+            staged: BTreeSet::new(),
+            pushers: pushers.collect(),
+            net: Vec::new(),
+            acknowledged: BTreeSet::new(),
+            budget,
+            disturbed: false,
+        }
+    }
+
+    /// Everything that can happen next.
+    fn next(&self, physics: &Physics) -> Next {
+        let mut next = Vec::new();
+        for n in 0..self.pushers.len() {
+            match self.pushers[n].doing.clone() {
+                Doing::Act(action) => self.act(physics, n, action, &mut next),
+                Doing::Awaits | Doing::Over => {}
+            }
+            if self.pushers[n].doing != Doing::Over && self.budget.crashes > 0 {
+                let mut world = self.clone();
+                world.budget.crashes -= 1;
+                world.disturbed = true;
+                world.pushers[n].doing = Doing::Over;
+                world.forget(n);
+                next.push((format!("{n} crashes"), world.checked()));
+            }
+        }
+        for m in 0..self.net.len() {
+            self.travel(physics, m, &mut next);
+        }
+        if self.budget.failovers > 0 {
+            if self.replica != self.ledger {
+                let mut world = self.clone();
+                world.replica = world.ledger.clone();
+                next.push(("the replica catches up".into(), Ok(world)));
+                let mut world = self.clone();
+                world.budget.failovers -= 1;
+                world.disturbed = true;
+                world.ledger = world.replica.clone();
+                next.push(("the ledger fails over".into(), Ok(world)));
+            }
+        }
+        next
+    }
+
+    /// What may come of a pusher's action.
+    fn act(&self, physics: &Physics, n: usize, action: Action, next: &mut Next) {
+        let label = format!("{n} {action:?}");
+        let mut add = |what: &str, mut world: Self, event: Event<()>| {
+            let told = world.tell(n, event);
+            let world = told.and_then(|()| world.checked());
+            next.push((format!("{label}{what}"), world));
+        };
+        // The answer is lost, or the call never took place.
+        let spend = |world: &Self| {
+            (world.budget.troubles > 0).then(|| {
+                let mut world = world.clone();
+                world.budget.troubles -= 1;
+                world.disturbed = true;
+                world
+            })
+        };
+        let lost = || Unavailable::TimedOut;
+        match action {
+            Action::Lookup => {
+                let entries = physics.tags.iter().map(|tag| self.ledger[tag].clone()).collect();
+                add("", self.clone(), Event::Entries(Ok(entries)));
+                if let Some(world) = spend(self) {
+                    add(", no answer", world, Event::Entries(Err(lost())));
+                }
+            }
+            Action::Wait => add("", self.clone(), Event::Waited),
+            Action::Look(tag) | Action::Resolve(tag) => {
+                let second = matches!(self.pushers[n].machine.phase, Phase::Rechecking(_));
+                let blind = physics.flaw == Flaw::NoSecondLook && second;
+                let seen = self.registry.get(&tag).filter(|_| !blind);
+                let seen = seen.map_or(Sighting::NotFound(()), |d| Sighting::Found(*d));
+                add("", self.clone(), Event::Seen(seen));
+                if let Some(world) = spend(self) {
+                    add(", unclear", world, Event::Seen(Sighting::Unclear(Trouble::TimedOut)));
+                }
+            }
+            Action::LookStaged => {
+                let digest = *self.pushers[n].machine.push().content.digest();
+                let found = self.staged.contains(&digest);
+                let seen = if found { Sighting::Found(digest) } else { Sighting::NotFound(()) };
+                add("", self.clone(), Event::Seen(seen));
+            }
+            Action::Stage => {
+                let mut world = self.clone();
+                world.staged.insert(*self.pushers[n].machine.push().content.digest());
+                add("", world.clone(), Event::Written(Written::Created(())));
+                if let Some(world) = spend(&world) {
+                    let unknown = Written::Unknown(Trouble::TimedOut);
+                    add(", answer lost", world, Event::Written(unknown));
+                }
+            }
+            Action::Claim { tags, digest, attempt } => {
+                let mut world = self.clone();
+                let claim = world.claim(physics, &tags, &digest, attempt);
+                if let Some(world) = spend(&world) {
+                    add(", answer lost", world, Event::Claimed(Err(lost())));
+                }
+                if let Some(world) = spend(self) {
+                    add(", not done", world, Event::Claimed(Err(lost())));
+                }
+                if physics.wait {
+                    // The replica has it, or the claim would not have been granted.
+                    world.replica = world.ledger.clone();
+                }
+                add("", world, Event::Claimed(Ok(claim)));
+            }
+            Action::Seal { tags, digest, origin } => {
+                let mut world = self.clone();
+                let sealed = world
+                    .apply(&tags, |entry| table::seal(entry, &digest, origin, STAMP))
+                    .map_or_else(Seal::Conflict, |()| Seal::Sealed);
+                if let Some(world) = spend(&world) {
+                    add(", answer lost", world, Event::Sealed(Err(lost())));
+                }
+                if let Some(world) = spend(self) {
+                    add(", not done", world, Event::Sealed(Err(lost())));
+                }
+                add("", world, Event::Sealed(Ok(sealed)));
+            }
+            Action::Abort { tags, digest, attempt } => {
+                let mut world = self.clone();
+                world.abort(physics, &tags, &digest, attempt);
+                add("", world, Event::Aborted(Ok(())));
+                if let Some(world) = spend(self) {
+                    add(", not done", world, Event::Aborted(Err(lost())));
+                }
+            }
+            Action::Publish(permit) => {
+                let digest = *self.pushers[n].machine.push().content.digest();
+                next.push((label, Ok(self.sent(n, permit.tag(), digest))));
+            }
+            Action::Fetch(digest) => {
+                let mut world = self.clone();
+                let found = self.staged.contains(&digest);
+                world.pushers[n].fetched = found.then_some(digest);
+                add("", world, Event::Fetched(Ok(found)));
+            }
+            Action::PublishFetched(permit) => {
+                let digest = self.pushers[n].fetched.expect("it was fetched");
+                next.push((label, Ok(self.sent(n, permit.tag(), digest))));
+            }
+        }
+    }
+
+    fn sent(&self, pusher: usize, tag: &Tag, digest: Digest) -> Self {
+        let mut world = self.clone();
+        world.net.push(Put { pusher, tag: tag.clone(), digest, awaited: true });
+        world.pushers[pusher].doing = Doing::Awaits;
+        world
+    }
+
+    /// What may come of a PUT on its way.
+    fn travel(&self, physics: &Physics, m: usize, next: &mut Next) {
+        let put = &self.net[m];
+        let mut add = |what: &str, mut world: Self, event: Option<Written<()>>| {
+            let told = match event {
+                Some(written) => world.tell(put.pusher, Event::Written(written)),
+                None => Ok(()),
+            };
+            let label =
+                format!("the PUT of {} for {} by {} {what}", put.digest, put.tag, put.pusher);
+            let world = told.and_then(|()| world.checked());
+            next.push((label, world));
+        };
+        let unknown = || match physics.flaw {
+            Flaw::TimeoutIsRefusal => Written::Refused(()),
+            _ => Written::Unknown(Trouble::TimedOut),
+        };
+        let mut arrived = self.clone();
+        arrived.net.remove(m);
+        let gone = arrived.clone();
+        arrived.registry.insert(put.tag.clone(), put.digest);
+        if !put.awaited {
+            add("arrives late", arrived, None);
+            add("is lost", gone, None);
+            return;
+        }
+        add("arrives", arrived.clone(), Some(Written::Created(())));
+        if self.budget.refusals > 0 {
+            let mut world = gone;
+            world.budget.refusals -= 1;
+            add("is refused", world, Some(Written::Refused(())));
+        }
+        if self.budget.timeouts > 0 {
+            let spent = |mut world: Self| {
+                world.budget.timeouts -= 1;
+                world.disturbed = true;
+                world
+            };
+            add("arrives, its answer is lost", spent(arrived), Some(unknown()));
+            let mut delayed = self.clone();
+            delayed.net[m].awaited = false;
+            add("times out", spent(delayed), Some(unknown()));
+        }
+    }
+
+    /// Nobody waits any more for the PUTs of this pusher.
+    fn forget(&mut self, n: usize) {
+        for put in self.net.iter_mut().filter(|put| put.pusher == n) {
+            put.awaited = false;
+        }
+    }
+
+    fn claim(&mut self, physics: &Physics, tags: &[Tag], digest: &Digest, a: AttemptId) -> Claim {
+        let sealed = |tag: &&Tag| matches!(self.ledger[*tag], Entry::Sealed(_));
+        let sealed = tags.iter().filter(sealed).cloned().collect();
+        let done = self.apply(tags, |entry| match (physics.flaw, entry) {
+            (Flaw::TakeOver, Entry::Pending(pending)) if pending.digest != *digest => {
+                table::claim(&Entry::Absent, digest, a, STAMP)
+            }
+            (Flaw::SharedOwner, Entry::Pending(pending))
+                if pending.digest == *digest && !pending.owners.contains(&a) =>
+            {
+                let owners = vec![AttemptId::from_bytes([0; 16])];
+                Change::Put(Entry::Pending(Pending { owners, ..pending.clone() }))
+            }
+            (_, entry) => table::claim(entry, digest, a, STAMP),
+        });
+        done.map_or_else(Claim::Held, |()| Claim::Granted { sealed })
+    }
+
+    fn abort(&mut self, physics: &Physics, tags: &[Tag], digest: &Digest, a: AttemptId) {
+        let flaw = physics.flaw;
+        // Nothing stands against an abort.
+        let _ = self.apply(tags, |entry| match (flaw, entry) {
+            (Flaw::AbortIgnoresOthers, Entry::Pending(pending)) if pending.digest == *digest => {
+                Change::Put(Entry::Absent)
+            }
+            (_, entry) => table::abort(entry, digest, a),
+        });
+    }
+
+    fn apply(&mut self, tags: &[Tag], on: impl Fn(&Entry) -> Change) -> Result<(), Vec<Holder>> {
+        let mut puts = Vec::new();
+        let mut standing = Vec::new();
+        for tag in tags {
+            match on(&self.ledger[tag]) {
+                Change::Keep => {}
+                Change::Put(entry) => puts.push((tag.clone(), entry)),
+                Change::Stands => {
+                    standing.push(Holder { tag: tag.clone(), entry: self.ledger[tag].clone() });
+                }
+            }
+        }
+        if standing.is_empty() {
+            self.ledger.extend(puts);
+            Ok(())
+        } else {
+            Err(standing)
+        }
+    }
+
+    /// Hands a pusher its event and records a verdict.
+    fn tell(&mut self, n: usize, event: Event<()>) -> Result<(), Violation> {
+        let pusher = &mut self.pushers[n];
+        match pusher.machine.on(event) {
+            Step::Do(action) => pusher.doing = Doing::Act(action),
+            Step::Done(verdict) => {
+                pusher.doing = Doing::Over;
+                let digest = *pusher.machine.push().content.digest();
+                match verdict {
+                    Verdict::Admitted { tags, .. } => {
+                        self.acknowledged.extend(tags.into_iter().map(|tag| (tag, digest)));
+                    }
+                    Verdict::Refused(conflict) if conflict.bound == digest => {
+                        return Err(format!("{n} was refused for its own image"));
+                    }
+                    Verdict::Refused(_) | Verdict::Relayed(()) | Verdict::Undecided(_) => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The promises, in every state.
+    fn checked(self) -> Result<Self, Violation> {
+        for tag in self.ledger.keys() {
+            let acknowledged = self.acknowledged.iter().filter(|(t, _)| t == tag);
+            let digests: Vec<_> = acknowledged.map(|(_, digest)| *digest).collect();
+            if digests.len() > 1 {
+                return Err(format!("two images were acknowledged for {tag}"));
+            }
+            if digests.iter().any(|digest| self.registry.get(tag) != Some(digest)) {
+                return Err(format!("{tag} was acknowledged and is another image in the registry"));
+            }
+        }
+        let at_rest =
+            self.net.is_empty() && self.pushers.iter().all(|pusher| pusher.doing == Doing::Over);
+        if at_rest && !self.disturbed {
+            for (tag, entry) in &self.ledger {
+                if matches!(entry, Entry::Pending(_)) {
+                    return Err(format!("{tag} is left pending though every push has ended"));
+                }
+            }
+        }
+        Ok(self)
+    }
+
+    fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        hasher.finish()
+    }
+}
+
+/// What an exhaustive search found.
+#[derive(Debug)]
+enum Found {
+    Holds { states: usize },
+    Violated { what: Violation, trace: Vec<String> },
+}
+
+/// Breadth first, so that a counterexample is a shortest one.
+fn search(start: World, physics: &Physics) -> Found {
+    let mut parents = HashMap::from([(start.fingerprint(), (0, String::new()))]);
+    let mut queue = VecDeque::from([start]);
+    while let Some(world) = queue.pop_front() {
+        let here = world.fingerprint();
+        for (label, next) in world.next(physics) {
+            match next {
+                Ok(next) => {
+                    if let Slot::Vacant(slot) = parents.entry(next.fingerprint()) {
+                        slot.insert((here, label));
+                        queue.push_back(next);
+                    }
+                }
+                Err(what) => {
+                    let mut trace = vec![label];
+                    let mut at = here;
+                    while let Some((parent, label)) =
+                        parents.get(&at).filter(|(_, l)| !l.is_empty())
+                    {
+                        trace.push(label.clone());
+                        at = *parent;
+                    }
+                    trace.reverse();
+                    return Found::Violated { what, trace };
+                }
+            }
+        }
+    }
+    Found::Holds { states: parents.len() }
+}

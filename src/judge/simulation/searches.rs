@@ -1,0 +1,127 @@
+use super::*;
+
+fn physics(flaw: Flaw, wait: bool) -> Physics {
+    Physics { flaw, wait, tags: vec![tag("v1")] }
+}
+
+#[track_caller]
+fn holds(images: &[&str], physics: &Physics, budget: &Budget) {
+    match search(World::new(images, physics, budget.clone()), physics) {
+        Found::Holds { states } => {
+            println!("{images:?} {budget:?}: {states} states");
+            assert!(states > 20, "nothing was searched");
+        }
+        Found::Violated { what, trace } => panic!("{what}:\n{}", trace.join("\n")),
+    }
+}
+
+#[track_caller]
+fn violated(images: &[&str], physics: &Physics, budget: &Budget, expected: &str) {
+    match search(World::new(images, physics, budget.clone()), physics) {
+        Found::Holds { states } => panic!("{physics:?} holds in {states} states"),
+        Found::Violated { what, trace } => {
+            println!("{:?}: {what} after {} steps", physics.flaw, trace.len());
+            assert!(what.contains(expected), "{what}:\n{}", trace.join("\n"));
+        }
+    }
+}
+
+#[test]
+fn the_protocol_holds_for_rivals_through_crashes_delays_and_refusals() {
+    let all = Budget { crashes: 1, timeouts: 1, refusals: 1, ..Budget::default() };
+    holds(&["one", "two"], &physics(Flaw::None, false), &all);
+    holds(&["one", "one"], &physics(Flaw::None, false), &Budget { refusals: 2, ..all });
+}
+
+#[test]
+fn the_protocol_holds_when_the_ledgers_answers_are_lost() {
+    let budget = Budget { troubles: 2, timeouts: 1, ..Budget::default() };
+    holds(&["one", "two"], &physics(Flaw::None, false), &budget);
+}
+
+#[test]
+fn the_protocol_holds_for_three_pushers_of_two_images() {
+    let budget = Budget { timeouts: 1, refusals: 1, ..Budget::default() };
+    holds(&["one", "two", "one"], &physics(Flaw::None, false), &budget);
+}
+
+#[test]
+fn a_ledger_that_waits_for_its_replica_survives_failovers() {
+    let budget = Budget { failovers: 2, timeouts: 1, ..Budget::default() };
+    holds(&["one", "two"], &physics(Flaw::None, true), &budget);
+}
+
+#[test]
+fn every_known_unsafe_protocol_is_found_violated() {
+    let late = Budget { timeouts: 1, ..Budget::default() };
+    let refusals = Budget { refusals: 2, timeouts: 1, ..Budget::default() };
+    let rivals = ["one", "two"];
+    violated(&rivals, &physics(Flaw::TakeOver, false), &late, "v1");
+    violated(&rivals, &physics(Flaw::TimeoutIsRefusal, false), &late, "v1");
+    let three = ["one", "one", "two"];
+    violated(&three, &physics(Flaw::AbortIgnoresOthers, false), &refusals, "v1");
+    let same = ["one", "one"];
+    let twice = Budget { refusals: 2, ..Budget::default() };
+    violated(&same, &physics(Flaw::SharedOwner, false), &twice, "is left pending");
+    let lossy = Budget { failovers: 1, ..Budget::default() };
+    violated(&rivals, &physics(Flaw::NoSecondLook, false), &lossy, "v1");
+    let twice_lossy = Budget { failovers: 2, timeouts: 1, ..Budget::default() };
+    violated(&rivals, &physics(Flaw::None, false), &twice_lossy, "v1");
+}
+
+/// A generator that repeats itself for a seed: SplitMix64.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, count: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % count as u64) as usize
+    }
+}
+
+/// One schedule of a large world: four pushers, two tags, much that goes wrong.
+fn schedule(seed: u64) -> Result<usize, Violation> {
+    let mut chance = Chance(seed);
+    let tags = if chance.below(2) == 0 { vec![tag("a")] } else { vec![tag("a"), tag("b")] };
+    let physics = Physics { flaw: Flaw::None, wait: true, tags };
+    let mut few = |n: usize| u8::try_from(chance.below(n)).unwrap();
+    let budget = Budget {
+        crashes: few(3),
+        timeouts: few(4),
+        refusals: few(4),
+        troubles: few(4),
+        failovers: few(3),
+    };
+    let images: Vec<_> = (0..4).map(|_| ["one", "two", "three"][chance.below(3)]).collect();
+    let mut world = World::new(&images, &physics, budget);
+    for step in 0..2000 {
+        let mut next = world.next(&physics);
+        if next.is_empty() {
+            return Ok(step);
+        }
+        let (label, chosen) = next.swap_remove(chance.below(next.len()));
+        world = chosen.map_err(|what| format!("{what} at step {step}: {label}"))?;
+    }
+    Err("the pushes do not come to an end".into())
+}
+
+/// Thousands of schedules from a new seed each time. `TAGLOCK_SEED=<seed>` replays one.
+#[test]
+fn random_schedules_of_large_worlds_keep_the_promises() {
+    let given = std::env::var("TAGLOCK_SEED").ok().map(|seed| seed.parse::<u64>().unwrap());
+    let (first, count) = match given {
+        Some(seed) => (seed, 1),
+        None => (uuid::Uuid::new_v4().as_u64_pair().0, 3000),
+    };
+    let mut steps = 0;
+    for seed in (0..count).map(|n| first.wrapping_add(n)) {
+        match schedule(seed) {
+            Ok(taken) => steps += taken,
+            Err(what) => panic!("TAGLOCK_SEED={seed}: {what}"),
+        }
+    }
+    println!("{count} schedules, {steps} steps");
+}
