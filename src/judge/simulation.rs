@@ -161,17 +161,15 @@ impl World {
         for m in 0..self.net.len() {
             self.travel(physics, m, &mut next);
         }
-        if self.budget.failovers > 0 {
-            if self.replica != self.ledger {
-                let mut world = self.clone();
-                world.replica = world.ledger.clone();
-                next.push(("the replica catches up".into(), Ok(world)));
-                let mut world = self.clone();
-                world.budget.failovers -= 1;
-                world.disturbed = true;
-                world.ledger = world.replica.clone();
-                next.push(("the ledger fails over".into(), Ok(world)));
-            }
+        if self.budget.failovers > 0 && self.replica != self.ledger {
+            let mut world = self.clone();
+            world.replica = world.ledger.clone();
+            next.push(("the replica catches up".into(), Ok(world)));
+            let mut world = self.clone();
+            world.budget.failovers -= 1;
+            world.disturbed = true;
+            world.ledger = world.replica.clone();
+            next.push(("the ledger fails over".into(), Ok(world)));
         }
         next
     }

@@ -1,3 +1,5 @@
+#![allow(clippy::print_stdout, reason = "how much was searched")]
+
 use super::*;
 
 fn physics(flaw: Flaw, wait: bool) -> Physics {
