@@ -10,6 +10,7 @@ pub mod embedded;
 mod entry;
 pub mod guarded;
 pub mod memory;
+pub mod redis;
 pub mod table;
 
 #[cfg(test)]

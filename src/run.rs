@@ -26,6 +26,7 @@ use crate::judge::Judge;
 use crate::ledger::Ledger;
 use crate::ledger::embedded::Embedded;
 use crate::ledger::guarded::Guarded;
+use crate::ledger::redis::{self, Redis};
 use crate::registry::Registry;
 use crate::registry::client::Client;
 use crate::registry::peer::Peers;
@@ -83,6 +84,8 @@ fn settings_of(serve: Serve) -> Result<Settings, Failure> {
 fn serve(settings: Settings) -> Result<(), Failure> {
     logging::start(&settings.log.filter, settings.log.format == LogFormat::Json)
         .map_err(Failure::Start)?;
+    // Both TLS sides use ring; an error says that it was chosen before.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     // pingora panics where it can't bind; the operator gets a sentence instead.
     let admin_address = settings.admin.as_ref().map(|admin| admin.address);
     for address in settings.listen.addresses.iter().copied().chain(admin_address) {
@@ -149,10 +152,36 @@ fn check_bind(address: SocketAddr) -> Result<(), Failure> {
 }
 
 fn open_ledger(settings: &Settings) -> Result<Arc<dyn Ledger>, Failure> {
-    let Store::Embedded { path } = &settings.ledger.store;
-    let ledger = Embedded::open(path).map_err(|e| Failure::Start(e.to_string()))?;
-    tracing::info!(folder = %path.display(), "the ledger is open");
-    Ok(Arc::new(ledger))
+    match &settings.ledger.store {
+        Store::Embedded { path } => {
+            let ledger = Embedded::open(path).map_err(|e| Failure::Start(e.to_string()))?;
+            tracing::info!(folder = %path.display(), "the ledger is open");
+            Ok(Arc::new(ledger))
+        }
+        Store::Redis(redis) => {
+            let ledger =
+                Redis::open(&redis_config(redis)?).map_err(|e| Failure::Start(e.to_string()))?;
+            tracing::info!(redis = %redis.shown, id = ledger.id(), "the ledger is there");
+            Ok(Arc::new(ledger))
+        }
+    }
+}
+
+fn redis_config(settings: &settings::Redis) -> Result<redis::Config, Failure> {
+    let settings::Redis { url, shown, username, password, ca_file, replicas, id } = settings;
+    let exposed =
+        |secret: &Option<settings::Secret>| secret.as_ref().map(|s| s.expose().to_owned());
+    let (username, password) = (exposed(username), exposed(password));
+    let config =
+        redis::Config::new(url.expose(), username.as_deref(), password.as_deref(), shown.clone())
+            // The parser's own words could hold a part of the URL.
+            .map_err(|_| Failure::Start(format!("`ledger.url` at {shown} can't be understood")))?;
+    let authorities = ca_file
+        .as_ref()
+        .map(std::fs::read)
+        .transpose()
+        .map_err(|e| Failure::Start(format!("`ledger.ca_file` can't be read: {e}")))?;
+    Ok(redis::Config { authorities, replicas: *replicas, id: id.clone(), ..config })
 }
 
 fn peers(settings: &Settings) -> Peers {

@@ -95,6 +95,24 @@ pub struct Ledger {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Store {
     Embedded { path: PathBuf },
+    Redis(Redis),
+}
+
+/// A Redis or Valkey that a fleet shares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redis {
+    /// It may hold credentials.
+    pub url: Secret,
+    /// The address alone, for messages.
+    pub shown: String,
+    pub username: Option<Secret>,
+    pub password: Option<Secret>,
+    /// PEM, instead of the system's roots.
+    pub ca_file: Option<PathBuf>,
+    /// Replicas that must have a claim before it is granted.
+    pub replicas: u32,
+    /// The only ledger that may be found there.
+    pub id: Option<String>,
 }
 
 /// What a pull of a protected tag gets that was never seen, while the ledger is down.

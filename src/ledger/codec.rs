@@ -9,7 +9,7 @@
 //! A sealed sha256 entry takes 41 to 45 bytes and a pending one 56 to 60: at most 64 keeps a
 //! Redis hash in its compact form. Numbers are big-endian.
 
-use super::entry::{AttemptId, Entry, Origin, Pending, Sealed, Timestamp};
+use super::entry::{AttemptId, Entry, Origin, Pending, Sealed, Timestamp, Token};
 use crate::name::{Algorithm, Digest};
 
 /// The bytes are no entry: the store was damaged, or written by something else.
@@ -28,11 +28,7 @@ pub fn encode(entry: &Entry) -> Option<Vec<u8>> {
     match entry {
         Entry::Absent => return None,
         Entry::Sealed(sealed) => {
-            let origin = match sealed.origin {
-                Origin::Push => 0,
-                Origin::Import => 1,
-                Origin::FirstSight => 2,
-            };
+            let origin = origin_bits(sealed.origin);
             let withdrawn = if sealed.withdrawn.is_some() { WITHDRAWN } else { 0 };
             out.extend([SEALED, origin | withdrawn]);
             put_time(&mut out, sealed.since);
@@ -100,6 +96,29 @@ pub fn put_digest(out: &mut Vec<u8>, digest: &Digest) {
         Algorithm::Sha512 => 2,
     });
     out.extend(digest.hash());
+}
+
+/// The origin as it stands in a sealed entry's flags.
+pub fn origin_bits(origin: Origin) -> u8 {
+    match origin {
+        Origin::Push => 0,
+        Origin::Import => 1,
+        Origin::FirstSight => 2,
+    }
+}
+
+/// A time as stored.
+pub fn time_bytes(time: Timestamp) -> Vec<u8> {
+    let mut out = Vec::with_capacity(5);
+    put_time(&mut out, time);
+    out
+}
+
+/// A token as its two parts stand in a sealed entry.
+pub fn token_bytes(token: Token) -> Vec<u8> {
+    let mut out = time_bytes(token.since);
+    put_varint(&mut out, token.sequence);
+    out
 }
 
 fn take_digest(rest: &mut &[u8]) -> Result<Digest, Corrupt> {

@@ -42,8 +42,13 @@ pub fn describe(settings: &Settings) -> String {
         OnOutage::Serve => "serve",
         OnOutage::Strict => "strict",
     };
-    let Store::Embedded { path } = &ledger.store;
-    line("ledger", format!("embedded in `{}`, on outage {outage}", path.display()));
+    let store = match &ledger.store {
+        Store::Embedded { path } => format!("embedded in `{}`", path.display()),
+        Store::Redis(redis) => {
+            format!("redis at {}, {} replicas confirm a claim", redis.shown, redis.replicas)
+        }
+    };
+    line("ledger", format!("{store}, on outage {outage}"));
     line(
         "admin",
         match admin {

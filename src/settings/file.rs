@@ -11,8 +11,8 @@ use std::time::Duration;
 use super::problem::{Problem, Problems};
 use super::reader::{Environment, Reader, Table};
 use super::{
-    Admin, HostPolicy, KeyPair, Ledger, Limits, Listen, Log, LogFormat, OnOutage, Secret, Settings,
-    Store, Upstream, pem, values,
+    Admin, HostPolicy, KeyPair, Ledger, Limits, Listen, Log, LogFormat, OnOutage, Redis, Secret,
+    Settings, Store, Upstream, pem, values,
 };
 use crate::judge::Options;
 use crate::name::UpstreamName;
@@ -298,20 +298,40 @@ fn ledger(table: Option<Table<'_>>) -> Option<Ledger> {
         let store = Store::Embedded { path: default };
         return Some(Ledger { store, on_outage: OnOutage::Serve });
     };
-    let store = table.text("store", |t| values::word(t, &[("embedded", true), ("redis", false)]));
+    let stores = [("embedded", false), ("redis", true)];
+    let shared = table.text("store", |t| values::word(t, &stores)).unwrap_or(false);
     let path = table.text("path", values::path);
-    table.text("url", |text| Ok::<_, String>(Secret::new(text.to_owned())));
-    if store == Some(false) {
-        let hint = "use `embedded`, which serves one taglock";
-        table.problem("store", "`redis` is not supported by this version yet", hint);
-    }
+    let redis = redis(&mut table, shared);
     let outage = [("serve", OnOutage::Serve), ("strict", OnOutage::Strict)];
     let on_outage = table.text("on_ledger_outage", |t| values::word(t, &outage));
     table.finish();
-    Some(Ledger {
-        store: Store::Embedded { path: path.unwrap_or(default) },
-        on_outage: on_outage.unwrap_or(OnOutage::Serve),
-    })
+    let store = if shared {
+        Store::Redis(redis?)
+    } else {
+        Store::Embedded { path: path.unwrap_or(default) }
+    };
+    Some(Ledger { store, on_outage: on_outage.unwrap_or(OnOutage::Serve) })
+}
+
+/// The keys of the store `redis`; `None` where it is not the store, or has no sound address.
+fn redis(table: &mut Table<'_>, wanted: bool) -> Option<Redis> {
+    let secret = |text: &str| values::secret_file(text).map(Secret::new);
+    let url = |text: &str| values::redis_url(text).map(|shown| (Secret::new(text.into()), shown));
+    let url = if wanted {
+        table.required_text("url", "\"redis://127.0.0.1:6379/0\"", url)
+    } else {
+        table.text("url", url)
+    };
+    let redis = Redis {
+        username: table.text("username_file", secret),
+        password: table.text("password_file", secret),
+        ca_file: table.text("ca_file", values::path),
+        replicas: table.number("replicas", 0..=16).map_or(0, |n| n as u32),
+        id: table.text("id", |text| Ok::<_, String>(text.to_owned())),
+        shown: url.as_ref().map(|(_, shown)| shown.clone()).unwrap_or_default(),
+        url: url?.0,
+    };
+    wanted.then_some(redis)
 }
 
 fn admin(mut table: Table<'_>) -> Option<Admin> {
@@ -321,16 +341,12 @@ fn admin(mut table: Table<'_>) -> Option<Admin> {
         let hint = "without one the admin listener may only be on a loopback address";
         table.problem("token_file", "this key is missing", hint);
     }
-    let token = table.text("token_file", |text| {
-        let content = fs::read_to_string(text).map_err(|e| format!("can't be read: {e}"))?;
-        match content.trim() {
-            "" => Err("the file is empty".to_owned()),
-            token if token.len() < 16 => {
-                Err("the token has less than 16 characters; `openssl rand -hex 32` makes one"
-                    .into())
-            }
-            token => Ok(Secret::new(token.to_owned())),
+    let token = table.text("token_file", |text| match values::secret_file(text)? {
+        token if token.len() < 16 => {
+            Err("the token has less than 16 characters; `openssl rand -hex 32` makes one"
+                .to_owned())
         }
+        token => Ok(Secret::new(token)),
     });
     table.finish();
     Some(Admin { address, token })

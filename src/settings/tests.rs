@@ -144,9 +144,10 @@ fn single_mistakes_are_told_as_they_are() {
             "[[upstream]]\nurl = \"http://x\"\n[[upstream]]\nurl = \"http://y\"\n".to_owned(),
             "`upstream`: several upstreams are not supported yet",
         ),
+        (format!("{upstream}[ledger]\nstore = \"redis\"\n"), "`ledger.url`: this key is missing"),
         (
-            format!("{upstream}[ledger]\nstore = \"redis\"\nurl = \"redis://:pw@x\"\n"),
-            "`ledger.store`: `redis` is not supported by this version yet",
+            format!("{upstream}[ledger]\nstore = \"redis\"\nurl = \"http://x\"\n"),
+            "only `redis` and `rediss` are spoken",
         ),
         ("[upstream]\nurl = \"http://${NOPE}\"".to_owned(), "the environment variable `NOPE`"),
         ("[upstream]\nurl = \"http://a:b@x\"".to_owned(), "credentials don't belong"),
@@ -169,6 +170,16 @@ fn environment_references_are_put_in_place_and_never_shown() {
     assert_eq!(settings.upstream.origin.host, "registry.internal");
     let found = problems("[upstream]\nurl = \"ftp://${HOST}\"\n");
     assert!(!found[0].contains("registry.internal"), "{found:#?}");
+}
+
+#[test]
+fn a_redis_is_shown_without_its_credentials() {
+    let text = "[upstream]\nurl = \"http://x\"\n[ledger]\nstore = \"redis\"\n\
+                url = \"redis://alice:hunter2hunter2@redis.internal:6380/3\"\nreplicas = 1\n";
+    let settings = parse(text).unwrap();
+    let shown = format!("{settings:?}{}", describe(&settings));
+    assert!(shown.contains("redis://redis.internal:6380"), "{shown}");
+    assert!(!shown.contains("hunter2"), "{shown}");
 }
 
 #[test]

@@ -116,3 +116,28 @@ pub(super) fn word<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, String
         .map(|(_, value)| *value)
         .ok_or_else(|| format!("must be {}", known()))
 }
+
+/// A secret's file, its surrounding white space aside.
+pub(super) fn secret_file(path: &str) -> Result<String, String> {
+    let content = std::fs::read_to_string(path).map_err(|e| format!("can't be read: {e}"))?;
+    match content.trim() {
+        "" => Err("the file is empty".to_owned()),
+        secret => Ok(secret.to_owned()),
+    }
+}
+
+/// Checks the address of a Redis and returns what of it may be shown.
+pub(super) fn redis_url(text: &str) -> Result<String, String> {
+    let example = "such as `redis://127.0.0.1:6379/0` or `rediss://redis.internal`";
+    let (scheme, rest) =
+        text.split_once("://").ok_or_else(|| format!("not the URL of a Redis, {example}"))?;
+    if !matches!(scheme, "redis" | "rediss") {
+        return Err(format!("only `redis` and `rediss` are spoken, {example}"));
+    }
+    let address = rest.split(['/', '?']).next().unwrap_or_default();
+    let shown = address.rsplit('@').next().unwrap_or_default();
+    if shown.is_empty() {
+        return Err(format!("the host is missing, {example}"));
+    }
+    Ok(format!("{scheme}://{shown}"))
+}

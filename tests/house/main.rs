@@ -13,6 +13,7 @@ mod bad_input;
 mod clients;
 mod fake;
 mod faults;
+mod fleet;
 mod harness;
 mod http;
 mod program;

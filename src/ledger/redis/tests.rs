@@ -1,0 +1,227 @@
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::AtomicU16;
+use std::time::Instant;
+
+use redis::IntoConnectionInfo;
+use tempfile::TempDir;
+
+use super::*;
+use crate::ledger::contract;
+
+/// A port below those the system hands out: Redis can't be asked to take any.
+fn port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = 12_000 + (std::process::id() % 50) as u16 * 100;
+    loop {
+        let port = start + NEXT.fetch_add(1, Ordering::Relaxed) % 1000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// Debian's `redis-server`, on a port of its own.
+struct Server {
+    port: u16,
+    child: Child,
+    folder: TempDir,
+}
+
+impl Server {
+    fn start(more: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let port = port();
+        let child = Self::spawn(port, &folder, more);
+        Self { port, child, folder }
+    }
+
+    fn spawn(port: u16, folder: &TempDir, more: &[&str]) -> Child {
+        let mut command = Command::new("redis-server");
+        command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
+        command.arg("--dir").arg(folder.path()).args(["--appendonly", "yes"]).args(more);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().expect("`redis-server` is installed by scripts/test");
+        let start = Instant::now();
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(start.elapsed() < Duration::from_secs(20), "redis-server does not answer");
+            std::thread::yield_now();
+        }
+        child
+    }
+
+    fn config(&self) -> Config {
+        let url = format!("redis://127.0.0.1:{}/0", self.port);
+        Config::new(&url, None, None, format!("127.0.0.1:{}", self.port)).unwrap()
+    }
+
+    fn cli(&self, arguments: &[&str]) -> String {
+        let mut client = redis::Client::open(self.config().info).unwrap();
+        let mut call = cmd(arguments[0]);
+        for argument in &arguments[1..] {
+            call.arg(*argument);
+        }
+        let value: Value = call.query(&mut client).unwrap();
+        format!("{value:?}")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn redis_keeps_the_contract() {
+    let server = Server::start(&[]);
+    let ledger = Redis::open(&server.config()).unwrap();
+    contract::holds(&ledger).await;
+    contract::agrees_with_the_table(&ledger, 60).await;
+    ledger.close().await;
+    assert_eq!(ledger.identity().await, Err(Unavailable::Closed));
+}
+
+#[tokio::test]
+async fn of_many_that_claim_a_tag_at_once_one_digest_wins() {
+    let server = Server::start(&[]);
+    let first = Redis::open(&server.config()).unwrap();
+    let second = Redis::open(&server.config()).unwrap();
+    for round in 0..50 {
+        let tags = [contract::tag(&format!("v{round}"))];
+        let key = contract::key("race");
+        let claims = (0..16_u8).map(|n| {
+            let ledger = if n % 2 == 0 { &first } else { &second };
+            let (key, tags) = (&key, &tags);
+            async move {
+                let digest = contract::digest(n / 2);
+                ledger.claim(key, tags, &digest, AttemptId::random()).await.map(|c| (digest, c))
+            }
+        });
+        let mut winners = BTreeSet::new();
+        for claim in futures_in_turn(claims).await {
+            if let (digest, Claim::Granted { .. }) = claim.unwrap() {
+                winners.insert(digest);
+            }
+        }
+        assert_eq!(winners.len(), 1);
+    }
+}
+
+/// Runs them all at once.
+async fn futures_in_turn<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    let mut running: Vec<_> = futures.map(Box::pin).collect();
+    let mut done: Vec<Option<T>> = running.iter().map(|_| None).collect();
+    std::future::poll_fn(|context| {
+        for (future, slot) in running.iter_mut().zip(&mut done) {
+            if slot.is_none()
+                && let std::task::Poll::Ready(value) = future.as_mut().poll(context)
+            {
+                *slot = Some(value);
+            }
+        }
+        if done.iter().all(Option::is_some) {
+            std::task::Poll::Ready(())
+        } else {
+            std::task::Poll::Pending
+        }
+    })
+    .await;
+    done.into_iter().flatten().collect()
+}
+
+#[tokio::test]
+async fn entries_stay_small_and_in_the_compact_form() {
+    let server = Server::start(&[]);
+    let ledger = Redis::open(&server.config()).unwrap();
+    let key = contract::key("compact");
+    let digest = Digest::of(crate::name::Algorithm::Sha256, b"x");
+    for n in 0..200 {
+        let tags = [contract::tag(&format!("v1.2.{n}"))];
+        ledger.claim(&key, &tags, &digest, AttemptId::random()).await.unwrap();
+        ledger.seal(&key, &tags, &digest, Origin::Push).await.unwrap();
+    }
+    assert!(server.cli(&["OBJECT", "ENCODING", &hash_of(&key)]).contains("listpack"));
+}
+
+#[tokio::test]
+async fn a_claim_waits_for_replicas_and_fails_without_them() {
+    let server = Server::start(&[]);
+    let wanting = Config { replicas: 1, ..server.config() };
+    let error = Redis::open(&wanting).err().unwrap();
+    assert!(matches!(error, OpenError::TooFewReplicas { found: 0, wanted: 1, .. }), "{error}");
+
+    let replica = Server::start(&["--replicaof", "127.0.0.1", &server.port.to_string()]);
+    let start = Instant::now();
+    while !server.cli(&["INFO", "replication"]).contains("state=online") {
+        assert!(start.elapsed() < Duration::from_secs(20), "the replica does not connect");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(matches!(Redis::open(&replica.config()), Err(OpenError::Replica { .. })));
+    let ledger = Redis::open(&wanting).unwrap();
+    let (key, digest) = (contract::key("wait"), contract::digest(1));
+    let claim = |name: &str| {
+        let tags = [contract::tag(name)];
+        let (ledger, key) = (&ledger, &key);
+        async move { ledger.claim(key, &tags, &digest, AttemptId::random()).await }
+    };
+    assert!(matches!(claim("v1").await, Ok(Claim::Granted { .. })));
+    drop(replica);
+    let unconfirmed = claim("v2").await;
+    assert!(
+        matches!(&unconfirmed, Err(Unavailable::Store(text)) if text.contains("0 of 1 replicas")),
+        "{unconfirmed:?}"
+    );
+}
+
+#[tokio::test]
+async fn unfit_redis_and_other_ledgers_are_refused_at_start() {
+    let server = Server::start(&["--maxmemory-policy", "allkeys-lru"]);
+    let error = Redis::open(&server.config()).err().unwrap();
+    assert!(matches!(error, OpenError::Evicts { .. }), "{error}");
+
+    let server = Server::start(&[]);
+    let expecting = |id: &str| Config { id: Some(id.to_owned()), ..server.config() };
+    let error = Redis::open(&expecting("mine")).err().unwrap();
+    assert!(matches!(error, OpenError::Empty { .. }), "{error}");
+    let id = Redis::open(&server.config()).unwrap().identity.id;
+    assert_eq!(Redis::open(&server.config()).unwrap().identity.id, id, "begun once");
+    Redis::open(&expecting(&id)).unwrap();
+    let error = Redis::open(&expecting("mine")).err().unwrap();
+    assert!(matches!(error, OpenError::Another { .. }), "{error}");
+    server.cli(&["HSET", META, "format", "2"]);
+    let error = Redis::open(&server.config()).err().unwrap();
+    assert!(matches!(error, OpenError::TooNew { found: 2, .. }), "{error}");
+
+    let mut gone = server.config();
+    gone.info = "redis://127.0.0.1:1/0".into_connection_info().unwrap();
+    assert!(matches!(Redis::open(&gone), Err(OpenError::Unreachable { .. })));
+}
+
+#[tokio::test]
+async fn a_restart_is_survived_and_an_emptied_ledger_is_noticed() {
+    let mut server = Server::start(&[]);
+    let ledger = Redis::open(&server.config()).unwrap();
+    let (key, tags, digest) = (contract::key("app"), [contract::tag("v1")], contract::digest(1));
+    ledger.seal(&key, &tags, &digest, Origin::Push).await.unwrap();
+
+    server.child.kill().unwrap();
+    server.child.wait().unwrap();
+    assert!(ledger.lookup(&key, &tags).await.is_err());
+    server.child = Server::spawn(server.port, &server.folder, &[]);
+    let start = Instant::now();
+    let entries = loop {
+        match ledger.lookup(&key, &tags).await {
+            Ok(entries) => break entries,
+            Err(error) => assert!(start.elapsed() < Duration::from_secs(20), "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert_eq!(entries[0].digest(), Some(&digest));
+    assert!(ledger.identity().await.is_ok());
+
+    server.cli(&["FLUSHALL"]);
+    assert!(ledger.identity().await.is_err(), "its id is gone");
+    assert_eq!(ledger.lookup(&key, &tags).await, Ok(vec![Entry::Absent]));
+}

@@ -1,0 +1,174 @@
+//! Several proxies on one Redis.
+
+use std::process::Command;
+use std::thread;
+
+use tempfile::TempDir;
+
+use crate::harness::*;
+use crate::http;
+
+/// Debian's `redis-server`.
+struct Redis {
+    address: String,
+    process: Process,
+    folder: TempDir,
+}
+
+impl Redis {
+    fn start(more: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let address = format!("127.0.0.1:{}", port());
+        let process = Self::spawn(&address, &folder, more);
+        Self { address, process, folder }
+    }
+
+    fn spawn(address: &str, folder: &TempDir, more: &[&str]) -> Process {
+        let mut command = Command::new("redis-server");
+        command.args(["--port", address.rsplit(':').next().unwrap(), "--bind", "127.0.0.1"]);
+        command.args(["--save", "", "--appendonly", "yes", "--appendfsync", "always"]);
+        command.arg("--dir").arg(folder.path()).args(more);
+        let mut process = Process::start("redis-server", command, folder.path());
+        process.wait_for(address);
+        process
+    }
+
+    fn stop(&mut self) {
+        self.process.signal("-KILL");
+        self.process.wait_for_end();
+    }
+
+    fn restart(&mut self) {
+        self.process = Self::spawn(&self.address, &self.folder, &[]);
+    }
+
+    fn cli(&self, arguments: &[&str]) -> String {
+        let port = self.address.rsplit(':').next().unwrap();
+        succeed(Command::new("redis-cli").args(["-p", port]).args(arguments))
+    }
+}
+
+fn proxy(registry: &str, redis: &str, more: &str) -> Taglock {
+    Taglock::from_file(|address, admin, _| {
+        format!(
+            "[listen]\naddress = \"{address}\"\n[upstream]\nurl = \"http://{registry}\"\n\
+             [ledger]\nstore = \"redis\"\nurl = \"redis://{redis}/0\"\n{more}\n\
+             [admin]\naddress = \"{admin}\"\n{RULES}"
+        )
+    })
+}
+
+#[test]
+fn of_pushes_that_race_through_three_proxies_one_image_wins_for_all() {
+    let registry = Registry::start();
+    let redis = Redis::start(&[]);
+    let proxies: Vec<_> = (0..3).map(|_| proxy(&registry.address, &redis.address, "")).collect();
+    for round in 0..6 {
+        let tag = format!("r{round}");
+        let answers: Vec<_> = thread::scope(|scope| {
+            let pushers: Vec<_> = (0..9)
+                .map(|n| {
+                    let (proxy, tag) = (&proxies[n % 3], &tag);
+                    scope.spawn(move || {
+                        let bytes = manifest(&format!("{round}-{}", n / 3));
+                        (digest(&bytes), put(&proxy.address, "prod/race", tag, &bytes))
+                    })
+                })
+                .collect();
+            pushers.into_iter().map(|pusher| pusher.join().unwrap()).collect()
+        });
+        assert!(answers.iter().all(|(_, a)| matches!(a.status, 201 | 409 | 503)), "{answers:?}");
+        let mut winners: Vec<_> =
+            answers.iter().filter(|(_, a)| a.status == 201).map(|(d, _)| d.clone()).collect();
+        winners.sort();
+        winners.dedup();
+        assert_eq!(winners.len(), 1, "{answers:?}");
+        assert_eq!(tag_of(&registry.address, "prod/race", &tag), winners.pop());
+    }
+}
+
+#[test]
+fn what_one_proxy_bound_another_refuses_even_after_kills() {
+    let registry = Registry::start();
+    let redis = Redis::start(&[]);
+    let mut first = proxy(&registry.address, &redis.address, "");
+    let second = proxy(&registry.address, &redis.address, "");
+    assert_eq!(put(&first.address, "prod/app", "v1", &manifest("one")).status, 201);
+    first.process.signal("-KILL");
+    first.process.wait_for_end();
+    assert_eq!(put(&second.address, "prod/app", "v1", &manifest("two")).status, 409);
+    assert_eq!(put(&second.address, "prod/app", "v1", &manifest("one")).status, 201);
+}
+
+#[test]
+fn while_redis_is_down_protected_pushes_wait_and_the_rest_goes_on() {
+    let registry = Registry::start();
+    let mut redis = Redis::start(&[]);
+    let taglock = proxy(&registry.address, &redis.address, "");
+    assert_eq!(put(&taglock.address, "prod/app", "v1", &manifest("one")).status, 201);
+    redis.stop();
+    let answer = put(&taglock.address, "prod/app", "v2", &manifest("two"));
+    assert_eq!((answer.status, answer.code().as_str()), (503, "UNAVAILABLE"), "{}", answer.text());
+    assert_eq!(answer.header("Retry-After"), Some("5"));
+    assert_eq!(tag_of(&registry.address, "prod/app", "v2"), None, "nothing was forwarded");
+    assert_eq!(put(&taglock.address, "other", "v1", &manifest("two")).status, 201);
+    assert_eq!(tag_of(&taglock.address, "prod/app", "v1"), Some(digest(&manifest("one"))));
+    assert_eq!(http::get(&taglock.admin, "/readyz").status, 503);
+    redis.restart();
+    eventually("the ledger", || http::get(&taglock.admin, "/readyz").status == 200);
+    assert_eq!(put(&taglock.address, "prod/app", "v1", &manifest("two")).status, 409);
+    assert_eq!(put(&taglock.address, "prod/app", "v2", &manifest("two")).status, 201);
+}
+
+#[test]
+fn an_emptied_redis_is_noticed_and_the_registrys_own_tags_still_stand() {
+    let registry = Registry::start();
+    let redis = Redis::start(&[]);
+    let taglock = proxy(&registry.address, &redis.address, "");
+    assert_eq!(put(&taglock.address, "prod/app", "v1", &manifest("one")).status, 201);
+    redis.cli(&["FLUSHALL"]);
+    assert_eq!(put(&taglock.address, "prod/app", "v1", &manifest("two")).status, 409);
+    assert!(taglock.process.log().contains("the ledger went back in time"));
+    assert!(
+        http::get(&taglock.admin, "/readyz").text().contains("the Redis is not the one it was")
+    );
+    assert_eq!(tag_of(&registry.address, "prod/app", "v1"), Some(digest(&manifest("one"))));
+}
+
+#[test]
+fn a_password_from_a_file_and_the_ledgers_id_are_used() {
+    let registry = Registry::start();
+    let redis = Redis::start(&["--requirepass", "hunter2hunter2"]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    std::fs::write(&file, "hunter2hunter2\n").unwrap();
+    let password = format!("password_file = {file:?}\n");
+    let taglock = proxy(&registry.address, &redis.address, &password);
+    assert_eq!(put(&taglock.address, "prod/app", "v1", &manifest("one")).status, 201);
+    let log = taglock.process.log();
+    assert!(!log.contains("hunter2"), "the password is in the log");
+    let id = log.split("id=\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap().to_owned();
+    let again = proxy(&registry.address, &redis.address, &format!("{password}id = \"{id}\"\n"));
+    assert_eq!(put(&again.address, "prod/app", "v1", &manifest("two")).status, 409);
+
+    for (more, expected) in [
+        (format!("{password}id = \"another\"\n"), "`ledger.id` names `another`"),
+        (String::new(), "can't be reached"),
+        (format!("{password}replicas = 1\n"), "has 0 replicas connected"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("taglock.toml");
+        let text = format!(
+            "[listen]\naddress = \"127.0.0.1:{}\"\n[upstream]\nurl = \"http://{}\"\n\
+             [ledger]\nstore = \"redis\"\nurl = \"redis://{}/0\"\n{more}",
+            port(),
+            registry.address,
+            redis.address
+        );
+        std::fs::write(&file, text).unwrap();
+        let output =
+            run(Command::new(env!("CARGO_BIN_EXE_taglock")).args(["serve", "--config"]).arg(&file));
+        assert_eq!(output.status.code(), Some(1));
+        assert!(said(&output).contains(expected), "{}", said(&output));
+    }
+}
