@@ -115,9 +115,13 @@ impl Edge {
 
     /// Admits, routes and decides, before anything is sent anywhere.
     fn decide(&self, session: &Session, passage: &mut Passage) -> Result<Course, Rejection> {
-        let client = admission::admit(session, &self.config)?;
         let header = session.req_header();
-        passage.client = client;
+        // Known even of a request that is refused at the door.
+        passage.client.address = admission::peer_of(session).ip();
+        if let Some(id) = header.headers.get("x-request-id") {
+            passage.id.adopt(id);
+        }
+        passage.client = admission::admit(session, &self.config)?;
         let route = Route::parse(&header.method, header.raw_path(), &self.config.doors)?;
         passage.route = passage::label(&route);
         Ok(self.course(route))

@@ -127,6 +127,7 @@ fn serve(settings: Settings) -> Result<(), Failure> {
         let app = Admin::new(guarded, registry, Arc::clone(&metrics), token);
         let mut service = Service::new("admin".into(), app);
         service.add_tcp(&admin.address.to_string());
+        service.threads = Some(1);
         server.add_service(service);
     }
 

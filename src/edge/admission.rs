@@ -26,9 +26,13 @@ pub fn admit(session: &Session, config: &Config) -> Result<Client, Rejection> {
     check_framing(header.version, &header.headers)?;
     let authority = authority(header.version, &header.uri, &header.headers)?;
     check_host(authority.as_deref(), config)?;
+    Ok(client(peer_of(session), authority, &header.headers, config))
+}
+
+/// The other end of the connection.
+pub fn peer_of(session: &Session) -> SocketAddr {
     let socket = session.client_addr().and_then(|address| address.as_inet());
-    let peer = socket.copied().unwrap_or_else(unknown_address);
-    Ok(client(peer, authority, &header.headers, config))
+    socket.copied().unwrap_or_else(unknown_address)
 }
 
 /// The header as it came over the wire: pingora hands on a tidied one, in which some of what has

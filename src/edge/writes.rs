@@ -233,6 +233,9 @@ fn created(
     if let Ok(digest) = HeaderValue::from_str(&digest.to_string()) {
         answer.headers.entry(CONTENT_DIGEST).or_insert(digest);
     }
+    if !tags.is_empty() {
+        answer.headers.remove(OCI_TAG);
+    }
     for tag in tags {
         if let Ok(tag) = HeaderValue::from_str(tag.as_str()) {
             answer.headers.append(OCI_TAG, tag);

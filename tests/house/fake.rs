@@ -46,6 +46,8 @@ struct State {
     tags: HashMap<(String, String), String>,
     plans: Vec<Plan>,
     seen: Vec<String>,
+    /// The headers of each, as `name: value`.
+    headers: Vec<Vec<String>>,
     violations: Vec<String>,
 }
 
@@ -104,6 +106,11 @@ impl Fake {
         self.state.lock().unwrap().seen.clone()
     }
 
+    /// The headers of the last request.
+    pub fn last_headers(&self) -> Vec<String> {
+        self.state.lock().unwrap().headers.last().cloned().unwrap_or_default()
+    }
+
     pub fn count(&self, method: &str, part: &str) -> usize {
         let matches = |line: &&String| line.starts_with(method) && line.contains(part);
         self.seen().iter().filter(matches).count()
@@ -129,10 +136,14 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Reply {
         .get("content-type")
         .map(|v| v.to_str().unwrap().to_owned())
         .unwrap_or_default();
+    let headers = request.headers().iter();
+    let headers: Vec<_> =
+        headers.map(|(n, v)| format!("{n}: {}", v.to_str().unwrap_or("?"))).collect();
     let body = request.into_body().collect().await.map_err(std::io::Error::other)?.to_bytes();
     let fault = {
         let mut state = state.lock().unwrap();
         state.seen.push(format!("{method} {path}"));
+        state.headers.push(headers);
         let plan = state
             .plans
             .iter_mut()

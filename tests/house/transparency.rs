@@ -212,3 +212,46 @@ fn the_namespace_of_a_mirrors_client_is_passed_on_with_writes_too() {
     let bad = "/v2/prod/app/manifests/v1?ns=docker.io&tag=x";
     assert_eq!(request(&taglock.address, "PUT", bad, &headers, &manifest("two")).status, 400);
 }
+
+/// Streamed or judged: what the registry is told of the client is taglock's word, and the rest
+/// is the client's, repeated headers repeated.
+#[test]
+fn the_registry_is_told_who_asks_and_every_header_of_the_client() {
+    let fake = Fake::start();
+    let taglock = Taglock::before(&fake.address);
+    let headers = [
+        ("Host", "registry.example.com"),
+        ("X-Request-Id", "ci-4711"),
+        ("Accept", "a/b"),
+        ("Accept", "c/d"),
+        ("User-Agent", "docker/28"),
+        ("X-Forwarded-For", "6.6.6.6"),
+        ("X-Forwarded-Host", "evil.example"),
+        ("X-Forwarded-Prefix", "/evil"),
+        ("Forwarded", "host=evil.example"),
+        ("X-Original-URL", "/v2/prod/app/manifests/v1"),
+        ("Content-Type", INDEX),
+    ];
+    for (method, target) in [
+        ("GET", "/v2/other/tags/list"),
+        ("PUT", "/v2/other/manifests/v1"),
+        ("PUT", "/v2/prod/app/manifests/v1"),
+    ] {
+        let body = if method == "PUT" { manifest("one") } else { Vec::new() };
+        request(&taglock.address, method, target, &headers, &body);
+        let sent = fake.last_headers();
+        for expected in [
+            format!("host: {}", fake.address).as_str(),
+            "x-request-id: ci-4711",
+            "accept: a/b",
+            "accept: c/d",
+            "user-agent: docker/28",
+            "x-forwarded-for: 127.0.0.1",
+            "x-forwarded-host: registry.example.com",
+            "x-forwarded-proto: http",
+        ] {
+            assert!(sent.iter().any(|h| h == expected), "{method} {target}: {expected}: {sent:?}");
+        }
+        assert!(!sent.iter().any(|h| h.contains("evil") || h.contains("original")), "{sent:?}");
+    }
+}
