@@ -41,10 +41,25 @@ impl fmt::Display for RepositoryKey {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Claim {
     /// Each tag is pending with this attempt among its owners, but for `sealed`, which had the
-    /// digest already.
-    Granted { sealed: Vec<Tag> },
+    /// digest already. `fresh` were absent before: nobody else holds them.
+    Granted { sealed: Vec<Tag>, fresh: Vec<Tag> },
     /// These tags are pending or sealed with another digest; no entry was changed.
     Held(Vec<Holder>),
+}
+
+impl Claim {
+    /// A granted claim, from the tags' entries before it.
+    pub fn granted<'a>(before: impl IntoIterator<Item = (&'a Tag, &'a Entry)>) -> Self {
+        let (mut sealed, mut fresh) = (Vec::new(), Vec::new());
+        for (tag, entry) in before {
+            match entry {
+                Entry::Absent => fresh.push(tag.clone()),
+                Entry::Pending(_) => {}
+                Entry::Sealed(_) => sealed.push(tag.clone()),
+            }
+        }
+        Self::Granted { sealed, fresh }
+    }
 }
 
 /// A tag and the entry that stands against a claim or a seal.

@@ -36,7 +36,7 @@ impl Permit {
     pub(super) fn of_claim(tags: &[Tag], claim: &Claim) -> Vec<Self> {
         match claim {
             Claim::Held(_) => Vec::new(),
-            Claim::Granted { sealed } => {
+            Claim::Granted { sealed, .. } => {
                 let basis = |tag| if sealed.contains(tag) { Basis::Sealed } else { Basis::Claimed };
                 tags.iter().map(|tag| Self { tag: tag.clone(), basis: basis(tag) }).collect()
             }

@@ -28,6 +28,15 @@ enum Outcome<A> {
     Unknown(Trouble),
 }
 
+impl<A> Progress<A> {
+    fn unknown(&self) -> Option<Trouble> {
+        self.outcomes.iter().find_map(|outcome| match outcome {
+            Outcome::Unknown(trouble) => Some(trouble.clone()),
+            Outcome::Created(_) | Outcome::Confirmed | Outcome::Refused(_) => None,
+        })
+    }
+}
+
 impl<A: Clone> Machine<A> {
     // Step 5: each PUT once, and none again.
 
@@ -122,8 +131,14 @@ impl<A: Clone> Machine<A> {
     ) -> Step<A> {
         match sealed {
             Ok(Seal::Sealed) => self.conclude(progress, true),
-            // The claim stood until now, so only a ledger that lost it can say so.
-            Ok(Seal::Conflict(_)) => self.look_up(),
+            // The claim stood until now, so only a ledger that lost it can say so. A PUT whose
+            // outcome is unknown must not be forgotten over it.
+            Ok(Seal::Conflict(_)) => match progress.unknown() {
+                Some(trouble) => self.undecided(Undecided::OutcomeUnknown(trouble)),
+                None => self.look_up(),
+            },
+            // A name that was withdrawn is still so.
+            Err(error) if !self.withdrawn.is_empty() => self.undecided(error),
             // The claim is durable and the tag is in the registry: nothing else can take it.
             Err(_) => self.conclude(progress, false),
         }
@@ -152,7 +167,7 @@ impl<A: Clone> Machine<A> {
             Some(refusal) if tags.is_empty() => self.relay(refusal),
             _ => {
                 let staged = match &self.staging {
-                    Staging::Done(staged) => Some(staged.clone()),
+                    Staging::Done(staged, _) => Some(staged.clone()),
                     Staging::Not => None,
                 };
                 self.done(Verdict::Admitted { answer: answer.or(staged), tags, sealed })

@@ -10,7 +10,7 @@ use super::permit::{Basis, Permit};
 use super::publish::{Doubt, Progress};
 use super::rival::{Rival, Roll};
 use super::step::{Action, Conflict, Event, Push, Step, Undecided, Verdict};
-use crate::ledger::{Claim, Entry, Origin, Seal, Unavailable};
+use crate::ledger::{Claim, Entry, Holder, Origin, Seal, Unavailable};
 use crate::name::{Digest, Tag};
 use crate::registry::{Sighting, Trouble, Written};
 
@@ -39,7 +39,8 @@ pub struct Machine<A> {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Staging<A> {
     Not,
-    Done(A),
+    /// With the registry's 201, under this digest.
+    Done(A, Digest),
 }
 
 /// What the machine waits for.
@@ -63,7 +64,7 @@ pub(super) enum Phase<A> {
     Disowning(Progress<A>),
     Sealing(Progress<A>),
     LettingIn(Conflict),
-    Rolling(Rival, Roll),
+    Rolling(Rival, Roll<A>),
     Ended,
 }
 
@@ -79,8 +80,8 @@ pub(super) enum Next {
 pub(super) enum After<A> {
     Relay(A),
     Undecided(Undecided),
-    /// Seal what the registry turned out to have.
-    Seal(Tag, Digest),
+    /// Start over: the next look finds what the registry turned out to have.
+    LookUp,
 }
 
 impl<A: Clone> Machine<A> {
@@ -117,8 +118,8 @@ impl<A: Clone> Machine<A> {
             (Phase::Waiting, Event::Waited) => self.look_up(),
             (Phase::Resolving(rest), Event::Seen(seen)) => self.resolved(rest, seen),
             (Phase::SealingSeen, Event::Sealed(sealed)) => match sealed {
-                // Sealed now, or somebody was faster: either way the next look tells.
-                Ok(Seal::Sealed | Seal::Conflict(_)) => self.look_up(),
+                Ok(Seal::Sealed) => self.look_up(),
+                Ok(Seal::Conflict(holders)) => self.outrun(holders),
                 Err(error) => self.undecided(error),
             },
             (Phase::Staging(next), Event::Written(written)) => self.staged(next, written),
@@ -145,10 +146,15 @@ impl<A: Clone> Machine<A> {
 
     /// Starts over. What the ledger holds decides what comes next, whatever happened before.
     pub(super) fn look_up(&mut self) -> Step<A> {
-        if self.lookups == self.push.options.patience.saturating_add(RESTARTS) {
+        let tags = u8::try_from(self.push.protected.len()).unwrap_or(u8::MAX);
+        if self.lookups >= self.push.options.patience.saturating_add(RESTARTS).saturating_add(tags)
+        {
             return self.undecided(Undecided::Busy(self.push.protected[0].clone()));
         }
         self.lookups += 1;
+        // An abort that was not answered may be carried out late: it must not meet a new claim.
+        self.push.attempt = self.push.attempt.successor();
+        self.push.errand = self.push.errand.successor();
         self.act(Phase::LookingUp, Action::Lookup)
     }
 
@@ -168,14 +174,13 @@ impl<A: Clone> Machine<A> {
                 Entry::Sealed(sealed) => {
                     let is = |digest: &_| self.push.content.is(digest);
                     self.permits.extend(Permit::of_entry(tag, entry, is));
-                    // The ledger may know the same bytes by another algorithm.
-                    self.push.content = self.push.content.clone().named(sealed.digest);
+                    self.name(sealed.digest);
                     if sealed.withdrawn.is_some() {
                         self.withdrawn.push(tag.clone());
                     }
                 }
                 Entry::Pending(pending) if self.push.content.is(&pending.digest) => {
-                    self.push.content = self.push.content.clone().named(pending.digest);
+                    self.name(pending.digest);
                     claimed_alike = true;
                 }
                 Entry::Pending(pending) => {
@@ -194,6 +199,30 @@ impl<A: Clone> Machine<A> {
             self.publish()
         } else {
             self.resolve(absent)
+        }
+    }
+
+    /// The ledger may know the same bytes by another algorithm: that is their name from here on.
+    fn name(&mut self, digest: Digest) {
+        self.push.content = self.push.content.clone().named(digest);
+        if matches!(&self.staging, Staging::Done(_, staged) if *staged != digest) {
+            self.staging = Staging::Not;
+        }
+    }
+
+    /// What the registry has could not be sealed, because somebody holds the tag.
+    fn outrun(&mut self, holders: Vec<Holder>) -> Step<A> {
+        let pending = holders.into_iter().find_map(|holder| match holder.entry {
+            Entry::Pending(pending) => Some((holder.tag, pending.digest)),
+            Entry::Absent | Entry::Sealed(_) => None,
+        });
+        match pending {
+            // A claim whose tag is another image in the registry: only its owner can still move.
+            Some((tag, digest)) if !self.may_wait() => {
+                self.undecided(Undecided::Stuck { tag, digest })
+            }
+            Some(_) => self.wait(),
+            None => self.look_up(),
         }
     }
 
@@ -243,9 +272,9 @@ impl<A: Clone> Machine<A> {
     pub(super) fn stage(&mut self, next: Next) -> Step<A> {
         match (&self.staging, next) {
             (Staging::Not, next) => self.act(Phase::Staging(next), Action::Stage),
-            (Staging::Done(_), Next::Claim) => self.claim(),
-            (Staging::Done(_), Next::Refuse(conflict)) => self.done(Verdict::Refused(conflict)),
-            (Staging::Done(_), Next::Roll(rival)) => self.join(rival),
+            (Staging::Done(..), Next::Claim) => self.claim(),
+            (Staging::Done(..), Next::Refuse(conflict)) => self.done(Verdict::Refused(conflict)),
+            (Staging::Done(..), Next::Roll(rival)) => self.join(rival),
         }
     }
 
@@ -253,7 +282,7 @@ impl<A: Clone> Machine<A> {
         match written {
             Written::Created(answer) => {
                 self.let_in = true;
-                self.staging = Staging::Done(answer);
+                self.staging = Staging::Done(answer, *self.push.content.digest());
                 self.stage(next)
             }
             Written::Denied(answer) | Written::Refused(answer) => self.relay(answer),
@@ -307,9 +336,9 @@ impl<A: Clone> Machine<A> {
 
     fn rechecked(&mut self, mut rest: Vec<Tag>, seen: Sighting<A>) -> Step<A> {
         match (seen, rest.pop()) {
-            (Sighting::Found(digest), Some(tag)) if !self.push.content.is(&digest) => {
+            (Sighting::Found(digest), Some(_)) if !self.push.content.is(&digest) => {
                 self.let_in = true;
-                self.leave(After::Seal(tag, digest))
+                self.leave(After::LookUp)
             }
             (Sighting::Found(_) | Sighting::NotFound(_), _) => self.recheck(rest),
             (Sighting::Denied(answer), _) => self.leave(After::Relay(answer)),
@@ -339,11 +368,11 @@ impl<A: Clone> Machine<A> {
         self.abort(tags, Phase::Leaving(after))
     }
 
-    fn left(&mut self, after: After<A>) -> Step<A> {
+    pub(super) fn left(&mut self, after: After<A>) -> Step<A> {
         match after {
             After::Relay(answer) => self.relay(answer),
             After::Undecided(undecided) => self.undecided(undecided),
-            After::Seal(tag, digest) => self.seal_seen(tag, digest, Origin::Import),
+            After::LookUp => self.look_up(),
         }
     }
 

@@ -3,12 +3,12 @@
 //! Nobody ever replaces a claim. A pusher of another digest may only push the old claim
 //! *forward*: publish the manifest its owner stored, seal it, and be refused.
 
-use super::permit::Permit;
-use super::push::{Machine, Next, Phase};
+use super::permit::{Basis, Permit};
+use super::push::{After, Machine, Next, Phase};
 use super::step::{Action, Event, Step, Undecided};
 use crate::ledger::{Claim, Origin, Unavailable};
 use crate::name::{Digest, Tag};
-use crate::registry::{Sighting, Trouble, Written};
+use crate::registry::{Sighting, Written};
 
 /// A pending claim of another digest.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -19,7 +19,7 @@ pub(super) struct Rival {
 
 /// What rolling a rival forward waits for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Roll {
+pub(super) enum Roll<A> {
     Looking,
     Joining,
     Rechecking(Permit),
@@ -29,8 +29,14 @@ pub(super) enum Roll {
     Checking {
         definitive: bool,
     },
-    Leaving(Undecided),
+    Leaving(After<A>),
     Sealing,
+}
+
+impl<A> From<Undecided> for After<A> {
+    fn from(undecided: Undecided) -> Self {
+        Self::Undecided(undecided)
+    }
 }
 
 impl<A: Clone> Machine<A> {
@@ -44,8 +50,11 @@ impl<A: Clone> Machine<A> {
         } else if self.push.options.stage {
             // Only a client that may push here moves anything.
             self.stage(Next::Roll(rival))
-        } else {
+        } else if self.let_in {
             self.stuck(rival)
+        } else {
+            // A 404 may mean "no access": no digest is told.
+            self.undecided(Undecided::Busy(rival.tag))
         }
     }
 
@@ -55,7 +64,7 @@ impl<A: Clone> Machine<A> {
         self.act(Phase::Rolling(rival, Roll::Joining), claim)
     }
 
-    pub(super) fn rolled(&mut self, rival: Rival, roll: Roll, event: Event<A>) -> Step<A> {
+    pub(super) fn rolled(&mut self, rival: Rival, roll: Roll<A>, event: Event<A>) -> Step<A> {
         match (roll, event) {
             (Roll::Looking, Event::Seen(seen)) => self.saw_rival(rival, seen),
             (Roll::Joining, Event::Claimed(claimed)) => self.joined(rival, claimed),
@@ -65,11 +74,14 @@ impl<A: Clone> Machine<A> {
                     .act(Phase::Rolling(rival, Roll::Publishing), Action::PublishFetched(permit)),
                 // What was staged has been collected: only its owner can push it again.
                 Ok(false) => self.give_up(rival),
-                Err(trouble) => self.leave_claim(rival, Undecided::Registry(trouble)),
+                Err(trouble) => self.leave_claim(rival, Undecided::Registry(trouble).into()),
             },
             (Roll::Publishing, Event::Written(written)) => {
                 let definitive = match written {
                     Written::Created(_) => return self.seal_rival(rival),
+                    Written::Denied(answer) if self.push.options.abort => {
+                        return self.leave_claim(rival, After::Relay(answer));
+                    }
                     Written::Denied(_) | Written::Refused(_) => true,
                     Written::Unknown(_) => false,
                 };
@@ -81,7 +93,7 @@ impl<A: Clone> Machine<A> {
                 _ if definitive && self.push.options.abort => self.give_up(rival),
                 _ => self.stuck(rival),
             },
-            (Roll::Leaving(undecided), Event::Aborted(_)) => self.undecided(undecided),
+            (Roll::Leaving(after), Event::Aborted(_)) => self.left(after),
             (Roll::Sealing, Event::Sealed(sealed)) => match sealed {
                 Ok(_) => self.look_up(),
                 Err(error) => self.undecided(error),
@@ -92,11 +104,14 @@ impl<A: Clone> Machine<A> {
 
     fn saw_rival(&mut self, rival: Rival, seen: Sighting<A>) -> Step<A> {
         match seen {
-            Sighting::Found(digest) => {
+            // Published, and its owner crashed before the seal.
+            Sighting::Found(digest) if digest == rival.digest => {
                 self.let_in = true;
-                let published = digest == rival.digest;
-                let origin = if published { Origin::Push } else { Origin::Import };
-                self.seal_seen(rival.tag, digest, origin)
+                self.seal_seen(rival.tag, digest, Origin::Push)
+            }
+            Sighting::Found(_) => {
+                self.let_in = true;
+                if self.may_wait() { self.wait() } else { self.stuck(rival) }
             }
             Sighting::NotFound(_) if self.may_wait() => self.wait(),
             Sighting::NotFound(_) => self.meet(rival),
@@ -107,15 +122,19 @@ impl<A: Clone> Machine<A> {
 
     fn joined(&mut self, rival: Rival, claimed: Result<Claim, Unavailable>) -> Step<A> {
         match claimed {
+            // Its owner gave it up in the meantime: there is no claim to bring to an end, and
+            // this client's rights are not for somebody else's image.
+            Ok(Claim::Granted { fresh, .. }) if !fresh.is_empty() => {
+                self.leave_claim(rival, After::LookUp)
+            }
             Ok(claim @ Claim::Granted { .. }) => {
-                let tags = [rival.tag.clone()];
-                match Permit::of_claim(&tags, &claim).pop() {
-                    Some(permit) if matches!(&claim, Claim::Granted { sealed } if sealed.is_empty()) =>
-                    {
+                let permit = Permit::of_claim(std::slice::from_ref(&rival.tag), &claim).pop();
+                match permit.filter(|permit| permit.basis() == Basis::Claimed) {
+                    Some(permit) => {
                         let look = Action::Look(rival.tag.clone());
                         self.act(Phase::Rolling(rival, Roll::Rechecking(permit)), look)
                     }
-                    _ => self.look_up(),
+                    None => self.look_up(),
                 }
             }
             Ok(Claim::Held(_)) => self.look_up(),
@@ -131,11 +150,10 @@ impl<A: Clone> Machine<A> {
                 let fetch = Action::Fetch(rival.digest);
                 self.act(Phase::Rolling(rival, Roll::Fetching(permit)), fetch)
             }
-            Sighting::Denied(_) => self.leave_claim(
-                rival,
-                Undecided::Registry(Trouble::Garbage("it no longer lets this account look")),
-            ),
-            Sighting::Unclear(trouble) => self.leave_claim(rival, Undecided::Registry(trouble)),
+            Sighting::Denied(answer) => self.leave_claim(rival, After::Relay(answer)),
+            Sighting::Unclear(trouble) => {
+                self.leave_claim(rival, Undecided::Registry(trouble).into())
+            }
         }
     }
 
@@ -147,14 +165,14 @@ impl<A: Clone> Machine<A> {
 
     fn give_up(&mut self, rival: Rival) -> Step<A> {
         let stuck = Undecided::Stuck { tag: rival.tag.clone(), digest: rival.digest };
-        self.leave_claim(rival, stuck)
+        self.leave_claim(rival, stuck.into())
     }
 
     /// Takes the errand out of the rival's claim: it has sent no PUT, or had it refused.
-    fn leave_claim(&mut self, rival: Rival, undecided: Undecided) -> Step<A> {
+    fn leave_claim(&mut self, rival: Rival, after: After<A>) -> Step<A> {
         let (tags, digest) = (vec![rival.tag.clone()], rival.digest);
         let abort = Action::Abort { tags, digest, attempt: self.push.errand };
-        self.act(Phase::Rolling(rival, Roll::Leaving(undecided)), abort)
+        self.act(Phase::Rolling(rival, Roll::Leaving(after)), abort)
     }
 
     fn stuck(&mut self, rival: Rival) -> Step<A> {

@@ -339,8 +339,7 @@ impl World {
     }
 
     fn claim(&mut self, physics: &Physics, tags: &[Tag], digest: &Digest, a: AttemptId) -> Claim {
-        let sealed = |tag: &&Tag| matches!(self.ledger[*tag], Entry::Sealed(_));
-        let sealed = tags.iter().filter(sealed).cloned().collect();
+        let before: Vec<_> = tags.iter().map(|tag| self.ledger[tag].clone()).collect();
         let done = self.apply(tags, |entry| match (physics.flaw, entry) {
             (Flaw::TakeOver, Entry::Pending(pending)) if pending.digest != *digest => {
                 table::claim(&Entry::Absent, digest, a, STAMP)
@@ -353,7 +352,7 @@ impl World {
             }
             (_, entry) => table::claim(entry, digest, a, STAMP),
         });
-        done.map_or_else(Claim::Held, |()| Claim::Granted { sealed })
+        done.map_or_else(Claim::Held, |()| Claim::granted(tags.iter().zip(&before)))
     }
 
     fn abort(&mut self, physics: &Physics, tags: &[Tag], digest: &Digest, a: AttemptId) {

@@ -185,8 +185,8 @@ pub enum Undecided {
     Busy(Tag),
     /// A claim that can't be brought to its end.
     #[error(
-        "tag `{tag}` is being bound to {digest} by a push that did not end; push that image again to end it, \
-         or have an operator look with `taglock ledger show` and `release`"
+        "tag `{tag}` is being bound to {digest} by a push that did not end; push that image again to \
+         end it, or ask an operator"
     )]
     Stuck { tag: Tag, digest: Digest },
 }

@@ -44,8 +44,9 @@ pub async fn holds(ledger: &dyn Ledger) {
     ledger.withdraw(&key, &one("t"), &d).await.unwrap();
     assert_eq!(entry("t").await, Entry::Absent);
     assert_eq!(ledger.sequence(&key).await, Ok(0), "what does nothing is no transition");
-    let granted = Claim::Granted { sealed: vec![] };
-    assert_eq!(ledger.claim(&key, &one("t"), &d, a).await, Ok(granted.clone()));
+    let fresh = Claim::Granted { sealed: vec![], fresh: one("t") };
+    assert_eq!(ledger.claim(&key, &one("t"), &d, a).await, Ok(fresh));
+    let granted = Claim::Granted { sealed: vec![], fresh: vec![] };
 
     // Pending: the same digest joins, another is held off, and repeating changes nothing.
     assert_eq!(ledger.claim(&key, &one("t"), &d, a).await, Ok(granted.clone()));
@@ -76,7 +77,10 @@ pub async fn holds(ledger: &dyn Ledger) {
     assert_eq!(ledger.seal(&key, &one("t"), &d, Origin::Import).await, Ok(Seal::Sealed));
     let Entry::Sealed(sealed) = entry("t").await else { panic!("not sealed") };
     assert_eq!((sealed.digest, sealed.origin, sealed.withdrawn), (d, Origin::Push, None));
-    assert_eq!(ledger.claim(&key, &one("t"), &d, b).await, Ok(Claim::Granted { sealed: one("t") }));
+    assert_eq!(
+        ledger.claim(&key, &one("t"), &d, b).await,
+        Ok(Claim::Granted { sealed: one("t"), fresh: vec![] })
+    );
     ledger.abort(&key, &one("t"), &d, a).await.unwrap();
     let held = vec![Holder { tag: tag("t"), entry: Entry::Sealed(sealed.clone()) }];
     assert_eq!(ledger.claim(&key, &one("t"), &e, b).await, Ok(Claim::Held(held.clone())));
@@ -101,7 +105,9 @@ pub async fn holds(ledger: &dyn Ledger) {
     assert!(matches!(ledger.seal(&key, &set, &e, Origin::Push).await, Ok(Seal::Conflict(_))));
     let entries = ledger.lookup(&key, &set).await.unwrap();
     assert_eq!(entries, [Entry::Absent, Entry::Sealed(sealed.clone()), Entry::Absent]);
-    assert_eq!(ledger.claim(&key, &set, &d, b).await, Ok(Claim::Granted { sealed: one("t") }));
+    let fresh = vec![tag("u"), tag("v")];
+    let granted = Claim::Granted { sealed: one("t"), fresh };
+    assert_eq!(ledger.claim(&key, &set, &d, b).await, Ok(granted));
     assert_eq!(ledger.seal(&key, &set, &d, Origin::Push).await, Ok(Seal::Sealed));
     let mut bound = ledger.bound_to(&key, &d).await.unwrap();
     bound.sort();
@@ -118,7 +124,8 @@ pub async fn holds(ledger: &dyn Ledger) {
 
     // Empty sets, and repositories apart.
     assert_eq!(ledger.lookup(&key, &[]).await, Ok(vec![]));
-    assert_eq!(ledger.claim(&key, &[], &d, a).await, Ok(Claim::Granted { sealed: vec![] }));
+    let nothing = Claim::Granted { sealed: vec![], fresh: vec![] };
+    assert_eq!(ledger.claim(&key, &[], &d, a).await, Ok(nothing));
     assert_eq!(ledger.seal(&key, &[], &d, Origin::Push).await, Ok(Seal::Sealed));
     let other = self::key("contract/table2");
     assert_eq!(ledger.lookup(&other, &one("t")).await, Ok(vec![Entry::Absent]));

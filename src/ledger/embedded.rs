@@ -154,13 +154,9 @@ impl Ledger for Embedded {
     ) -> Result<Claim, Unavailable> {
         let change = Change::Claim { digest: *digest, attempt };
         self.write(repository, tags, change, |outcome| match outcome {
-            writer::Outcome::Done { before } => Claim::Granted {
-                sealed: before
-                    .into_iter()
-                    .filter(|(_, entry)| matches!(entry, Entry::Sealed(_)))
-                    .map(|(tag, _)| tag)
-                    .collect(),
-            },
+            writer::Outcome::Done { before } => {
+                Claim::granted(before.iter().map(|(tag, entry)| (tag, entry)))
+            }
             writer::Outcome::Standing(holders) => Claim::Held(holders),
         })
         .await

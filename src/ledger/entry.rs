@@ -18,6 +18,14 @@ impl AttemptId {
         Self(bytes)
     }
 
+    /// Another attempt of the same request: no two requests share any of theirs, since the
+    /// random part stays.
+    #[must_use]
+    pub fn successor(mut self) -> Self {
+        self.0[15] = self.0[15].wrapping_add(2);
+        self
+    }
+
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }

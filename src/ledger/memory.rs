@@ -83,11 +83,6 @@ impl State {
         }
         Ok(())
     }
-
-    fn sealed_among(&self, repository: &RepositoryKey, tags: &[Tag]) -> Vec<Tag> {
-        let sealed = |tag: &&Tag| matches!(self.entry(repository, tag), Entry::Sealed(_));
-        tags.iter().filter(sealed).cloned().collect()
-    }
 }
 
 #[async_trait]
@@ -108,11 +103,11 @@ impl Ledger for Memory {
         attempt: AttemptId,
     ) -> Result<Claim, Unavailable> {
         self.with(|state| {
-            let sealed = state.sealed_among(repository, tags);
+            let before: Vec<_> = tags.iter().map(|tag| state.entry(repository, tag)).collect();
             let done = state.apply(repository, tags, |entry, stamp| {
                 table::claim(entry, digest, attempt, stamp)
             });
-            done.map_or_else(Claim::Held, |()| Claim::Granted { sealed })
+            done.map_or_else(Claim::Held, |()| Claim::granted(tags.iter().zip(&before)))
         })
     }
 

@@ -279,9 +279,7 @@ impl Ledger for Redis {
         if done.stands {
             return Ok(Claim::Held(Self::holders(tags, done.before, digest)));
         }
-        let sealed = tags.iter().zip(&done.before);
-        let sealed = sealed.filter(|(_, entry)| matches!(entry, Entry::Sealed(_)));
-        Ok(Claim::Granted { sealed: sealed.map(|(tag, _)| tag.clone()).collect() })
+        Ok(Claim::granted(tags.iter().zip(&done.before)))
     }
 
     async fn seal(
