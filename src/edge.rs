@@ -6,14 +6,18 @@
 
 mod admission;
 mod forwarding;
+mod front;
 mod intake;
 mod passage;
 mod refusal;
 mod rewriting;
 mod writes;
 
+pub use front::Front;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -26,7 +30,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use crate::judge::{Judge, Options};
 use crate::name::UpstreamName;
-use crate::registry::client::trouble_of;
+use crate::registry::client::{MAX_ADDRESSES, trouble_of};
 use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Peers};
 use crate::route::{Doors, Rejection, Route};
@@ -35,6 +39,11 @@ use crate::telemetry::Metrics;
 use crate::telemetry::audit::Audit;
 use passage::Passage;
 use refusal::Refusal;
+
+/// How long a client may leave its connection unused, or a header unfinished.
+const KEEPALIVE_SECONDS: u64 = 60;
+/// How long a client may take nothing of what it asked for.
+const CLIENT_WRITE: Duration = Duration::from_secs(60);
 
 /// What the edge is told by its settings.
 pub struct Config {
@@ -64,8 +73,8 @@ pub struct Rooms {
 }
 
 pub struct Edge {
-    config: Config,
-    rooms: Rooms,
+    config: Arc<Config>,
+    rooms: Arc<Rooms>,
 }
 
 /// What is to be done with a request.
@@ -81,7 +90,7 @@ enum Course {
 }
 
 impl Edge {
-    pub fn new(config: Config, rooms: Rooms) -> Self {
+    pub fn new(config: Arc<Config>, rooms: Arc<Rooms>) -> Self {
         Self { config, rooms }
     }
 
@@ -140,6 +149,11 @@ impl ProxyHttp for Edge {
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
     async fn request_filter(&self, session: &mut Session, passage: &mut Passage) -> Result<bool> {
+        // pingora bounds only the first header of a connection, and no write to a client.
+        if session.get_keepalive() == Some(0) {
+            session.set_keepalive(Some(KEEPALIVE_SECONDS));
+        }
+        session.set_write_timeout(Some(CLIENT_WRITE));
         let course = match self.decide(session, passage) {
             Ok(course) => course,
             Err(rejection) => Course::Refuse(rejection.into()),
@@ -166,6 +180,20 @@ impl ProxyHttp for Edge {
                 Err(Error::explain(ErrorType::ConnectError, trouble.to_string()).into_up())
             }
         }
+    }
+
+    /// Nothing was sent yet: another address of the registry may be well.
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        peer: &HttpPeer,
+        passage: &mut Passage,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        self.rooms.peers.shun(peer);
+        passage.addresses += 1;
+        error.set_retry(passage.addresses < MAX_ADDRESSES);
+        error
     }
 
     async fn upstream_request_filter(
@@ -216,7 +244,8 @@ impl ProxyHttp for Edge {
         };
         let error_code = refusal.status().as_u16();
         // Where an answer had begun, all that is left is to end the connection, as pingora does.
-        if session.response_written().is_none()
+        let begun = |response: &ResponseHeader| !response.status.is_informational();
+        if !session.response_written().is_some_and(begun)
             && let Err(error) = self.refuse(session, passage, refusal).await
         {
             tracing::debug!(%error, "an error could not be answered");

@@ -205,6 +205,7 @@ pub trait Ledger: Send + Sync {
         limit: usize,
     ) -> Result<Vec<Listed>, Unavailable>;
 
+    /// Who the ledger is, having looked: an error means that it can't serve.
     async fn identity(&self) -> Result<Identity, Unavailable>;
 
     /// The repository's sequence number: the count of its transitions so far. A lower one than

@@ -8,11 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use pingora::apps::HttpServerOptions;
 use pingora::listeners::ListenerConfig;
 use pingora::listeners::tls::TlsSettings;
 use pingora::protocols::l4::stream::L4BufferSettings;
-use pingora::proxy::{HttpProxy, ProxyServiceBuilder};
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
 use pingora::services::listening::Service;
@@ -21,7 +19,7 @@ use rustls::sign::SingleCertAndKey;
 
 use crate::admin::Admin;
 use crate::cli::{Command, Serve};
-use crate::edge::{Config, Edge, Rooms};
+use crate::edge::{Config, Edge, Front, Rooms};
 use crate::judge::Judge;
 use crate::ledger::Ledger;
 use crate::ledger::embedded::Embedded;
@@ -198,13 +196,9 @@ fn peers(settings: &Settings) -> Peers {
     Peers::new(upstream.origin.clone(), upstream.timeouts.clone(), authorities, client)
 }
 
-fn proxy(
-    server: &Server,
-    settings: &Settings,
-    rooms: Rooms,
-) -> Result<Service<HttpProxy<Edge>>, Failure> {
+fn proxy(server: &Server, settings: &Settings, rooms: Rooms) -> Result<Service<Front>, Failure> {
     let Settings { listen, upstream, limits, .. } = settings;
-    let config = Config {
+    let config = Arc::new(Config {
         upstream: upstream.name.clone(),
         doors: upstream.doors.clone(),
         hosts: listen.hosts.clone(),
@@ -216,13 +210,11 @@ fn proxy(
         options: upstream.options,
         max_manifest: limits.manifest,
         max_header: limits.header,
-    };
-    let mut options = HttpServerOptions::default();
-    options.h2c = true;
-    let mut service = ProxyServiceBuilder::new(&server.configuration, Edge::new(config, rooms))
-        .name("proxy")
-        .server_options(options)
-        .build();
+    });
+    let rooms = Arc::new(rooms);
+    let edge = || Edge::new(Arc::clone(&config), Arc::clone(&rooms));
+    let front = Front::new(&server.configuration, listen.tls.is_some(), edge);
+    let mut service = Service::new("proxy".into(), front);
     for address in &listen.addresses {
         // Header and body of a small answer leave in one write.
         let buffer = L4BufferSettings::default().write(16 * 1024);

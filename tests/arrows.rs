@@ -43,7 +43,7 @@ const ROOMS: [(&str, &[&str]); 13] = [
 ];
 
 /// Libraries that only some files may name.
-const LIBRARIES: [(&str, &[&str]); 8] = [
+const LIBRARIES: [(&str, &[&str]); 7] = [
     (
         "pingora",
         &["src/edge", "src/registry/client.rs", "src/registry/peer.rs", "src/admin", "src/run"],
@@ -54,7 +54,6 @@ const LIBRARIES: [(&str, &[&str]); 8] = [
     ("serde", &["src/registry/wire.rs"]),
     ("serde_json", &["src/registry/wire.rs"]),
     ("toml", &["src/settings/reader.rs"]),
-    ("dashmap", &["src/judge/rivals.rs", "src/ledger/redis.rs", "src/ledger/redis"]),
     ("clap", &["src/cli.rs", "src/main.rs"]),
 ];
 

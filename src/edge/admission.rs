@@ -170,32 +170,36 @@ fn client(
     let mut address = peer.ip();
     let mut via = None;
     if config.trusted_proxies.iter().any(|network| network.contains(&address)) {
-        let text = |name: &HeaderName| headers.get(name).and_then(|v| v.to_str().ok());
-        match text(&FORWARDED_PROTO).map(str::trim) {
+        // Proxies append: the last line, and the last of a list, is the nearest one's.
+        let last = |name: &HeaderName| {
+            let line = headers.get_all(name).iter().next_back()?.to_str().ok()?;
+            line.rsplit(',').next().map(str::trim)
+        };
+        match last(&FORWARDED_PROTO) {
             Some("https") => scheme_tls = true,
             Some("http") => scheme_tls = false,
             _ => {}
         }
-        if let Some(forwarded) = text(&FORWARDED_HOST).map(str::trim).filter(|h| is_authority(h)) {
+        if let Some(forwarded) = last(&FORWARDED_HOST).filter(|h| is_authority(h)) {
             authority = Some(forwarded.to_owned());
         }
-        if let Some(forwarded) = text(&FORWARDED_FOR) {
-            via = headers.get(&FORWARDED_FOR).cloned();
-            // The nearest address that no trusted proxy speaks for.
-            let reported = forwarded.rsplit(',').map(|part| part.trim().parse::<IpAddr>());
-            for reported in reported.map_while(Result::ok) {
-                address = reported;
-                if !config.trusted_proxies.iter().any(|network| network.contains(&reported)) {
-                    break;
-                }
+        let lines = headers.get_all(&FORWARDED_FOR).iter().filter_map(|v| v.to_str().ok());
+        let chain = lines.collect::<Vec<_>>().join(", ");
+        // The nearest address that no trusted proxy speaks for.
+        for part in chain.rsplit(',') {
+            let Ok(reported) = part.trim().parse::<IpAddr>() else { break };
+            address = reported;
+            if !config.trusted_proxies.iter().any(|network| network.contains(&reported)) {
+                break;
             }
         }
+        via = (!chain.is_empty()).then_some(chain);
     }
     let base = config
         .external
         .clone()
         .or_else(|| authority.as_deref().and_then(|text| origin(scheme_tls, text)));
-    Client { address, base, host, via }
+    Client { address, peer: peer.ip(), base, host, via }
 }
 
 fn origin(tls: bool, authority: &str) -> Option<Origin> {
@@ -251,6 +255,45 @@ mod tests {
         }
         let long = format!("GET /v2/ HTTP/1.1\r\nX: {}\r\n\r\n", "a".repeat(1000));
         assert_eq!(raw(&long).unwrap_err().status, 431);
+    }
+
+    #[test]
+    fn the_nearest_untrusted_address_is_the_client() {
+        let config = Config {
+            upstream: crate::name::UpstreamName::parse("default").unwrap(),
+            doors: crate::route::Doors::default(),
+            hosts: Vec::new(),
+            external: None,
+            trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
+            tls: false,
+            client_host: false,
+            media: std::sync::Arc::new(
+                crate::registry::media::MediaTypes::new(Vec::new()).unwrap(),
+            ),
+            options: crate::judge::Options::default(),
+            max_manifest: 1,
+            max_header: 1,
+        };
+        let seen = |peer: &str, lines: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append(FORWARDED_FOR, http::HeaderValue::from_static(line));
+            }
+            let peer = SocketAddr::new(peer.parse().unwrap(), 1);
+            let client = client(peer, Some("r.example".into()), &headers, &config);
+            (client.address.to_string(), client.via)
+        };
+        let owned = |text: &str| Some(text.to_owned());
+        assert_eq!(seen("10.0.0.1", &[]), ("10.0.0.1".into(), None));
+        assert_eq!(seen("10.0.0.1", &["1.2.3.4"]), ("1.2.3.4".into(), owned("1.2.3.4")));
+        // A forged first line, and the balancer's own second one.
+        assert_eq!(
+            seen("10.0.0.1", &["6.6.6.6", "1.2.3.4"]),
+            ("1.2.3.4".into(), owned("6.6.6.6, 1.2.3.4"))
+        );
+        assert_eq!(seen("10.0.0.1", &["6.6.6.6, 1.2.3.4, 10.0.0.2"]).0, "1.2.3.4");
+        // From anybody else it is not looked at.
+        assert_eq!(seen("9.9.9.9", &["1.2.3.4"]), ("9.9.9.9".into(), None));
     }
 
     #[test]

@@ -54,8 +54,8 @@ impl Edge {
         };
         set.extend(host.map(|host| (HOST, host)));
         let address = client.address.to_string();
-        let chain = match client.via.as_ref().and_then(|via| via.to_str().ok()) {
-            Some(via) => format!("{via}, {address}"),
+        let chain = match &client.via {
+            Some(via) => format!("{via}, {}", client.peer),
             None => address.clone(),
         };
         let mut put = |name: &'static str, value: String| {

@@ -64,7 +64,14 @@ pub async fn read(
         Ok(Err(error)) if *error.etype() == ErrorType::ReadTimedout => {
             Ok(Err(Refusal::slow_client()))
         }
-        Ok(Err(error)) => Err(error),
+        Ok(Err(error)) => match error.etype() {
+            // The client has left.
+            ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed => {
+                Err(error)
+            }
+            // What it sends is no body.
+            _ => Ok(Err(Refusal::malformed())),
+        },
         Ok(Ok(None)) => Ok(Err(Refusal::too_large(max))),
         Ok(Ok(Some(bytes))) => Ok(Ok(Manifest { bytes, media_type })),
     }

@@ -19,6 +19,8 @@ pub struct Passage {
     pub client: Client,
     /// The route's label in logs and metrics.
     pub route: &'static str,
+    /// Addresses of the registry that could not be connected to.
+    pub addresses: u32,
     _in_flight: InFlight,
 }
 
@@ -56,22 +58,26 @@ impl std::fmt::Display for RequestId {
 #[derive(Clone, Debug)]
 pub struct Client {
     pub address: IpAddr,
+    /// The other end of the connection.
+    pub peer: IpAddr,
     /// The scheme and authority it used; `None` where it named no host.
     pub base: Option<Origin>,
     /// Its `Host`, as sent.
     pub host: Option<HeaderValue>,
-    /// The addresses a trusted proxy reported before this one.
-    pub via: Option<HeaderValue>,
+    /// The addresses a trusted proxy reported, the client's first.
+    pub via: Option<String>,
 }
 
 impl Passage {
     pub fn new(in_flight: IntGauge) -> Self {
-        let client = Client { address: unknown_address().ip(), base: None, host: None, via: None };
+        let nobody = unknown_address().ip();
+        let client = Client { address: nobody, peer: nobody, base: None, host: None, via: None };
         Self {
             id: RequestId::new(),
             started: Instant::now(),
             client,
             route: "rejected",
+            addresses: 0,
             _in_flight: InFlight::new(in_flight),
         }
     }

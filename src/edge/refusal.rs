@@ -236,6 +236,7 @@ impl Edge {
             Extra::Allow(methods) => header.insert_header(ALLOW, methods)?,
             Extra::RetryAfter => header.insert_header(RETRY_AFTER, RETRY_SECONDS)?,
         }
+        let told_to_go_on = session.response_written().is_some();
         let unread = !session.downstream_session.is_body_done();
         if unread {
             session.set_keepalive(None);
@@ -246,7 +247,10 @@ impl Edge {
             session.write_response_body(Some(body.into()), true).await?;
         }
         // Who waits for a "100 Continue" has sent nothing, and will not now.
-        if unread && !session.req_header().headers.contains_key(EXPECT) {
+        let waits = session.req_header().headers.contains_key(EXPECT)
+            && !told_to_go_on
+            && session.body_bytes_read() == 0;
+        if unread && !waits {
             drain(session).await;
         }
         Ok(())

@@ -28,6 +28,8 @@ pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-d
 /// Answers to a look-up or a PUT are small; a larger one is no registry's.
 const MAX_ANSWER: usize = 1024 * 1024;
 const MAX_REDIRECTS: usize = 3;
+/// How many addresses of a registry are tried before it counts as unreachable.
+pub const MAX_ADDRESSES: u32 = 3;
 /// Registries fail in passing while somebody else writes the same thing: distribution's look-ups
 /// answer 500 when they meet a link that is half written.
 const SECOND_TRIES: [Duration; 3] =
@@ -85,9 +87,8 @@ impl Client {
     ) -> Result<Answer, Trouble> {
         let headers = self.lookup_headers(caller);
         let target = with_query(path, None, caller.namespace.as_deref());
-        let peer = self.peers.peer().await?;
         let request = request(method, &target, &headers)?;
-        let mut answer = self.exchange(&peer, request, None, max, Repeat::Harmless).await?;
+        let mut answer = self.exchange(&self.peers, request, None, max, Repeat::Harmless).await?;
         for _ in 0..MAX_REDIRECTS {
             if !is_redirect(answer.status) {
                 return Ok(answer);
@@ -99,8 +100,7 @@ impl Client {
             // Another host: its own addresses, the system's roots, no client certificate.
             let peers = Peers::new(origin, self.peers.timeouts().clone(), None, None);
             let request = self::request(method, &target, &headers)?;
-            let peer = peers.peer().await?;
-            answer = self.exchange(&peer, request, None, max, Repeat::Harmless).await?;
+            answer = self.exchange(&peers, request, None, max, Repeat::Harmless).await?;
         }
         Ok(answer)
     }
@@ -144,7 +144,7 @@ impl Client {
     /// One request and its answer, bounded in time and size.
     async fn exchange(
         &self,
-        peer: &HttpPeer,
+        peers: &Peers,
         request: RequestHeader,
         body: Option<Bytes>,
         max: usize,
@@ -152,9 +152,11 @@ impl Client {
     ) -> Result<Answer, Trouble> {
         let whole = async {
             let mut pauses = SECOND_TRIES.iter();
+            let mut addresses = 1;
             loop {
+                let peer = peers.peer().await?;
                 let sent = Sent { request: request.clone(), body: body.clone(), max };
-                match self.once(peer, sent).await {
+                match self.once(&peer, sent).await {
                     Ok(answer) if answer.status.is_server_error() && repeat == Repeat::Harmless => {
                         match pauses.next() {
                             Some(pause) => sleep(*pause).await,
@@ -167,6 +169,11 @@ impl Client {
                         if failure.reused
                             && (repeat == Repeat::Harmless || !failure.body_begun)
                             && failure.trouble == Trouble::Cut => {}
+                    // Nothing was sent: a registry may have several addresses, not all of them well.
+                    Err(failure) if !failure.connected && addresses < MAX_ADDRESSES => {
+                        peers.shun(&peer);
+                        addresses += 1;
+                    }
                     Err(failure) => return Err(failure.trouble),
                 }
             }
@@ -177,11 +184,9 @@ impl Client {
     async fn once(&self, peer: &HttpPeer, sent: Sent) -> Result<Answer, Failure> {
         let Sent { request, body, max } = sent;
         let method = request.method.clone();
-        let (mut session, reused) = self
-            .connector
-            .get_http_session(peer)
-            .await
-            .map_err(|e| Failure { trouble: trouble_of(&e), reused: false, body_begun: false })?;
+        let (mut session, reused) = self.connector.get_http_session(peer).await.map_err(|e| {
+            Failure { trouble: trouble_of(&e), connected: false, reused: false, body_begun: false }
+        })?;
         let timeouts = self.peers.timeouts();
         session.set_read_timeout(Some(timeouts.exchange));
         session.set_write_timeout(Some(timeouts.exchange));
@@ -220,7 +225,9 @@ impl Client {
                 self.connector.release_http_session(session, peer, idle).await;
                 Ok(Answer { status: header.status, headers: header.headers.clone(), body })
             }
-            Err(error) => Err(Failure { trouble: trouble_of(&error), reused, body_begun }),
+            Err(error) => {
+                Err(Failure { trouble: trouble_of(&error), connected: true, reused, body_begun })
+            }
         }
     }
 }
@@ -233,6 +240,7 @@ struct Sent {
 
 struct Failure {
     trouble: Trouble,
+    connected: bool,
     /// The connection came from the pool, so it may have been dead all along.
     reused: bool,
     body_begun: bool,
@@ -292,10 +300,9 @@ impl Registry for Client {
         headers.insert(CONTENT_TYPE, manifest.media_type.clone());
         headers.insert(CONTENT_LENGTH, HeaderValue::from(manifest.bytes.len()));
         let sending = async {
-            let peer = self.peers.peer().await?;
             let request = request(&Method::PUT, &target, &headers)?;
             let body = Some(manifest.bytes.clone());
-            self.exchange(&peer, request, body, MAX_ANSWER, repeat).await
+            self.exchange(&self.peers, request, body, MAX_ANSWER, repeat).await
         };
         match sending.await {
             Ok(answer) => written(answer, manifest),

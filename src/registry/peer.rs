@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use dashmap::DashMap;
 use pingora::prelude::HttpPeer;
 use pingora::protocols::tls::CaType;
 use pingora::upstreams::peer::HttpUpstreamRequestPolicy;
@@ -98,6 +99,13 @@ impl Peers {
         &self.timeouts
     }
 
+    /// Notes that a peer could not be connected to; another address comes first for a while.
+    pub fn shun(&self, peer: &HttpPeer) {
+        if let Some(address) = peer._address.as_inet() {
+            self.addresses.shun(*address);
+        }
+    }
+
     /// The next address of the registry, with everything set that pingora leaves open.
     pub async fn peer(&self) -> Result<HttpPeer, Trouble> {
         let address = self.addresses.next().await?;
@@ -123,12 +131,15 @@ struct Addresses {
     port: u16,
     deadline: Duration,
     known: ArcSwapOption<Known>,
-    /// One look-up at a time.
+    /// One look-up at a time; the rest go on with what is known.
     looking: Mutex<()>,
     turn: AtomicUsize,
+    /// Where a connection failed, and when: asked last for a while.
+    failed: DashMap<SocketAddr, Instant>,
 }
 
 struct Known {
+    /// Empty where a look-up found none.
     addresses: Vec<SocketAddr>,
     /// `None` for a literal address, which never changes.
     since: Option<Instant>,
@@ -136,6 +147,8 @@ struct Known {
 
 /// The system's resolver tells no time to live; nginx and HAProxy hold names about as long.
 const HOLD: Duration = Duration::from_secs(10);
+/// An address that could not be connected to is left alone for so long, while there are others.
+const SHUN: Duration = Duration::from_secs(10);
 
 impl Addresses {
     fn new(origin: &Origin, deadline: Duration) -> Self {
@@ -150,46 +163,77 @@ impl Addresses {
             known: ArcSwapOption::new(literal),
             looking: Mutex::new(()),
             turn: AtomicUsize::new(0),
+            failed: DashMap::new(),
         }
     }
 
+    /// The next address in turn that has not failed lately, or the next at all.
     async fn next(&self) -> Result<SocketAddr, Trouble> {
-        let known = match self.fresh() {
-            Some(known) => known,
-            None => self.look_up().await?,
-        };
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        known
-            .addresses
-            .get(turn % known.addresses.len().max(1))
-            .copied()
-            .ok_or(Trouble::Unreachable)
-    }
-
-    fn fresh(&self) -> Option<Arc<Known>> {
-        self.known.load_full().filter(|known| known.since.is_none_or(|s| s.elapsed() < HOLD))
-    }
-
-    async fn look_up(&self) -> Result<Arc<Known>, Trouble> {
-        let _one = self.looking.lock().await;
-        if let Some(known) = self.fresh() {
-            return Ok(known);
+        let known = self.current().await;
+        let count = known.addresses.len();
+        if count == 0 {
+            return Err(Trouble::Unreachable);
         }
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let in_turn = |n: usize| known.addresses[(turn + n) % count];
+        let sound = |address: &SocketAddr| {
+            self.failed.get(address).is_none_or(|failed| failed.elapsed() >= SHUN)
+        };
+        Ok((0..count).map(in_turn).find(sound).unwrap_or_else(|| in_turn(0)))
+    }
+
+    /// Notes that this address could not be connected to.
+    fn shun(&self, address: SocketAddr) {
+        self.failed.insert(address, Instant::now());
+        // A name has a handful of addresses; what it no longer has need not be remembered.
+        self.failed.retain(|_, failed| failed.elapsed() < SHUN);
+    }
+
+    async fn current(&self) -> Arc<Known> {
+        let stale = match self.known.load_full() {
+            Some(known) if known.since.is_none_or(|since| since.elapsed() < HOLD) => return known,
+            stale => stale,
+        };
+        match stale {
+            // Whoever comes first looks; for the others the old addresses are good enough.
+            Some(known) if !known.addresses.is_empty() => match self.looking.try_lock() {
+                Ok(_one) => self.look_up(known.addresses.clone()).await,
+                Err(_) => known,
+            },
+            _ => {
+                let _one = self.looking.lock().await;
+                match self.known.load_full() {
+                    Some(known) if known.since.is_some_and(|since| since.elapsed() < HOLD) => known,
+                    _ => self.look_up(Vec::new()).await,
+                }
+            }
+        }
+    }
+
+    /// Looks the name up. Without an answer the last addresses are a better guess than none; either
+    /// way nobody asks again until they are stale.
+    async fn look_up(&self, last: Vec<SocketAddr>) -> Arc<Known> {
         let found = timeout(self.deadline, lookup_host((self.host.as_str(), self.port))).await;
         let addresses: Vec<_> = match found {
             Ok(Ok(addresses)) => addresses.collect(),
             Ok(Err(_)) | Err(_) => Vec::new(),
         };
-        if addresses.is_empty() {
+        // Having found none, the next look may come a little sooner than otherwise.
+        let (addresses, since) = if addresses.is_empty() {
             tracing::warn!(host = %self.host, "the registry's name has no address now");
-            // The last addresses are a better guess than none.
-            return self.known.load_full().ok_or(Trouble::Unreachable);
-        }
-        let known = Arc::new(Known { addresses, since: Some(Instant::now()) });
+            (last, Instant::now().checked_sub(HOLD - NONE_HOLD))
+        } else {
+            (addresses, None)
+        };
+        let since = Some(since.unwrap_or_else(Instant::now));
+        let known = Arc::new(Known { addresses, since });
         self.known.store(Some(Arc::clone(&known)));
-        Ok(known)
+        known
     }
 }
+
+/// How long it is believed that a name has no address.
+const NONE_HOLD: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {
@@ -228,6 +272,34 @@ mod tests {
             assert!(set.is_some());
         }
         assert!(options.verify_cert && options.verify_hostname);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_failed_comes_last_for_a_while() {
+        let addresses = Addresses::new(&origin(false, "registry.example", 80), HOLD);
+        let [a, b] = [1, 2].map(|n| SocketAddr::from(([127, 0, 0, n], 80)));
+        let known = Known { addresses: vec![a, b], since: None };
+        addresses.known.store(Some(Arc::new(known)));
+        let first = addresses.next().await.unwrap();
+        assert_ne!(addresses.next().await.unwrap(), first, "they take turns");
+        addresses.shun(a);
+        for _ in 0..4 {
+            assert_eq!(addresses.next().await, Ok(b));
+        }
+        addresses.shun(b);
+        assert!(addresses.next().await.is_ok(), "where all failed, one is tried");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_dns_the_last_addresses_go_on_and_nobody_queues() {
+        let addresses = Arc::new(Addresses::new(&origin(false, "gone.invalid", 80), HOLD));
+        let known = SocketAddr::from(([127, 0, 0, 1], 80));
+        let since = Some(Instant::now());
+        addresses.known.store(Some(Arc::new(Known { addresses: vec![known], since })));
+        tokio::time::advance(HOLD * 2).await;
+        for _ in 0..100 {
+            assert_eq!(addresses.next().await, Ok(known));
+        }
     }
 
     #[tokio::test]

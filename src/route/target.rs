@@ -85,6 +85,10 @@ fn leads_to_v2(path: &str) -> bool {
         if first_component(&text).eq_ignore_ascii_case(b"v2") {
             return true;
         }
+        // What decodes to no text, or to control characters, is cut or read anew by some servers.
+        if std::str::from_utf8(&text).is_err() || text.iter().any(u8::is_ascii_control) {
+            return true;
+        }
         let decoded = percent_encoding::percent_decode(&text).collect::<Vec<u8>>();
         if decoded == text {
             return false;

@@ -149,6 +149,8 @@ fn no_second_spelling_of_a_manifest_passes() {
         "/v2;x/library/app/manifests/v1",
         "/v2%2flibrary/app/manifests/v1",
         "/V2/library/app/manifests/v1",
+        "/%c0%afv2/library/app/manifests/v1",
+        "/v2%00/library/app/manifests/v1",
         "\\v2\\library\\app\\manifests\\v1",
         "/\\v2/library/app/manifests/v1",
         "/v2/library/app/manifests/v1#x",

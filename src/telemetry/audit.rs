@@ -60,11 +60,20 @@ pub fn user_of(headers: &HeaderMap) -> Option<String> {
     }
     let decoded =
         base64::Engine::decode(&base64::prelude::BASE64_STANDARD, credentials.trim()).ok()?;
-    let name = decoded.split(|b| *b == b':').next()?;
-    let plain = |b: &u8| b.is_ascii_graphic();
-    (name.len() <= 128 && name.len() < decoded.len() && name.iter().all(plain))
-        .then(|| String::from_utf8_lossy(name).into_owned())
+    let decoded = String::from_utf8(decoded).ok()?;
+    let (name, password) = decoded.split_once(':')?;
+    // Some services take a token as the name, with itself, nothing or a fixed word behind it.
+    let is_token = password.is_empty()
+        || password == name
+        || password == "x-oauth-basic"
+        || TOKEN_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    let plain = name.len() <= 128 && name.bytes().all(|b| b.is_ascii_graphic());
+    (plain && !is_token).then(|| name.to_owned())
 }
+
+/// How well-known tokens begin, where one might stand in a name's place.
+const TOKEN_PREFIXES: [&str; 8] =
+    ["ghp_", "gho_", "ghs_", "github_pat_", "glpat-", "dop_v1_", "dckr_pat_", "eyJ"];
 
 #[cfg(test)]
 mod tests {
@@ -81,6 +90,12 @@ mod tests {
         assert_eq!(user("Basic YWxpY2U6c2VjcmV0").as_deref(), Some("alice"));
         // Without a colon it could be a secret as a whole.
         assert_eq!(user("Basic c2VjcmV0"), None);
+        // ghp_x:y, tok:tok, tok:x-oauth-basic, tok:
+        for token in ["Z2hwX3g6eQ==", "dG9rOnRvaw==", "dG9rOngtb2F1dGgtYmFzaWM=", "dG9rOg=="] {
+            let mut headers = HeaderMap::new();
+            headers.insert(AUTHORIZATION, format!("Basic {token}").parse().unwrap());
+            assert_eq!(user_of(&headers), None, "{token}");
+        }
         assert_eq!(user("Bearer YWxpY2U6c2VjcmV0"), None);
         assert_eq!(user("Basic ???"), None);
     }

@@ -196,3 +196,33 @@ fn an_override_of_the_method_is_not_passed_on() {
     assert_eq!(answer.status, 405);
     assert_eq!(tag_of(&registry.address, "prod/app", "v1"), Some(digest(&manifest("one"))));
 }
+
+#[test]
+fn a_body_that_is_no_body_is_a_bad_request_and_is_told_even_after_go_on() {
+    let (registry, taglock) = start();
+    for chunk in ["0x5\r\nhello\r\n0\r\n\r\n", "+5\r\nhello\r\n0\r\n\r\n", "fffffffffffffffff\r\n"]
+    {
+        let head = format!(
+            "PUT /v2/prod/app/manifests/v1 HTTP/1.1\r\nHost: x\r\nContent-Type: {INDEX}\r\n\
+             Transfer-Encoding: chunked\r\n\r\n{chunk}"
+        );
+        let answer = raw(&taglock.address, head.as_bytes());
+        assert_eq!((answer.status, answer.code().as_str()), (400, "UNSUPPORTED"), "{chunk:?}");
+    }
+    // Too large, told so after "100 Continue".
+    let mut stream = http::connect(&taglock.address).unwrap();
+    let head = format!(
+        "PUT /v2/prod/app/manifests/v1 HTTP/1.1\r\nHost: x\r\nContent-Type: {INDEX}\r\n\
+         Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    let part = vec![b' '; 1 << 20];
+    for _ in 0..6 {
+        stream.write_all(format!("{:x}\r\n", part.len()).as_bytes()).unwrap();
+        stream.write_all(&part).unwrap();
+        stream.write_all(b"\r\n").unwrap();
+    }
+    let answer = http::read_answer(&mut BufReader::new(stream), false).unwrap();
+    assert_eq!(answer.status, 413);
+    assert_eq!(tag_of(&registry.address, "prod/app", "v1"), None);
+}

@@ -149,6 +149,19 @@ fn a_tls_hello_on_the_plain_port_gets_http_400() {
 }
 
 #[test]
+fn the_shortest_requests_are_answered() {
+    let registry = Registry::start();
+    let taglock = Taglock::before(&registry.address);
+    // Shorter than HTTP/2's preface: what load balancers ask with.
+    for request in
+        ["OPTIONS / HTTP/1.0\r\n\r\n", "GET / HTTP/1.0\r\n\r\n", "GET /v2/ HTTP/1.0\r\n\r\n"]
+    {
+        let direct = raw(&registry.address, request.as_bytes());
+        assert_eq!(raw(&taglock.address, request.as_bytes()).status, direct.status, "{request}");
+    }
+}
+
+#[test]
 fn a_registry_over_tls_is_verified_and_shown_a_certificate() {
     let registry = Registry::start();
     let authority = Authority::new();

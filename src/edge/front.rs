@@ -1,0 +1,87 @@
+//! Tells HTTP/2 without TLS from HTTP/1.1 by a connection's first bytes.
+//!
+//! pingora's own way waits for as many bytes as HTTP/2's preface has, without a bound: it never
+//! answers the 22 bytes of `OPTIONS / HTTP/1.0`, which load balancers send to see whether a server
+//! is alive, and holds a silent connection for ever. Four bytes are enough, and they must come in time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::apps::{HttpServerOptions, ServerApp};
+use pingora::protocols::Stream;
+use pingora::proxy::{HttpProxy, http_proxy};
+use pingora::server::ShutdownWatch;
+use pingora::server::configuration::ServerConf;
+use tokio::time::timeout;
+
+use super::Edge;
+
+/// What HTTP/2 begins with (RFC 9113, section 3.4). No request of HTTP/1.1 begins with `PRI `.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How long a connection may be silent before a request.
+const SILENCE: Duration = Duration::from_secs(60);
+/// How long an HTTP/2 connection may be kept without a request.
+const IDLE_HTTP2: Duration = Duration::from_secs(120);
+
+/// The proxy behind one listener.
+pub struct Front {
+    http1: Arc<HttpProxy<Edge>>,
+    /// `None` behind TLS, where the handshake has settled the version.
+    http2: Option<Arc<HttpProxy<Edge>>>,
+}
+
+impl Front {
+    /// `edge` makes one edge for each version.
+    pub fn new(configuration: &Arc<ServerConf>, tls: bool, edge: impl Fn() -> Edge) -> Self {
+        let proxy = |h2c: bool| {
+            let mut proxy = http_proxy(configuration, edge());
+            let mut options = HttpServerOptions::default();
+            options.h2c = h2c;
+            options.h2_idle_timeout = Some(IDLE_HTTP2);
+            proxy.server_options = Some(options);
+            Arc::new(proxy)
+        };
+        Self { http1: proxy(false), http2: (!tls).then(|| proxy(true)) }
+    }
+}
+
+#[async_trait]
+impl ServerApp for Front {
+    async fn process_new(
+        self: &Arc<Self>,
+        mut stream: Stream,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Stream> {
+        let Some(http2) = &self.http2 else {
+            return self.http1.process_new(stream, shutdown).await;
+        };
+        if starts_with(&mut stream, &PREFACE[..4], shutdown).await? {
+            // All of it must come in time, too: pingora waits for it without a bound.
+            starts_with(&mut stream, PREFACE, shutdown).await?;
+            http2.process_new(stream, shutdown).await
+        } else {
+            self.http1.process_new(stream, shutdown).await
+        }
+    }
+
+    async fn cleanup(&self) {
+        ServerApp::cleanup(&*self.http1).await;
+        if let Some(http2) = &self.http2 {
+            ServerApp::cleanup(&**http2).await;
+        }
+    }
+}
+
+/// Whether the next bytes are these; they stay to be read. `None` where none come in time, the
+/// client leaves, or the proxy is stopping.
+async fn starts_with(stream: &mut Stream, bytes: &[u8], shutdown: &ShutdownWatch) -> Option<bool> {
+    let mut shutdown = shutdown.clone();
+    let mut start = vec![0; bytes.len()];
+    let peeked = tokio::select! {
+        biased;
+        peeked = timeout(SILENCE, stream.try_peek(&mut start)) => peeked,
+        _ = shutdown.changed() => return None,
+    };
+    matches!(peeked, Ok(Ok(true))).then(|| start == bytes)
+}
