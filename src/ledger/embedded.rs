@@ -9,8 +9,10 @@ mod writer;
 
 pub use open::OpenError;
 
-use std::path::Path;
-use std::sync::Arc;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
@@ -33,9 +35,42 @@ const SEQUENCES: TableDefinition<'static, &[u8], u64> = TableDefinition::new("se
 
 pub struct Embedded {
     identity: Identity,
-    /// For reads; `None` once closed.
-    database: ArcSwapOption<Database>,
+    file: Arc<LedgerFile>,
     writer: Writer,
+    /// Keeps other processes out for as long as it is held, whatever becomes of the file.
+    lock: Mutex<Option<File>>,
+}
+
+/// The open file. The writer replaces it after a failure: redb refuses all work after one, until
+/// the file is opened anew.
+struct LedgerFile {
+    path: PathBuf,
+    /// `None` while it is not open.
+    database: ArcSwapOption<Database>,
+    closed: AtomicBool,
+    /// Held while the file is opened anew.
+    mending: Mutex<()>,
+}
+
+impl LedgerFile {
+    /// The open file; after a failure, opened anew. Blocks.
+    fn database(&self) -> Result<Arc<Database>, Unavailable> {
+        if let Some(database) = self.database.load_full() {
+            return Ok(database);
+        }
+        let _one = self.mending.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Unavailable::Closed);
+        }
+        if let Some(database) = self.database.load_full() {
+            return Ok(database);
+        }
+        // While somebody still reads from the old handle this fails, and is tried again.
+        let database = Arc::new(Database::open(&self.path).map_err(failed)?);
+        self.database.store(Some(Arc::clone(&database)));
+        tracing::info!(file = %self.path.display(), "the ledger is open again");
+        Ok(database)
+    }
 }
 
 impl Embedded {
@@ -44,13 +79,18 @@ impl Embedded {
     /// # Errors
     /// See [`OpenError`]; its text tells the operator what to do.
     pub fn open(folder: &Path) -> Result<Self, OpenError> {
-        let (database, identity) = open::open(folder)?;
-        let database = Arc::new(database);
-        let writer = Writer::start(Arc::clone(&database)).map_err(|source| OpenError::Io {
+        let open::Opened { database, identity, path, lock } = open::open(folder)?;
+        let file = Arc::new(LedgerFile {
+            path,
+            database: ArcSwapOption::new(Some(Arc::new(database))),
+            closed: AtomicBool::new(false),
+            mending: Mutex::new(()),
+        });
+        let writer = Writer::start(Arc::clone(&file)).map_err(|source| OpenError::Io {
             what: "the ledger's thread could not start".into(),
             source,
         })?;
-        Ok(Self { identity, database: ArcSwapOption::new(Some(database)), writer })
+        Ok(Self { identity, file, writer, lock: Mutex::new(Some(lock)) })
     }
 
     async fn write<T: Send + 'static>(
@@ -71,8 +111,9 @@ impl Embedded {
         &self,
         act: impl FnOnce(&redb::ReadTransaction) -> Result<T, Unavailable> + Send + 'static,
     ) -> Result<T, Unavailable> {
-        let database = self.database.load_full().ok_or(Unavailable::Closed)?;
+        let file = Arc::clone(&self.file);
         let reading = tokio::task::spawn_blocking(move || {
+            let database = file.database()?;
             let transaction = database.begin_read().map_err(failed)?;
             act(&transaction)
         });
@@ -264,7 +305,24 @@ impl Ledger for Embedded {
     }
 
     async fn identity(&self) -> Result<Identity, Unavailable> {
-        Ok(self.identity.clone())
+        if !self.writer.is_alive() {
+            if self.file.closed.load(Ordering::Acquire) {
+                return Err(Unavailable::Closed);
+            }
+            return Err(failed("its writer has ended; the log says why"));
+        }
+        // Whether it can be read is seen by reading.
+        let id = self
+            .read(|transaction| {
+                let table = transaction.open_table(open::META).map_err(failed)?;
+                let id = table.get("id").map_err(failed)?;
+                Ok(id.map(|value| value.value().to_owned()))
+            })
+            .await?;
+        match id {
+            Some(id) if id == self.identity.id => Ok(self.identity.clone()),
+            _ => Err(failed("its file is another ledger's")),
+        }
     }
 
     async fn sequence(&self, repository: &RepositoryKey) -> Result<u64, Unavailable> {
@@ -279,7 +337,9 @@ impl Ledger for Embedded {
 
     async fn close(&self) {
         self.writer.close().await;
-        self.database.store(None);
+        self.file.closed.store(true, Ordering::Release);
+        self.file.database.store(None);
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 

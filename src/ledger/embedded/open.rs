@@ -1,6 +1,6 @@
 //! Opening the file: the first start, the lock, and everything that can be wrong with it.
 
-use std::fs;
+use std::fs::{self, TryLockError};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -13,12 +13,13 @@ use super::{BY_DIGEST, ENTRIES, SEQUENCES};
 const FILE: &str = "ledger.redb";
 /// A new ledger is made under this name and then renamed: a file named [`FILE`] is always whole.
 const NEW_FILE: &str = "ledger.redb.new";
+const LOCK: &str = "ledger.lock";
 
 /// The version this program writes. A file of a lower version is migrated step by step at
 /// open, one of a higher is refused.
 const FORMAT: u32 = 1;
 
-const META: TableDefinition<'static, &str, &str> = TableDefinition::new("meta");
+pub(super) const META: TableDefinition<'static, &str, &str> = TableDefinition::new("meta");
 
 /// Why the embedded ledger could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +51,40 @@ pub enum OpenError {
     Io { what: String, source: io::Error },
 }
 
-pub(super) fn open(folder: &Path) -> Result<(Database, Identity), OpenError> {
+/// An open ledger.
+pub(super) struct Opened {
+    pub database: Database,
+    pub identity: Identity,
+    pub path: PathBuf,
+    pub lock: fs::File,
+}
+
+pub(super) fn open(folder: &Path) -> Result<Opened, OpenError> {
+    let io = |what: &str, path: &Path| {
+        let what = format!("`{}` {what}", path.display());
+        |source| OpenError::Io { what, source }
+    };
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(io("can't be created", folder))?;
+    // A lock of its own, so that one process at a time makes, opens and mends the file.
+    let path = folder.join(LOCK);
+    let lock = fs::File::options().create(true).append(true).open(&path);
+    let lock = lock.map_err(io("can't be opened", &path))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(OpenError::InUse { folder: folder.to_owned() });
+        }
+        Err(TryLockError::Error(source)) => return Err(io("can't be locked", &path)(source)),
+    }
+    let (database, identity) = open_or_create(folder)?;
+    Ok(Opened { database, identity, path: folder.join(FILE), lock })
+}
+
+fn open_or_create(folder: &Path) -> Result<(Database, Identity), OpenError> {
     let file = folder.join(FILE);
     match fs::metadata(&file) {
         Ok(found) if !found.is_file() => Err(OpenError::Foreign { file }),
@@ -76,23 +110,15 @@ fn create(folder: &Path, file: &Path) -> Result<(Database, Identity), OpenError>
         let what = format!("`{}` {what}", path.display());
         |source| OpenError::Io { what, source }
     };
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .map_err(io("can't be created", folder))?;
+    // What a start left that ended half-way; nobody else is here.
     let new = folder.join(NEW_FILE);
-    let database = match Database::create(&new) {
-        Err(DatabaseError::DatabaseAlreadyOpen) => {
-            return Err(OpenError::InUse { folder: folder.to_owned() });
+    match fs::remove_file(&new) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            return Err(io("can't be removed", &new)(e));
         }
-        // What a start left that ended half-way; nobody holds its lock.
-        Err(_) if new.exists() => {
-            fs::remove_file(&new).map_err(io("can't be removed", &new))?;
-            Database::create(&new).map_err(|e| cause(e, folder, &new))?
-        }
-        other => other.map_err(|e| cause(e, folder, &new))?,
-    };
+        _ => {}
+    }
+    let database = Database::create(&new).map_err(|e| cause(e, folder, &new))?;
     let identity = Identity {
         id: uuid::Uuid::new_v4().to_string(),
         created: Timestamp::now(),
@@ -100,13 +126,8 @@ fn create(folder: &Path, file: &Path) -> Result<(Database, Identity), OpenError>
     };
     initialise(&database, &identity)
         .map_err(|e| OpenError::Damaged { file: new.clone(), reason: e.to_string() })?;
-    // At this point a whole, empty ledger is on the disk. The lock is on the file, not on its
-    // name, so it stays ours through the renaming; a rival that created in the meantime shows.
-    fs::hard_link(&new, file).map_err(|source| match source.kind() {
-        io::ErrorKind::AlreadyExists => OpenError::InUse { folder: folder.to_owned() },
-        _ => io("can't be created", file)(source),
-    })?;
-    fs::remove_file(&new).map_err(io("can't be removed", &new))?;
+    // At this point a whole, empty ledger is on the disk, under its other name.
+    fs::rename(&new, file).map_err(io("can't be created", file))?;
     fs::File::open(folder).and_then(|f| f.sync_all()).map_err(io("can't be synced", folder))?;
     Ok((database, identity))
 }

@@ -88,3 +88,22 @@ fn a_folder_that_cannot_be_made_is_named() {
     let error = Embedded::open(&blocked.join("data")).err().unwrap().to_string();
     assert!(error.contains("file/data"), "{error}");
 }
+
+#[tokio::test]
+async fn one_entry_that_cannot_be_read_fails_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    Embedded::open(folder.path()).unwrap().close().await;
+    let database = Database::open(folder.path().join("ledger.redb")).unwrap();
+    let transaction = database.begin_write().unwrap();
+    let bad = entry_key(&key(), &contract::tag("bad"));
+    transaction.open_table(ENTRIES).unwrap().insert(bad.as_slice(), &b"?"[..]).unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    let ledger = Embedded::open(folder.path()).unwrap();
+    let digest = contract::digest(1);
+    let (bad, good) = (contract::tag("bad"), contract::tag("good"));
+    let (bad, good) = tokio::join!(seal(&ledger, &bad, &digest), seal(&ledger, &good, &digest));
+    assert!(matches!(bad, Err(Unavailable::Store(_))), "{bad:?}");
+    assert_eq!(good, Ok(Seal::Sealed));
+    assert!(ledger.identity().await.is_ok());
+}

@@ -1,7 +1,7 @@
 //! The one thread that changes the file: it commits every operation that waits, together.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use redb::{Database, ReadableTable, WriteTransaction};
@@ -11,7 +11,7 @@ use super::super::table::{self, Stamp};
 use super::super::{
     AttemptId, Entry, Holder, Origin, RepositoryKey, Timestamp, Token, Unavailable, codec,
 };
-use super::{BY_DIGEST, ENTRIES, SEQUENCES, digest_key, entry_key, failed, prefix, read_entry};
+use super::{BY_DIGEST, ENTRIES, LedgerFile, SEQUENCES, digest_key, entry_key, failed, prefix};
 use crate::name::{Digest, Tag};
 
 /// More operations than this wait for the next commit, so that one commit stays short.
@@ -50,16 +50,16 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub fn start(database: Arc<Database>) -> io::Result<Self> {
+    pub fn start(file: Arc<LedgerFile>) -> io::Result<Self> {
         let (sender, receiver) = mpsc::channel(QUEUE);
         let thread = thread::Builder::new()
             .name("ledger-writer".into())
-            .spawn(move || run(&database, receiver))?;
+            .spawn(move || run(&file, receiver))?;
         Ok(Self { queue: Mutex::new(Some(sender)), thread: Mutex::new(Some(thread)) })
     }
 
     pub fn submit(&self, operation: Operation) -> Result<(), Unavailable> {
-        let queue = self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let queue = queue.as_ref().ok_or(Unavailable::Closed)?;
         queue.try_send(operation).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => failed("too many operations wait for the disk"),
@@ -67,10 +67,16 @@ impl Writer {
         })
     }
 
+    /// False after a panic of the thread.
+    pub fn is_alive(&self) -> bool {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
     /// Lets the operations already accepted finish, then ends the thread.
     pub async fn close(&self) {
-        self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        let thread = self.thread.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             // Only a panic of the thread itself is an error here; it has been reported then,
             // and every waiting operation has got `Closed`.
@@ -79,7 +85,7 @@ impl Writer {
     }
 }
 
-fn run(database: &Database, mut queue: mpsc::Receiver<Operation>) {
+fn run(file: &LedgerFile, mut queue: mpsc::Receiver<Operation>) {
     while let Some(first) = queue.blocking_recv() {
         let mut batch = vec![first];
         while batch.len() < BATCH
@@ -87,14 +93,18 @@ fn run(database: &Database, mut queue: mpsc::Receiver<Operation>) {
         {
             batch.push(next);
         }
-        match commit(database, &batch) {
+        let committed = file.database().and_then(|database| commit(&database, &batch));
+        match committed {
             Ok(outcomes) => {
                 for (operation, outcome) in batch.into_iter().zip(outcomes) {
                     // The caller may have left; its operation has taken effect all the same.
-                    let _ = operation.reply.send(Ok(outcome));
+                    let _ = operation.reply.send(outcome);
                 }
             }
             Err(error) => {
+                tracing::error!(%error, file = %file.path.display(), "the ledger failed");
+                // Nothing of the batch is on the disk. redb does no more with this handle.
+                file.database.store(None);
                 for operation in batch {
                     let _ = operation.reply.send(Err(error.clone()));
                 }
@@ -103,8 +113,12 @@ fn run(database: &Database, mut queue: mpsc::Receiver<Operation>) {
     }
 }
 
-/// Applies the batch in one transaction. At its return all of it is on the disk, or none.
-fn commit(database: &Database, batch: &[Operation]) -> Result<Vec<Outcome>, Unavailable> {
+/// What became of one operation of a batch that was committed.
+type Applied = Result<Outcome, Unavailable>;
+
+/// Applies the batch in one transaction. At its return all of it is on the disk, or none. The inner
+/// errors are of single operations, which changed nothing.
+fn commit(database: &Database, batch: &[Operation]) -> Result<Vec<Applied>, Unavailable> {
     let mut transaction = database.begin_write().map_err(failed)?;
     transaction.set_two_phase_commit(true);
     let outcomes: Result<Vec<_>, _> =
@@ -114,7 +128,7 @@ fn commit(database: &Database, batch: &[Operation]) -> Result<Vec<Outcome>, Unav
     Ok(outcomes)
 }
 
-fn apply(transaction: &WriteTransaction, operation: &Operation) -> Result<Outcome, Unavailable> {
+fn apply(transaction: &WriteTransaction, operation: &Operation) -> Result<Applied, Unavailable> {
     let Operation { repository, tags, change, .. } = operation;
     let mut entries = transaction.open_table(ENTRIES).map_err(failed)?;
     let mut sequences = transaction.open_table(SEQUENCES).map_err(failed)?;
@@ -128,7 +142,14 @@ fn apply(transaction: &WriteTransaction, operation: &Operation) -> Result<Outcom
     let mut standing = Vec::new();
     for tag in tags {
         let key = entry_key(repository, tag);
-        let entry = read_entry(&entries, &key)?;
+        // One entry that can't be read is no reason to refuse the rest of the batch.
+        let entry = match entries.get(key.as_slice()).map_err(failed)? {
+            None => Entry::Absent,
+            Some(bytes) => match codec::decode(bytes.value()) {
+                Ok(entry) => entry,
+                Err(corrupt) => return Ok(Err(failed(corrupt))),
+            },
+        };
         match change.on(&entry, stamp) {
             table::Change::Keep => {}
             table::Change::Put(new) => puts.push((key, tag, entry.clone(), new)),
@@ -139,10 +160,10 @@ fn apply(transaction: &WriteTransaction, operation: &Operation) -> Result<Outcom
         before.push((tag.clone(), entry));
     }
     if !standing.is_empty() {
-        return Ok(Outcome::Standing(standing));
+        return Ok(Ok(Outcome::Standing(standing)));
     }
     if puts.is_empty() {
-        return Ok(Outcome::Done { before });
+        return Ok(Ok(Outcome::Done { before }));
     }
     let mut by_digest = transaction.open_table(BY_DIGEST).map_err(failed)?;
     sequences.insert(sequence_key.as_slice(), stamp.sequence).map_err(failed)?;
@@ -160,7 +181,7 @@ fn apply(transaction: &WriteTransaction, operation: &Operation) -> Result<Outcom
             None => entries.remove(key.as_slice()).map_err(failed)?,
         };
     }
-    Ok(Outcome::Done { before })
+    Ok(Ok(Outcome::Done { before }))
 }
 
 impl Change {
