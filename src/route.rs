@@ -220,7 +220,6 @@ fn shape(below: &str) -> Result<Shape<'_>, Rejection> {
     } else if let Some(name) = before.strip_suffix("/manifests") {
         return Ok(Shape::Manifest { name, last });
     } else if let Some(name) = before.strip_suffix("/referrers") {
-        digest(last)?;
         return Ok(Shape::Listing { name: Some(name) });
     } else if let Some(name) = before.strip_suffix("/blobs") {
         return if last == "uploads" {

@@ -224,7 +224,7 @@ fn malformed_references_and_names_are_named_in_the_answer() {
         ("PUT", &format!("/v2/app/manifests/{}", D.to_uppercase()), ErrorCode::DigestInvalid),
         ("PUT", "/v2/App/manifests/v1", ErrorCode::NameInvalid),
         ("DELETE", "/v2/app/blobs/xyz", ErrorCode::DigestInvalid),
-        ("GET", "/v2/app/referrers/xyz", ErrorCode::DigestInvalid),
+        ("GET", "/v2/App/referrers/xyz", ErrorCode::NameInvalid),
     ] {
         assert_eq!(parse(method, target).unwrap_err().code, code, "{method} {target}");
     }

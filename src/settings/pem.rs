@@ -70,9 +70,12 @@ pub(super) fn certificates_in(path: &str) -> Result<Vec<Vec<u8>>, String> {
 fn certificates(path: &Path) -> Result<Vec<Vec<u8>>, String> {
     let named = |e: &dyn fmt::Display| format!("`{}`: {e}", path.display());
     let found = CertificateDer::pem_file_iter(path).map_err(|e| named(&e))?;
-    let found: Result<Vec<_>, _> = found.map(|der| der.map(|der| der.to_vec())).collect();
-    match found {
-        Ok(list) if list.is_empty() => Err(named(&"no certificate in it")),
-        other => other.map_err(|e| named(&e)),
+    let mut list = Vec::new();
+    for der in found {
+        let der = der.map_err(|e| named(&e))?;
+        // PEM says nothing of what it holds.
+        rustls::server::ParsedCertificate::try_from(&der).map_err(|e| named(&e))?;
+        list.push(der.to_vec());
     }
+    if list.is_empty() { Err(named(&"no certificate in it")) } else { Ok(list) }
 }

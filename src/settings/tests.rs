@@ -200,6 +200,39 @@ fn a_token_is_read_from_its_file_and_shown_nowhere() {
     assert_eq!(token.expose(), "a-very-secret-token");
 }
 
+#[test]
+fn certificates_and_keys_are_read_and_checked_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap();
+    std::fs::write(path("cert.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+    std::fs::write(path("key.pem"), key.serialize_pem()).unwrap();
+    let other = rcgen::KeyPair::generate().unwrap();
+    std::fs::write(path("other.pem"), other.serialize_pem()).unwrap();
+    // PEM, but no certificate in it.
+    let armour = |what: &str| format!("-----BEGIN {what}-----\nAAAA\n-----END {what}-----\n");
+    std::fs::write(path("garbage.pem"), armour("CERTIFICATE")).unwrap();
+    std::fs::write(path("empty.pem"), "").unwrap();
+    let text = |ca: &str, certificate: &str, key: &str| {
+        format!(
+            "[listen]\ntls = {{ certificate = {:?}, key = {:?} }}\n\
+             [upstream]\nurl = \"https://x\"\nca_file = {:?}\n",
+            path(certificate),
+            path(key),
+            path(ca)
+        )
+    };
+    assert!(parse(&text("cert.pem", "cert.pem", "key.pem")).is_ok());
+    for (ca, certificate, key, count) in [
+        ("garbage.pem", "garbage.pem", "key.pem", 2),
+        ("empty.pem", "cert.pem", "other.pem", 2),
+        ("none.pem", "cert.pem", "empty.pem", 2),
+    ] {
+        assert_eq!(problems(&text(ca, certificate, key)).len(), count, "{ca} {certificate} {key}");
+    }
+}
+
 /// Every key that is read stands in `config/taglock.toml`, and the other way round.
 #[test]
 fn the_documented_file_has_every_key_and_no_other() {
