@@ -27,6 +27,8 @@ pub struct Machine<A> {
     pub(super) permits: Vec<Permit>,
     /// Tags sealed with this digest whose image was deleted: a push brings it back.
     pub(super) withdrawn: Vec<Tag>,
+    /// Tags that nobody else had claimed when this attempt did.
+    fresh: Vec<Tag>,
     pub(super) staging: Staging<A>,
     /// The registry has shown or taken something for this client.
     pub(super) let_in: bool,
@@ -92,6 +94,7 @@ impl<A: Clone> Machine<A> {
             phase: Phase::LookingUp,
             permits: Vec::new(),
             withdrawn: Vec::new(),
+            fresh: Vec::new(),
             staging: Staging::Not,
             let_in: false,
             rival_seen: false,
@@ -304,8 +307,9 @@ impl<A: Clone> Machine<A> {
             // The claim may exist: harmless, since nothing is sent for it and the same digest joins.
             Err(error) => return self.undecided(error),
         };
-        if matches!(claim, Claim::Held(_)) {
-            return self.look_up();
+        match &claim {
+            Claim::Held(_) => return self.look_up(),
+            Claim::Granted { fresh, .. } => self.fresh.clone_from(fresh),
         }
         // At this point the claim is durable. A crash leaves it pending, and whoever pushes the
         // same digest, or looks and finds it published, brings it to its end.
@@ -336,9 +340,15 @@ impl<A: Clone> Machine<A> {
 
     fn rechecked(&mut self, mut rest: Vec<Tag>, seen: Sighting<A>) -> Step<A> {
         match (seen, rest.pop()) {
-            (Sighting::Found(digest), Some(_)) if !self.push.content.is(&digest) => {
+            (Sighting::Found(digest), Some(tag)) if !self.push.content.is(&digest) => {
                 self.let_in = true;
-                self.leave(After::LookUp)
+                if self.fresh.contains(&tag) {
+                    self.leave(After::LookUp)
+                } else {
+                    // Others hold the claim still, so what is there can't be adopted either.
+                    let digest = *self.push.content.digest();
+                    self.leave(After::Undecided(Undecided::Stuck { tag, digest }))
+                }
             }
             (Sighting::Found(_) | Sighting::NotFound(_), _) => self.recheck(rest),
             (Sighting::Denied(answer), _) => self.leave(After::Relay(answer)),

@@ -185,8 +185,8 @@ pub enum Undecided {
     Busy(Tag),
     /// A claim that can't be brought to its end.
     #[error(
-        "tag `{tag}` is being bound to {digest} by a push that did not end; push that image again to \
-         end it, or ask an operator"
+        "tag `{tag}` is claimed for {digest} by a push that did not end, and the claim could not be \
+         brought to its end; push that image again to end it, or ask an operator"
     )]
     Stuck { tag: Tag, digest: Digest },
 }

@@ -18,6 +18,8 @@ struct Shelf {
     script: Mutex<HashMap<&'static str, VecDeque<Play>>>,
     calls: Mutex<Vec<String>>,
     algorithm: Option<Algorithm>,
+    /// An owner of `v1`'s claim for "one" that gives up while somebody stages.
+    gives_up: Mutex<Option<(Arc<Memory>, AttemptId)>>,
 }
 
 #[derive(Clone, Copy)]
@@ -111,6 +113,10 @@ impl Registry for Shelf {
             Place::Tag { tag, .. } => ("publish", tag.to_string()),
         };
         let play = self.play(call, &what);
+        let gives_up = self.gives_up.lock().unwrap().take_if(|_| call == "stage");
+        if let Some((ledger, owner)) = gives_up {
+            ledger.abort(&key(), &[tag("v1")], &digest("one"), owner).await.unwrap();
+        }
         if matches!(play, Play::Truth | Play::DoneButUnclear) {
             match place {
                 Place::Digest(digest) => {
@@ -381,6 +387,32 @@ async fn a_rivals_claim_that_cannot_end_stays_and_says_so() {
     house.shelf.plan("stage", &[Play::Deny]);
     relayed(&house.push(&["v1"], "two").await, 403);
     assert_eq!(house.shelf.tag("v1"), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rival_that_gave_its_claim_up_is_not_revived() {
+    let house = House::new();
+    let owner = house.claimed("v1", "one").await;
+    house.shelf.store(&manifest("one"));
+    *house.shelf.gives_up.lock().unwrap() = Some((Arc::clone(&house.ledger), owner));
+    // It was refused by the registry while the other staged: the tag is free, and the other's
+    // rights are not for its image.
+    assert!(admitted(&house.push(&["v1"], "two").await));
+    assert_eq!(house.shelf.tag("v1"), Some(digest("two")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_whose_tag_is_another_image_ends_and_says_so() {
+    let house = House::new();
+    let owner = house.claimed("v1", "one").await;
+    house.shelf.set("v1", &manifest("behind"));
+    for image in ["two", "one", "behind"] {
+        let verdict = house.push(&["v1"], image).await;
+        let stuck = matches!(verdict, Verdict::Undecided(Undecided::Stuck { .. }));
+        assert!(stuck, "{image}: {verdict:?}");
+    }
+    assert!(matches!(house.entry("v1").await, Entry::Pending(p) if p.owners == [owner]));
+    assert_eq!(house.shelf.tag("v1"), Some(digest("behind")), "nothing was written over it");
 }
 
 #[tokio::test(start_paused = true)]
