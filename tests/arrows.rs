@@ -216,7 +216,9 @@ fn no_file_is_long_and_no_module_is_a_mod_rs() {
 #[test]
 fn nothing_is_left_for_later_or_left_unsafe() {
     for (path, text) in sources() {
-        for word in ["todo!(", "unimplemented!(", "dbg!(", "unsafe {", "unsafe fn", concat!("#[", "ignore")] {
+        for word in
+            ["todo!(", "unimplemented!(", "dbg!(", "unsafe {", "unsafe fn", concat!("#[", "ignore")]
+        {
             assert!(!text.contains(word), "{}: {word}", path.display());
         }
     }
