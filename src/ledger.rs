@@ -62,11 +62,20 @@ impl Claim {
     }
 }
 
-/// A tag and the entry that stands against a claim or a seal.
+/// A tag and its entry: what stands against a claim or a seal, or was superseded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
     pub tag: Tag,
     pub entry: Entry,
+}
+
+impl Holder {
+    /// Those of these entries that hold anything.
+    pub fn present(tags: &[Tag], entries: Vec<Entry>) -> Vec<Self> {
+        let pairs = tags.iter().cloned().zip(entries);
+        let present = pairs.filter(|(_, entry)| *entry != Entry::Absent);
+        present.map(|(tag, entry)| Self { tag, entry }).collect()
+    }
 }
 
 /// What sealing a set of tags came to: all of it, or nothing.
@@ -189,6 +198,16 @@ pub trait Ledger: Send + Sync {
         tags: &[Tag],
         digest: &Digest,
     ) -> Result<(), Unavailable>;
+
+    /// Drops the entries of these tags, whatever they are, and returns those there were.
+    ///
+    /// Only for a push that the rules leave mutable, by a client that may push: the tag goes
+    /// where that push puts it, and a rule that makes it immutable again finds it there.
+    async fn supersede(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+    ) -> Result<Vec<Holder>, Unavailable>;
 
     /// The tags pending or sealed with this digest.
     async fn bound_to(

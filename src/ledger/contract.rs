@@ -122,6 +122,20 @@ pub async fn holds(ledger: &dyn Ledger) {
     ledger.seal(&key, &one("t"), &e, Origin::FirstSight).await.unwrap();
     assert_eq!(ledger.release(&key, &tag("t"), sealed.token()).await, Ok(Release::Changed));
 
+    // Superseded: pending or sealed, with whatever digest, the entry is gone and its index too.
+    ledger.claim(&key, &one("s"), &d, a).await.unwrap();
+    let set = vec![tag("s"), tag("absent"), tag("t")];
+    let before = ledger.lookup(&key, &set).await.unwrap();
+    let superseded = ledger.supersede(&key, &set).await.unwrap();
+    assert_eq!(superseded, Holder::present(&set, before));
+    assert_eq!(superseded.len(), 2);
+    assert_eq!(ledger.lookup(&key, &set).await.unwrap(), vec![Entry::Absent; 3]);
+    assert_eq!(ledger.bound_to(&key, &e).await, Ok(vec![]));
+    let sequence = ledger.sequence(&key).await.unwrap();
+    assert_eq!(ledger.supersede(&key, &set).await, Ok(vec![]));
+    assert_eq!(ledger.sequence(&key).await, Ok(sequence), "what does nothing is no transition");
+    ledger.seal(&key, &one("t"), &e, Origin::Push).await.unwrap();
+
     // Empty sets, and repositories apart.
     assert_eq!(ledger.lookup(&key, &[]).await, Ok(vec![]));
     let nothing = Claim::Granted { sealed: vec![], fresh: vec![] };
@@ -158,6 +172,7 @@ enum Op {
     Abort(Vec<u8>, u8, u8),
     Withdraw(Vec<u8>, u8),
     Release(u8),
+    Supersede(Vec<u8>),
 }
 
 fn operations() -> impl Strategy<Value = Vec<Op>> {
@@ -168,6 +183,7 @@ fn operations() -> impl Strategy<Value = Vec<Op>> {
         3 => (set(), 0..3_u8, 0..3_u8).prop_map(|(s, d, a)| Op::Abort(s, d, a)),
         1 => (set(), 0..3_u8).prop_map(|(s, d)| Op::Withdraw(s, d)),
         1 => (0..4_u8).prop_map(Op::Release),
+        1 => set().prop_map(Op::Supersede),
     ];
     prop::collection::vec(op, 1..40)
 }
@@ -208,6 +224,15 @@ pub async fn agrees_with_the_table(ledger: &dyn Ledger, cases: u32) {
                 Op::Withdraw(set, d) => {
                     ledger.withdraw(&key, &names(set), &digest(*d)).await.unwrap();
                     play(&mut model, set, |e| table::withdraw(e, &digest(*d), stamp))
+                }
+                Op::Supersede(set) => {
+                    let before = names(set).into_iter().zip(set.iter().map(|t| model[t].clone()));
+                    let before = before.filter(|(_, entry)| *entry != Entry::Absent);
+                    let there = ledger.supersede(&key, &names(set)).await.unwrap();
+                    let there = there.into_iter().map(|h| (h.tag, timeless(h.entry)));
+                    let before = before.map(|(tag, entry)| (tag, timeless(entry)));
+                    assert_eq!(there.collect::<Vec<_>>(), before.collect::<Vec<_>>());
+                    play(&mut model, set, table::supersede)
                 }
                 Op::Release(t) => {
                     let entry = ledger.lookup(&key, &names(&[*t])).await.unwrap().remove(0);

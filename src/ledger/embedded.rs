@@ -20,7 +20,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::oneshot;
 
 use super::{
-    AttemptId, Claim, Entry, Identity, Ledger, Listed, Origin, Position, Release, RepositoryKey,
+    AttemptId, Claim, Entry, Holder, Identity, Ledger, Listed, Origin, Position, Release, RepositoryKey,
     Seal, Token, Unavailable, codec,
 };
 use crate::name::{Digest, RepositoryName, Tag, UpstreamName};
@@ -257,6 +257,22 @@ impl Ledger for Embedded {
         digest: &Digest,
     ) -> Result<(), Unavailable> {
         self.write(repository, tags, Change::Withdraw { digest: *digest }, |_| ()).await
+    }
+
+    async fn supersede(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+    ) -> Result<Vec<Holder>, Unavailable> {
+        self.write(repository, tags, Change::Supersede, |outcome| match outcome {
+            writer::Outcome::Done { before } => {
+                let (tags, entries): (Vec<_>, Vec<_>) = before.into_iter().unzip();
+                Holder::present(&tags, entries)
+            }
+            // Nothing stands against it.
+            writer::Outcome::Standing(_) => Vec::new(),
+        })
+        .await
     }
 
     async fn bound_to(

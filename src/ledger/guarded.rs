@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
-    AttemptId, Claim, Entry, Identity, Ledger, Listed, Origin, Position, Release, RepositoryKey,
+    AttemptId, Claim, Entry, Holder, Identity, Ledger, Listed, Origin, Position, Release, RepositoryKey,
     Seal, Token, Unavailable,
 };
 use crate::name::{Digest, Tag};
@@ -120,6 +120,14 @@ impl Ledger for Guarded {
         digest: &Digest,
     ) -> Result<(), Unavailable> {
         self.call("withdraw", || self.inner.withdraw(repository, tags, digest)).await
+    }
+
+    async fn supersede(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+    ) -> Result<Vec<Holder>, Unavailable> {
+        self.call("supersede", || self.inner.supersede(repository, tags)).await
     }
 
     async fn bound_to(

@@ -169,6 +169,18 @@ impl Ledger for Memory {
         })
     }
 
+    async fn supersede(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+    ) -> Result<Vec<Holder>, Unavailable> {
+        self.with(|state| {
+            let before = tags.iter().map(|tag| state.entry(repository, tag)).collect();
+            let _ = state.apply(repository, tags, |entry, _| table::supersede(entry));
+            Holder::present(tags, before)
+        })
+    }
+
     async fn bound_to(
         &self,
         repository: &RepositoryKey,

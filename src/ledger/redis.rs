@@ -341,6 +341,17 @@ impl Ledger for Redis {
         self.run(repository, &call).await.map(drop)
     }
 
+    async fn supersede(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+    ) -> Result<Vec<Holder>, Unavailable> {
+        self.open_still()?;
+        let call = self.call(repository, "X", b"", b"", 0, tags);
+        let done = self.run(repository, &call).await?;
+        Ok(Holder::present(tags, done.before))
+    }
+
     async fn bound_to(
         &self,
         repository: &RepositoryKey,

@@ -91,3 +91,11 @@ pub fn withdraw(entry: &Entry, digest: &Digest, stamp: Stamp) -> Change {
         _ => Change::Keep,
     }
 }
+
+/// Whatever it was: nothing stands against it.
+pub fn supersede(entry: &Entry) -> Change {
+    match entry {
+        Entry::Absent => Change::Keep,
+        Entry::Pending(_) | Entry::Sealed(_) => Change::Put(Entry::Absent),
+    }
+}

@@ -33,6 +33,7 @@ pub(super) enum Change {
     Abort { digest: Digest, attempt: AttemptId },
     Release { token: Token },
     Withdraw { digest: Digest },
+    Supersede,
 }
 
 /// What became of the whole set.
@@ -192,6 +193,7 @@ impl Change {
             Self::Abort { digest, attempt } => table::abort(entry, digest, *attempt),
             Self::Release { token } => table::release(entry, *token),
             Self::Withdraw { digest } => table::withdraw(entry, digest, stamp),
+            Self::Supersede => table::supersede(entry),
         }
     }
 }

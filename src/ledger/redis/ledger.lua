@@ -1,7 +1,7 @@
 -- The operation table on one repository's hash, for a set of tags at one instant.
 --
 -- KEYS[1]  the repository's hash: tag → entry (see codec.rs), and the sequence number under "\0seq"
--- ARGV[1]  C(laim) S(eal) A(bort) R(elease) W(ithdraw)
+-- ARGV[1]  C(laim) S(eal) A(bort) R(elease) W(ithdraw) X: supersede
 -- ARGV[2]  the digest as stored, algorithm byte and hash; for a release, the token: the entry's
 --          time and sequence number, as stored
 -- ARGV[3]  the attempt, 16 bytes (claim, abort)
@@ -75,6 +75,8 @@ local function change(value)
   elseif op == 'W' then
     if not same or not entry.sealed or entry.withdrawn then return nil end
     return 'S' .. string.char(value:byte(2) + 128) .. entry.token .. now .. entry.digest
+  elseif op == 'X' then
+    return entry and '' or nil
   end
   return redis.error_reply('ERR unknown operation')
 end
