@@ -29,11 +29,12 @@ use pingora::proxy::{FailToProxy, ProxyHttp, RangeType, Session};
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use crate::judge::{Judge, Options};
-use crate::name::UpstreamName;
+use crate::ledger::RepositoryKey;
+use crate::name::{Reference, RepositoryName, UpstreamName};
 use crate::registry::client::{MAX_ADDRESSES, trouble_of};
 use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Peers};
-use crate::route::{Doors, Rejection, Route};
+use crate::route::{Doors, ManifestWrite, Rejection, Route};
 use crate::rules::{Mutability, Rules};
 use crate::telemetry::Metrics;
 use crate::telemetry::audit::Audit;
@@ -84,9 +85,11 @@ enum Course {
     /// Answered by taglock alone.
     Refuse(Refusal),
     /// A manifest write in protected scope.
-    Write(crate::route::ManifestWrite),
+    Write(ManifestWrite),
+    /// A write of tags that no rule protects: streams, unless the ledger knows one of them.
+    WriteMutable(ManifestWrite),
     /// A delete in protected scope.
-    Delete(crate::name::RepositoryName, crate::name::Reference),
+    Delete(RepositoryName, Reference),
 }
 
 impl Edge {
@@ -101,10 +104,11 @@ impl Edge {
             Route::WriteManifest(write) if rules.protecting(&write.repository).is_some() => {
                 Course::Write(write)
             }
+            Route::WriteManifest(write) if !write.tags.is_empty() => Course::WriteMutable(write),
             Route::DeleteManifest { repository, reference } => {
                 match (rules.protecting(&repository), &reference) {
                     (None, _) => Course::Stream,
-                    (Some(rule), crate::name::Reference::Tag(tag))
+                    (Some(rule), Reference::Tag(tag))
                         if rule.mutability_of(tag) == Mutability::Mutable =>
                     {
                         Course::Stream
@@ -122,6 +126,11 @@ impl Edge {
         }
     }
 
+    /// The ledger's key of a repository. Nothing of it comes from `Host` or `?ns=`.
+    fn key(&self, repository: &RepositoryName) -> RepositoryKey {
+        RepositoryKey { upstream: self.config.upstream.clone(), repository: repository.clone() }
+    }
+
     /// Admits, routes and decides, before anything is sent anywhere.
     fn decide(&self, session: &Session, passage: &mut Passage) -> Result<Course, Rejection> {
         let header = session.req_header();
@@ -133,6 +142,11 @@ impl Edge {
         passage.client = admission::admit(session, &self.config)?;
         let route = Route::parse(&header.method, header.raw_path(), &self.config.doors)?;
         passage.route = passage::label(&route);
+        if let Route::WriteManifest(write) = &route {
+            // Before the rules are read: see there.
+            let unjudged = self.rooms.judge.unjudged();
+            passage.unjudged = Some(unjudged.enter(&self.key(&write.repository), &write.tags));
+        }
         Ok(self.course(route))
     }
 }
@@ -162,6 +176,13 @@ impl ProxyHttp for Edge {
             Course::Stream => return Ok(false),
             Course::Refuse(refusal) => self.refuse(session, passage, refusal).await?,
             Course::Write(write) => self.write(session, passage, write).await?,
+            Course::WriteMutable(write) => {
+                let key = self.key(&write.repository);
+                if !self.rooms.judge.holds_any(&key, &write.tags).await {
+                    return Ok(false);
+                }
+                self.write(session, passage, write).await?;
+            }
             Course::Delete(repository, reference) => {
                 self.delete(session, passage, &repository, reference).await?;
             }

@@ -3,12 +3,14 @@
 //! [`push::Machine`] is the protocol; this is its driver, which does what the machine asks with a
 //! ledger and a registry. It knows no pingora and no store.
 
+mod mutable;
 pub mod permit;
 mod publish;
 pub mod push;
 mod rival;
 mod rivals;
 pub mod step;
+pub mod unjudged;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,23 +18,42 @@ use std::time::Duration;
 pub use permit::Permit;
 pub use step::{Conflict, Content, Options, Push, Undecided, Verdict};
 
-use crate::ledger::Ledger;
-use crate::name::{Digest, Reference, RepositoryName, Tag};
+use crate::ledger::{Holder, Ledger};
+use crate::name::{Digest, Reference, RepositoryName};
 use crate::registry::{
     Answer, Caller, Fetched, Manifest, Place, Registry, Sighting, Trouble, Written,
 };
+use permit::Basis;
 use push::Machine;
 use rivals::Rivals;
 use step::{Action, Event, Step};
+use unjudged::Unjudged;
 
 /// Between two looks at a claim that somebody else holds, unless they end sooner.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long a write is waited for that older rules let through unjudged.
+const OLDER_WRITES: Duration = Duration::from_secs(2);
 
 /// Judges writes for one registry.
 pub struct Judge {
     ledger: Arc<dyn Ledger>,
     registry: Arc<dyn Registry>,
     rivals: Rivals,
+    unjudged: Arc<Unjudged>,
+}
+
+/// A verdict, and what else became of the ledger on the way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judged {
+    pub verdict: Verdict<Answer>,
+    /// Entries of mutable tags that the write took the place of.
+    pub superseded: Vec<Holder>,
+}
+
+impl From<Verdict<Answer>> for Judged {
+    fn from(verdict: Verdict<Answer>) -> Self {
+        Self { verdict, superseded: Vec::new() }
+    }
 }
 
 /// What a write carries to the registry.
@@ -44,9 +65,21 @@ pub struct Cargo {
     pub named: Option<Digest>,
 }
 
+/// What a push picks up on its way.
+#[derive(Default)]
+struct Luggage {
+    fetched: Option<Manifest>,
+    superseded: Vec<Holder>,
+}
+
 impl Judge {
     pub fn new(ledger: Arc<dyn Ledger>, registry: Arc<dyn Registry>) -> Self {
-        Self { ledger, registry, rivals: Rivals::default() }
+        Self { ledger, registry, rivals: Rivals::default(), unjudged: Arc::default() }
+    }
+
+    /// Where writes are entered that may turn out to need no judging.
+    pub fn unjudged(&self) -> &Arc<Unjudged> {
+        &self.unjudged
     }
 
     /// Takes a write with protected tags to its verdict.
@@ -54,14 +87,19 @@ impl Judge {
     /// To be run in a task of its own: a client that leaves changes nothing then. Each step is
     /// bounded in time by the ledger's and the registry's own limits, and their number by the
     /// machine's.
-    pub async fn push(&self, push: Push, cargo: Cargo) -> Verdict<Answer> {
+    pub async fn push(&self, push: Push, cargo: Cargo) -> Judged {
+        // What older rules let through unjudged must have ended before anything is bound.
+        let older = self.unjudged.none(&push.repository, &push.protected, OLDER_WRITES).await;
+        if let Err(tag) = older {
+            return Verdict::Undecided(Undecided::Busy(tag)).into();
+        }
         let (mut machine, mut action) = Machine::new(push);
-        let mut fetched = None;
+        let mut luggage = Luggage::default();
         loop {
-            let event = self.act(machine.push(), &cargo, &mut fetched, action).await;
+            let event = self.act(machine.push(), &cargo, &mut luggage, action).await;
             match machine.on(event) {
                 Step::Do(next) => action = next,
-                Step::Done(verdict) => return verdict,
+                Step::Done(verdict) => return Judged { verdict, superseded: luggage.superseded },
             }
         }
     }
@@ -71,7 +109,7 @@ impl Judge {
         &self,
         push: &Push,
         cargo: &Cargo,
-        fetched: &mut Option<Manifest>,
+        luggage: &mut Luggage,
         action: Action,
     ) -> Event<Answer> {
         let key = &push.repository;
@@ -108,20 +146,24 @@ impl Judge {
                 self.rivals.wake(key, &tags);
                 Event::Aborted(aborted)
             }
-            Action::Publish(permit) => {
-                Event::Written(self.publish(cargo, name, permit, &cargo.manifest).await)
+            Action::Publish(permit) if permit.basis() == Basis::Mutable => {
+                let mutable = mutable::Write { key, cargo, stage: push.options.stage };
+                let (written, held) = self.publish_mutable(&mutable, permit, false).await;
+                luggage.superseded.extend(held);
+                Event::Written(written)
             }
+            Action::Publish(permit) => Event::Written(self.publish(cargo, name, permit).await),
             Action::Fetch(digest) => {
                 Event::Fetched(match self.registry.fetch(caller, name, &digest).await {
                     Fetched::Found(manifest) => {
-                        *fetched = Some(manifest);
+                        luggage.fetched = Some(manifest);
                         Ok(true)
                     }
                     Fetched::NotFound => Ok(false),
                     Fetched::Unclear(trouble) => Err(trouble),
                 })
             }
-            Action::PublishFetched(permit) => Event::Written(match fetched.take() {
+            Action::PublishFetched(permit) => Event::Written(match luggage.fetched.take() {
                 Some(manifest) => {
                     let place = Place::Tag { tag: permit.tag(), digest: None };
                     self.registry.put(caller, name, place, &manifest).await
@@ -133,15 +175,9 @@ impl Judge {
     }
 
     /// The only way a tag is ever written: with a permit, once.
-    async fn publish(
-        &self,
-        cargo: &Cargo,
-        name: &RepositoryName,
-        permit: Permit,
-        manifest: &Manifest,
-    ) -> Written {
+    async fn publish(&self, cargo: &Cargo, name: &RepositoryName, permit: Permit) -> Written {
         let place = Place::Tag { tag: permit.tag(), digest: cargo.named.as_ref() };
-        self.registry.put(&cargo.caller, name, place, manifest).await
+        self.registry.put(&cargo.caller, name, place, &cargo.manifest).await
     }
 
     /// Whether the registry lets this caller see the reference: before taglock's own no is told.
@@ -159,49 +195,6 @@ impl Judge {
             Sighting::NotFound(answer) | Sighting::Denied(answer) => Err(Ok(answer)),
             Sighting::Unclear(trouble) => Err(Err(trouble)),
         }
-    }
-
-    /// Forwards a write in protected scope that names no protected tag: by digest alone, or to
-    /// tags the rules leave mutable. It carries exactly the bytes that were hashed.
-    pub async fn pass(
-        &self,
-        name: &RepositoryName,
-        by_digest: Option<&Digest>,
-        tags: &[Tag],
-        cargo: Cargo,
-    ) -> Verdict<Answer> {
-        let mut answer = None;
-        if let Some(digest) = by_digest {
-            let place = Place::Digest(digest);
-            match self.registry.put(&cargo.caller, name, place, &cargo.manifest).await {
-                Written::Created(created) => answer = Some(created),
-                written => return unwritten(written),
-            }
-        }
-        let mut written_tags = Vec::new();
-        for tag in tags {
-            let permit = Permit::mutable(tag);
-            match self.publish(&cargo, name, permit, &cargo.manifest).await {
-                Written::Created(created) => {
-                    answer.get_or_insert(created);
-                    written_tags.push(tag.clone());
-                }
-                // As a registry that takes a set would: what it refused is not echoed.
-                Written::Denied(_) | Written::Refused(_) if answer.is_some() => {}
-                written => return unwritten(written),
-            }
-        }
-        Verdict::Admitted { answer, tags: written_tags, sealed: true }
-    }
-}
-
-fn unwritten(written: Written) -> Verdict<Answer> {
-    match written {
-        Written::Created(answer) => {
-            Verdict::Admitted { answer: Some(answer), tags: Vec::new(), sealed: true }
-        }
-        Written::Denied(answer) | Written::Refused(answer) => Verdict::Relayed(answer),
-        Written::Unknown(trouble) => Verdict::Undecided(Undecided::OutcomeUnknown(trouble)),
     }
 }
 

@@ -90,7 +90,10 @@ fn room(path: &Path) -> String {
 
 fn is_test(path: &Path) -> bool {
     let name = path.file_name().unwrap().to_str().unwrap();
-    matches!(name, "tests.rs" | "contract.rs") || path.to_str().unwrap().contains("/simulation")
+    let path = path.to_str().unwrap();
+    matches!(name, "tests.rs" | "contract.rs")
+        || path.contains("/simulation")
+        || path.contains("/tests/")
 }
 
 /// The crate's own modules that a line names, by whatever path.

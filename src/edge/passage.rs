@@ -8,6 +8,7 @@ use prometheus::IntGauge;
 use uuid::Uuid;
 
 use super::unknown_address;
+use crate::judge::unjudged::Write;
 use crate::name::Reference;
 use crate::registry::peer::Origin;
 use crate::route::Route;
@@ -21,6 +22,8 @@ pub struct Passage {
     pub route: &'static str,
     /// Addresses of the registry that could not be connected to.
     pub addresses: u32,
+    /// A manifest write, for as long as it may turn out not to be judged.
+    pub unjudged: Option<Write>,
     _in_flight: InFlight,
 }
 
@@ -78,6 +81,7 @@ impl Passage {
             client,
             route: "rejected",
             addresses: 0,
+            unjudged: None,
             _in_flight: InFlight::new(in_flight),
         }
     }

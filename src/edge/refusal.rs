@@ -165,12 +165,6 @@ impl Refusal {
         Self::new(status, ErrorCode::Unsupported, "malformed", "the request can't be read")
     }
 
-    pub fn rules_changed() -> Self {
-        let message = "the rules changed while the manifest arrived; push again";
-        let status = StatusCode::SERVICE_UNAVAILABLE;
-        Self::new(status, ErrorCode::Unavailable, "busy", message).again_later()
-    }
-
     pub fn internal() -> Self {
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         Self::new(status, ErrorCode::Unavailable, "internal", "taglock failed; its log says why")

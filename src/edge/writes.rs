@@ -16,8 +16,8 @@ use pingora::proxy::Session;
 use super::passage::{InFlight, Passage};
 use super::refusal::Refusal;
 use super::{Edge, intake};
-use crate::judge::{Cargo, Content, Push, Undecided, Verdict};
-use crate::ledger::{AttemptId, RepositoryKey};
+use crate::judge::{Cargo, Content, Judged, Push, Undecided, Verdict};
+use crate::ledger::{AttemptId, Holder};
 use crate::name::{Digest, Reference, RepositoryName, Tag};
 use crate::registry::client::CONTENT_DIGEST;
 use crate::registry::{Answer, Caller, Trouble, wire};
@@ -53,31 +53,33 @@ impl Edge {
         };
         // Judged under the rules of this moment: they may have changed while the body came.
         let rules = self.rooms.rules.load_full();
-        let Some(rule) = rules.protecting(&write.repository).cloned() else {
-            return self.refuse(session, passage, Refusal::rules_changed()).await;
-        };
+        let rule = rules.protecting(&write.repository).cloned();
         let caller = self.caller(session, passage, write.namespace.clone());
         let named = if write.by_digest { None } else { write.digest };
         let cargo = Cargo { caller, manifest, named };
-        let verdict = self.judged(session, passage, &write, &rule, content.clone(), cargo).await;
-        self.answer(session, passage, &write, &rule, &content, verdict).await
+        let rule = rule.as_ref();
+        let verdict = self.judged(session, passage, &write, rule, content.clone(), cargo).await;
+        self.answer(session, passage, &write, rule, &content, verdict).await
     }
 
     /// Runs the judge in a task of its own: the client going away changes nothing then.
     async fn judged(
         &self,
         session: &Session,
-        passage: &Passage,
+        passage: &mut Passage,
         write: &ManifestWrite,
-        rule: &Rule,
+        rule: Option<&Rule>,
         content: Content,
         cargo: Cargo,
     ) -> Verdict<Answer> {
-        let (protected, mutable): (Vec<_>, Vec<_>) = write
-            .tags
-            .iter()
-            .cloned()
-            .partition(|tag| rule.mutability_of(tag) == Mutability::Immutable);
+        let immutable =
+            |tag: &Tag| rule.is_some_and(|rule| rule.mutability_of(tag) == Mutability::Immutable);
+        let (protected, mutable): (Vec<_>, Vec<_>) =
+            write.tags.iter().cloned().partition(immutable);
+        let mut unjudged = passage.unjudged.take();
+        if let Some(unjudged) = &mut unjudged {
+            unjudged.keep_only(&mutable);
+        }
         let decision = Decision {
             id: passage.id.to_string(),
             user: user_of(&session.req_header().headers),
@@ -85,7 +87,7 @@ impl Edge {
             repository: write.repository.clone(),
             tags: protected.clone(),
             pushed: *content.digest(),
-            rule: rule.name.clone(),
+            rule: rule.map(|rule| rule.name.clone()),
         };
         let judge = Arc::clone(&self.rooms.judge);
         let audit = Arc::clone(&self.rooms.audit);
@@ -93,10 +95,7 @@ impl Edge {
         let settling = InFlight::new(metrics.settling().clone());
         let by_digest = write.by_digest.then(|| *content.digest());
         let push = Push {
-            repository: RepositoryKey {
-                upstream: self.config.upstream.clone(),
-                repository: write.repository.clone(),
-            },
+            repository: self.key(&write.repository),
             protected,
             mutable,
             content,
@@ -105,16 +104,19 @@ impl Edge {
             options: self.config.options,
         };
         let task = tokio::spawn(async move {
-            let _settling = settling;
+            let _under_way = (settling, unjudged);
             let started = Instant::now();
-            let verdict = if push.protected.is_empty() {
-                let name = &push.repository.repository;
-                judge.pass(name, by_digest.as_ref(), &push.mutable, cargo).await
+            let Judged { verdict, superseded } = if push.protected.is_empty() {
+                let (key, stage) = (&push.repository, push.options.stage);
+                judge.pass(key, by_digest.as_ref(), &push.mutable, stage, cargo).await
             } else {
-                let verdict = judge.push(push, cargo).await;
-                audit.record(&decision, &outcome_of(&verdict));
-                verdict
+                let judged = judge.push(push, cargo).await;
+                audit.record(&decision, &outcome_of(&judged.verdict));
+                judged
             };
+            for Holder { tag, entry } in &superseded {
+                audit.superseded(&decision, tag, entry.digest());
+            }
             metrics.push(verdict.label(), started.elapsed());
             verdict
         });
@@ -132,7 +134,7 @@ impl Edge {
         session: &mut Session,
         passage: &Passage,
         write: &ManifestWrite,
-        rule: &Rule,
+        rule: Option<&Rule>,
         content: &Content,
         verdict: Verdict<Answer>,
     ) -> Result<()> {
@@ -147,7 +149,10 @@ impl Edge {
             }
             Verdict::Relayed(answer) => self.relay(session, passage, answer).await,
             Verdict::Refused(conflict) => {
-                let refusal = Refusal::immutable(&conflict, &write.repository, rule);
+                // Only a tag that a rule protects is ever refused.
+                let refusal = rule.map_or_else(Refusal::internal, |rule| {
+                    Refusal::immutable(&conflict, &write.repository, rule)
+                });
                 self.refuse(session, passage, refusal).await
             }
             Verdict::Undecided(undecided) => {

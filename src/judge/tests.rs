@@ -8,7 +8,9 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use super::*;
 use crate::ledger::memory::Memory;
 use crate::ledger::{AttemptId, Entry, Origin, RepositoryKey, Seal};
-use crate::name::{Algorithm, UpstreamName};
+use crate::name::{Algorithm, Tag, UpstreamName};
+
+mod mutable;
 
 /// A registry in memory that answers what it is told to before it answers truly.
 #[derive(Default)]
@@ -178,7 +180,7 @@ impl House {
             options: self.options,
         };
         let cargo = Cargo { caller: Caller::default(), manifest, named: None };
-        self.judge.push(push, cargo).await
+        self.judge.push(push, cargo).await.verdict
     }
 
     async fn entry(&self, name: &str) -> Entry {

@@ -20,8 +20,8 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::oneshot;
 
 use super::{
-    AttemptId, Claim, Entry, Holder, Identity, Ledger, Listed, Origin, Position, Release, RepositoryKey,
-    Seal, Token, Unavailable, codec,
+    AttemptId, Claim, Entry, Holder, Identity, Ledger, Listed, Origin, Position, Release,
+    RepositoryKey, Seal, Token, Unavailable, codec,
 };
 use crate::name::{Digest, RepositoryName, Tag, UpstreamName};
 use writer::{Change, Operation, Writer};

@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
-    AttemptId, Claim, Entry, Holder, Identity, Ledger, Listed, Origin, Position, Release, RepositoryKey,
-    Seal, Token, Unavailable,
+    AttemptId, Claim, Entry, Holder, Identity, Ledger, Listed, Origin, Position, Release,
+    RepositoryKey, Seal, Token, Unavailable,
 };
 use crate::name::{Digest, Tag};
 use crate::telemetry::Metrics;

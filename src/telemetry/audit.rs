@@ -17,7 +17,8 @@ pub struct Decision {
     pub repository: RepositoryName,
     pub tags: Vec<Tag>,
     pub pushed: Digest,
-    pub rule: String,
+    /// The rule that was asked; none protects a tag whose entry is superseded.
+    pub rule: Option<String>,
 }
 
 /// What became of it.
@@ -46,6 +47,20 @@ impl Audit {
             target: "taglock::audit",
             id, user, %client, %repository, tags, %pushed, bound, rule,
             outcome = label, registry_status, detail,
+            "decision",
+        );
+    }
+}
+
+impl Audit {
+    /// A push that the rules let through took the place of an entry from stricter days.
+    pub fn superseded(&self, decision: &Decision, tag: &Tag, bound: Option<&Digest>) {
+        let Decision { id, user, client, repository, pushed, rule, .. } = decision;
+        let bound = bound.map(|digest| digest.to_string());
+        tracing::info!(
+            target: "taglock::audit",
+            id, user, %client, %repository, tags = %tag, %pushed, bound, rule,
+            outcome = "superseded",
             "decision",
         );
     }

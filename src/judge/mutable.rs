@@ -1,0 +1,136 @@
+//! Writes of tags that the rules leave mutable.
+//!
+//! Entries outlive rules: a tag may have an entry from the time when it was immutable. A write
+//! that is let through takes its place, so that the tag is where the write put it when a rule
+//! makes it immutable again.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::{Cargo, Judge, Judged, Permit, Undecided, Verdict};
+use crate::ledger::{Entry, Holder, RepositoryKey};
+use crate::name::{Digest, Tag};
+use crate::registry::{Answer, Place, Written};
+
+/// How long the ledger is waited for: with it down, mutable tags go on.
+const BRIEF: Duration = Duration::from_millis(500);
+
+/// A write to mutable tags.
+pub(super) struct Write<'a> {
+    pub key: &'a RepositoryKey,
+    pub cargo: &'a Cargo,
+    /// Manifests may be put by digest (`upstream.stage`).
+    pub stage: bool,
+}
+
+impl Judge {
+    /// Whether the ledger holds anything for tags that the rules leave mutable, so that a write to
+    /// them must take its place. With the ledger down the answer is no: the write goes on, the
+    /// entry stays, and the difference is seen when the tag is protected again.
+    pub async fn holds_any(&self, key: &RepositoryKey, tags: &[Tag]) -> bool {
+        match timeout(BRIEF, self.ledger.lookup(key, tags)).await {
+            Ok(Ok(entries)) => entries.iter().any(|entry| *entry != Entry::Absent),
+            Ok(Err(error)) => {
+                tracing::warn!(repository = %key, %error, "a mutable push goes on without the ledger");
+                false
+            }
+            Err(_) => {
+                tracing::warn!(repository = %key, "a mutable push goes on without the ledger");
+                false
+            }
+        }
+    }
+
+    /// Forwards a write that names no protected tag: by digest alone, or to tags the rules leave
+    /// mutable. It carries exactly the bytes that were hashed.
+    pub async fn pass(
+        &self,
+        key: &RepositoryKey,
+        by_digest: Option<&Digest>,
+        tags: &[Tag],
+        stage: bool,
+        cargo: Cargo,
+    ) -> Judged {
+        let mut answer = None;
+        if let Some(digest) = by_digest {
+            let (place, name) = (Place::Digest(digest), &key.repository);
+            match self.registry.put(&cargo.caller, name, place, &cargo.manifest).await {
+                Written::Created(created) => answer = Some(created),
+                written => return unwritten(written).into(),
+            }
+        }
+        let write = Write { key, cargo: &cargo, stage };
+        let mut superseded = Vec::new();
+        let mut written_tags = Vec::new();
+        for tag in tags {
+            let (written, held) =
+                self.publish_mutable(&write, Permit::mutable(tag), answer.is_some()).await;
+            superseded.extend(held);
+            match written {
+                Written::Created(created) => {
+                    answer.get_or_insert(created);
+                    written_tags.push(tag.clone());
+                }
+                // As a registry that takes a set would: what it refused is not echoed.
+                Written::Denied(_) | Written::Refused(_) if answer.is_some() => {}
+                written => return Judged { verdict: unwritten(written), superseded },
+            }
+        }
+        let verdict = Verdict::Admitted { answer, tags: written_tags, sealed: true };
+        Judged { verdict, superseded }
+    }
+
+    /// Publishes a mutable tag, and supersedes the entry it has, if any. Only a client that may
+    /// push drops an entry: what it stores by digest first proves it (`proven`), or, in a
+    /// registry that takes no such PUT, the write itself.
+    pub(super) async fn publish_mutable(
+        &self,
+        write: &Write<'_>,
+        permit: Permit,
+        proven: bool,
+    ) -> (Written, Vec<Holder>) {
+        let Write { key, cargo, stage } = write;
+        let (name, tag) = (&key.repository, permit.tag().clone());
+        if !self.holds_any(key, std::slice::from_ref(&tag)).await {
+            return (self.publish(cargo, name, permit).await, Vec::new());
+        }
+        if !stage {
+            let written = self.publish(cargo, name, permit).await;
+            let done = matches!(written, Written::Created(_));
+            let superseded = if done { self.supersede(key, tag).await } else { Vec::new() };
+            return (written, superseded);
+        }
+        if !proven {
+            let digest = Digest::of(crate::name::Algorithm::Sha256, &cargo.manifest.bytes);
+            let place = Place::Digest(&digest);
+            match self.registry.put(&cargo.caller, name, place, &cargo.manifest).await {
+                Written::Created(_) => {}
+                // Nothing was written under the tag, and its entry stays.
+                written => return (written, Vec::new()),
+            }
+        }
+        // Before the write: a crash in between leaves a tag without an entry, which is protected
+        // from where it stands in the registry as soon as a rule says so.
+        let superseded = self.supersede(key, tag).await;
+        (self.publish(cargo, name, permit).await, superseded)
+    }
+
+    async fn supersede(&self, key: &RepositoryKey, tag: Tag) -> Vec<Holder> {
+        let superseded = self.ledger.supersede(key, &[tag]).await;
+        superseded.unwrap_or_else(|error| {
+            tracing::warn!(repository = %key, %error, "an entry could not be superseded and stays");
+            Vec::new()
+        })
+    }
+}
+
+fn unwritten(written: Written) -> Verdict<Answer> {
+    match written {
+        Written::Created(answer) => {
+            Verdict::Admitted { answer: Some(answer), tags: Vec::new(), sealed: true }
+        }
+        Written::Denied(answer) | Written::Refused(answer) => Verdict::Relayed(answer),
+        Written::Unknown(trouble) => Verdict::Undecided(Undecided::OutcomeUnknown(trouble)),
+    }
+}
