@@ -3,7 +3,7 @@
 //! | | | token |
 //! |---|---|---|
 //! | `GET /healthz` | the process runs | no |
-//! | `GET /readyz` | ledger and registry answer: 200, else 503; both are named | no |
+//! | `GET /readyz` | ledger and registry answer: 200, else 503; both are named, and notices | no |
 //! | `GET /metrics` | Prometheus' text format | no |
 //!
 //! Everything else needs `Authorization: Bearer <token>`, and is not there yet.
@@ -20,11 +20,13 @@ use sha2::{Digest as _, Sha256};
 use crate::ledger::Ledger;
 use crate::registry::Registry;
 use crate::telemetry::Metrics;
+use crate::telemetry::notices::Notices;
 
 pub struct Admin {
     ledger: Arc<dyn Ledger>,
     registry: Arc<dyn Registry>,
     metrics: Arc<Metrics>,
+    notices: Arc<Notices>,
     /// The token's hash: comparing hashes tells nothing of the token by its time.
     token: Option<[u8; 32]>,
 }
@@ -34,10 +36,11 @@ impl Admin {
         ledger: Arc<dyn Ledger>,
         registry: Arc<dyn Registry>,
         metrics: Arc<Metrics>,
+        notices: Arc<Notices>,
         token: Option<&str>,
     ) -> Self {
         let token = token.map(|token| Sha256::digest(token).into());
-        Self { ledger, registry, metrics, token }
+        Self { ledger, registry, metrics, notices, token }
     }
 
     async fn ready(&self) -> (StatusCode, String) {
@@ -49,7 +52,7 @@ impl Admin {
         };
         let ledger = ledger.map_or_else(|e| e.to_string(), |_| "ok".into());
         let registry = registry.map_or_else(|e| e.to_string(), |()| "ok".into());
-        (status, format!("ledger: {ledger}\nregistry: {registry}\n"))
+        (status, format!("ledger: {ledger}\nregistry: {registry}\n{}", self.notices.lines()))
     }
 
     fn may(&self, authorization: Option<&http::HeaderValue>) -> bool {

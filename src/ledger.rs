@@ -103,6 +103,15 @@ pub struct Identity {
     pub format: u32,
 }
 
+/// Which rules a proxy applies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announcement {
+    /// Of this proxy alone, anew at each start.
+    pub proxy: String,
+    /// The fingerprint of its rules.
+    pub rules: String,
+}
+
 /// One entry of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
@@ -230,6 +239,10 @@ pub trait Ledger: Send + Sync {
     /// The repository's sequence number: the count of its transitions so far. A lower one than
     /// seen before proves that the store went back in time.
     async fn sequence(&self, repository: &RepositoryKey) -> Result<u64, Unavailable>;
+
+    /// Tells the other proxies of this ledger which rules this one applies, and returns what those
+    /// said within the last minute. For an alarm; no decision depends on it.
+    async fn announce(&self, own: &Announcement) -> Result<Vec<Announcement>, Unavailable>;
 
     /// Ends the store: calls under way finish, later ones get [`Unavailable::Closed`], and whatever
     /// kept other processes out is let go. Safe to call more than once.

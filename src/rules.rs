@@ -11,7 +11,7 @@ use std::fmt;
 
 use regex::bytes::RegexSet;
 
-use crate::name::{RepositoryName, Tag};
+use crate::name::{Algorithm, Digest, RepositoryName, Tag};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mutability {
@@ -100,6 +100,17 @@ impl Rule {
     }
 }
 
+/// Tells rules apart; where they stand and how they are spelled aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fingerprint(Digest);
+
+impl fmt::Display for Fingerprint {
+    /// The first eight bytes, hex.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.hash().iter().take(8).try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
 /// A snapshot of all rules.
 #[derive(Clone, Debug)]
 pub struct Rules {
@@ -118,6 +129,16 @@ impl Rules {
 
     pub fn iter(&self) -> impl Iterator<Item = &Rule> {
         self.rules.iter()
+    }
+
+    /// What the rules say, as a short hash: equal where every decision is the same.
+    ///
+    /// Made of the rules as compiled in, every field of them, so that a new one can't be
+    /// forgotten; proxies of different versions may differ for a moment during an upgrade.
+    pub fn fingerprint(&self) -> Fingerprint {
+        let said = |rule: &Rule| Rule { source: Source::CommandLine, ..rule.clone() };
+        let text = format!("{:?}", self.rules.iter().map(said).collect::<Vec<_>>());
+        Fingerprint(Digest::of(Algorithm::Sha256, text.as_bytes()))
     }
 
     /// The rule that decides for a repository: the first that matches.

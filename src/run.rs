@@ -1,10 +1,12 @@
 //! The composition root: the only file that sees every room. It builds them from the settings,
 //! connects them, and ends them in order.
 
+mod fleet;
+mod reload;
 mod shutdown;
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -13,6 +15,7 @@ use pingora::listeners::tls::TlsSettings;
 use pingora::protocols::l4::stream::L4BufferSettings;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
+use pingora::services::background::background_service;
 use pingora::services::listening::Service;
 use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
 use rustls::sign::SingleCertAndKey;
@@ -30,7 +33,10 @@ use crate::registry::client::Client;
 use crate::registry::peer::Peers;
 use crate::settings::{self, Flags, HostPolicy, KeyPair, LogFormat, Problems, Settings, Store};
 use crate::telemetry::audit::Audit;
+use crate::telemetry::notices::Notices;
 use crate::telemetry::{Metrics, logging};
+use fleet::Fleet;
+use reload::Reload;
 use shutdown::Shutdown;
 
 /// Why a command ended otherwise than well; `main` turns it into an exit status.
@@ -46,7 +52,10 @@ pub enum Failure {
 /// See [`Failure`]; its text is for the operator.
 pub fn run(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Serve(flags) => serve(settings_of(flags)?),
+        Command::Serve(flags) => {
+            let file = flags.config.clone();
+            serve(settings_of(flags)?, file)
+        }
         Command::Check { file } => check(&file),
     }
 }
@@ -79,7 +88,7 @@ fn settings_of(serve: Serve) -> Result<Settings, Failure> {
 }
 
 /// Runs until a signal; the process then ends with status 0 from `shutdown`.
-fn serve(settings: Settings) -> Result<(), Failure> {
+fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
     logging::start(&settings.log.filter, settings.log.format == LogFormat::Json)
         .map_err(Failure::Start)?;
     // Both TLS sides use ring; an error says that it was chosen before.
@@ -91,6 +100,7 @@ fn serve(settings: Settings) -> Result<(), Failure> {
     }
     let ledger = open_ledger(&settings)?;
     let metrics = Arc::new(Metrics::new());
+    let notices = Arc::new(Notices::default());
     let guarded: Arc<dyn Ledger> =
         Arc::new(Guarded::new(Arc::clone(&ledger), Arc::clone(&metrics)));
     let peers = Arc::new(peers(&settings));
@@ -112,17 +122,33 @@ fn serve(settings: Settings) -> Result<(), Failure> {
     let mut server = Server::new_with_opt_and_conf(None, configuration);
     server.bootstrap();
 
+    let rules = Arc::new(ArcSwap::new(Arc::clone(&settings.rules)));
+    let reload = Reload::new(
+        file,
+        &settings,
+        Arc::clone(&rules),
+        Arc::clone(&metrics),
+        Arc::clone(&notices),
+    );
+    server.add_service(background_service("reload", reload));
+    let fleet = Fleet::new(
+        Arc::clone(&guarded),
+        Arc::clone(&rules),
+        Arc::clone(&metrics),
+        Arc::clone(&notices),
+    );
+    server.add_service(background_service("fleet", fleet));
     let rooms = Rooms {
         judge: Arc::new(Judge::new(Arc::clone(&guarded), Arc::clone(&registry))),
         peers,
-        rules: Arc::new(ArcSwap::new(Arc::clone(&settings.rules))),
+        rules,
         metrics: Arc::clone(&metrics),
         audit: Arc::new(Audit::default()),
     };
     server.add_service(proxy(&server, &settings, rooms)?);
     if let Some(admin) = &settings.admin {
         let token = admin.token.as_ref().map(settings::Secret::expose);
-        let app = Admin::new(guarded, registry, Arc::clone(&metrics), token);
+        let app = Admin::new(guarded, registry, Arc::clone(&metrics), notices, token);
         let mut service = Service::new("admin".into(), app);
         service.add_tcp(&admin.address.to_string());
         service.threads = Some(1);

@@ -3,5 +3,6 @@
 pub mod audit;
 pub mod logging;
 mod metrics;
+pub mod notices;
 
 pub use metrics::Metrics;

@@ -20,8 +20,8 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::oneshot;
 
 use super::{
-    AttemptId, Claim, Entry, Holder, Identity, Ledger, Listed, Origin, Position, Release,
-    RepositoryKey, Seal, Token, Unavailable, codec,
+    Announcement, AttemptId, Claim, Entry, Holder, Identity, Ledger, Listed, Origin, Position,
+    Release, RepositoryKey, Seal, Token, Unavailable, codec,
 };
 use crate::name::{Digest, RepositoryName, Tag, UpstreamName};
 use writer::{Change, Operation, Writer};
@@ -349,6 +349,11 @@ impl Ledger for Embedded {
             Ok(found.map_or(0, |value| value.value()))
         })
         .await
+    }
+
+    async fn announce(&self, _own: &Announcement) -> Result<Vec<Announcement>, Unavailable> {
+        // One process, one proxy.
+        Ok(Vec::new())
     }
 
     async fn close(&self) {

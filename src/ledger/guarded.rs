@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
-    AttemptId, Claim, Entry, Holder, Identity, Ledger, Listed, Origin, Position, Release,
-    RepositoryKey, Seal, Token, Unavailable,
+    Announcement, AttemptId, Claim, Entry, Holder, Identity, Ledger, Listed, Origin, Position,
+    Release, RepositoryKey, Seal, Token, Unavailable,
 };
 use crate::name::{Digest, Tag};
 use crate::telemetry::Metrics;
@@ -152,6 +152,10 @@ impl Ledger for Guarded {
 
     async fn sequence(&self, repository: &RepositoryKey) -> Result<u64, Unavailable> {
         self.call("sequence", || self.inner.sequence(repository)).await
+    }
+
+    async fn announce(&self, own: &Announcement) -> Result<Vec<Announcement>, Unavailable> {
+        self.call("announce", || self.inner.announce(own)).await
     }
 
     async fn close(&self) {

@@ -7,8 +7,8 @@ use async_trait::async_trait;
 
 use super::table::{self, Change, Stamp};
 use super::{
-    AttemptId, Claim, Entry, Holder, Identity, Ledger, Listed, Origin, Position, Release,
-    RepositoryKey, Seal, Timestamp, Token, Unavailable,
+    Announcement, AttemptId, Claim, Entry, Holder, Identity, Ledger, Listed, Origin, Position,
+    Release, RepositoryKey, Seal, Timestamp, Token, Unavailable,
 };
 use crate::name::{Digest, Tag};
 
@@ -216,6 +216,11 @@ impl Ledger for Memory {
 
     async fn sequence(&self, repository: &RepositoryKey) -> Result<u64, Unavailable> {
         self.with(|state| state.sequences.get(repository).copied().unwrap_or(0))
+    }
+
+    async fn announce(&self, _own: &Announcement) -> Result<Vec<Announcement>, Unavailable> {
+        // One process, one proxy.
+        Ok(Vec::new())
     }
 
     async fn close(&self) {

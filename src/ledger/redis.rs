@@ -20,8 +20,8 @@ use redis::{AsyncCommands, Cmd, ErrorKind, RedisError, ServerErrorKind, Value, c
 use tokio::sync::OnceCell;
 
 use super::{
-    AttemptId, Claim, Entry, Holder, Identity, Ledger, Listed, Origin, Position, Release,
-    RepositoryKey, Seal, Timestamp, Token, Unavailable, codec,
+    Announcement, AttemptId, Claim, Entry, Holder, Identity, Ledger, Listed, Origin, Position,
+    Release, RepositoryKey, Seal, Timestamp, Token, Unavailable, codec,
 };
 use crate::name::{Digest, RepositoryName, Tag, UpstreamName};
 
@@ -30,6 +30,10 @@ const SCRIPT: &str = include_str!("redis/ledger.lua");
 const SEQUENCE: &str = "\0seq";
 const REPOSITORIES: &str = "taglock:1:repositories";
 const META: &str = "taglock:1:meta";
+/// Which rules each proxy applies: its name to `<fingerprint> <seconds since 1970>`.
+const PROXIES: &str = "taglock:1:proxies";
+/// A proxy that has not announced itself for so many seconds is gone.
+const GONE: u64 = 60;
 /// How long `WAIT` waits for replicas.
 const WAIT: Duration = Duration::from_millis(1000);
 
@@ -48,7 +52,7 @@ pub struct Redis {
     /// The highest sequence number seen of each repository.
     seen: DashMap<RepositoryKey, u64>,
     /// Repositories that the sorted set is known to name.
-    announced: DashSet<RepositoryKey>,
+    named: DashSet<RepositoryKey>,
     closed: AtomicBool,
 }
 
@@ -111,20 +115,20 @@ impl Redis {
                 %repository, sequence, seen = *seen,
                 "the ledger went back in time: it lost bindings, the registry's own tags are asked again"
             );
-            self.announced.clear();
+            self.named.clear();
         }
         *seen = sequence;
     }
 
     /// Names the repository in the sorted set, before its first entry.
-    async fn announce(&self, repository: &RepositoryKey) -> Result<(), Unavailable> {
-        if self.announced.contains(repository) {
+    async fn name(&self, repository: &RepositoryKey) -> Result<(), Unavailable> {
+        if self.named.contains(repository) {
             return Ok(());
         }
         let mut connection = self.shared().await?;
         let member = member_of(repository);
         connection.zadd::<_, _, _, ()>(REPOSITORIES, member, 0).await.map_err(failed)?;
-        self.announced.insert(repository.clone());
+        self.named.insert(repository.clone());
         Ok(())
     }
 
@@ -269,7 +273,7 @@ impl Ledger for Redis {
         attempt: AttemptId,
     ) -> Result<Claim, Unavailable> {
         self.open_still()?;
-        self.announce(repository).await?;
+        self.name(repository).await?;
         let call = self.call(repository, "C", &stored(digest), attempt.as_bytes(), 0, tags);
         let done = if self.replicas == 0 {
             self.run(repository, &call).await?
@@ -290,7 +294,7 @@ impl Ledger for Redis {
         origin: Origin,
     ) -> Result<Seal, Unavailable> {
         self.open_still()?;
-        self.announce(repository).await?;
+        self.name(repository).await?;
         let origin = codec::origin_bits(origin);
         let call = self.call(repository, "S", &stored(digest), b"", origin, tags);
         let done = self.run(repository, &call).await?;
@@ -433,6 +437,26 @@ impl Ledger for Redis {
         let sequence: Option<u64> =
             connection.hget(hash_of(repository), SEQUENCE).await.map_err(failed)?;
         Ok(sequence.unwrap_or(0))
+    }
+
+    async fn announce(&self, own: &Announcement) -> Result<Vec<Announcement>, Unavailable> {
+        self.open_still()?;
+        let mut connection = self.shared().await?;
+        let now = Timestamp::now().seconds();
+        let said = format!("{} {now}", own.rules);
+        connection.hset::<_, _, _, ()>(PROXIES, &own.proxy, said).await.map_err(failed)?;
+        let all: Vec<(String, String)> = connection.hgetall(PROXIES).await.map_err(failed)?;
+        let mut others = Vec::new();
+        for (proxy, said) in all.into_iter().filter(|(proxy, _)| *proxy != own.proxy) {
+            let (rules, at) = said.split_once(' ').unwrap_or((&said, "0"));
+            // Clocks of proxies may differ a little; nothing but an alarm depends on it.
+            if now.saturating_sub(at.parse().unwrap_or(0)) <= GONE {
+                others.push(Announcement { proxy, rules: rules.to_owned() });
+            } else {
+                connection.hdel::<_, _, ()>(PROXIES, &proxy).await.map_err(failed)?;
+            }
+        }
+        Ok(others)
     }
 
     async fn close(&self) {

@@ -56,7 +56,7 @@ impl Audit {
     /// A push that the rules let through took the place of an entry from stricter days.
     pub fn superseded(&self, decision: &Decision, tag: &Tag, bound: Option<&Digest>) {
         let Decision { id, user, client, repository, pushed, rule, .. } = decision;
-        let bound = bound.map(|digest| digest.to_string());
+        let bound = bound.map(ToString::to_string);
         tracing::info!(
             target: "taglock::audit",
             id, user, %client, %repository, tags = %tag, %pushed, bound, rule,

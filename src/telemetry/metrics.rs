@@ -16,6 +16,8 @@ pub struct Metrics {
     ledger: HistogramVec,
     in_flight: IntGauge,
     settling: IntGauge,
+    reloads: IntCounterVec,
+    rules_differ: IntGauge,
 }
 
 /// From a memory look-up to the end of the ledger's patience.
@@ -70,8 +72,27 @@ impl Metrics {
                 "taglock_protected_pushes_in_flight",
                 "Protected manifest writes under way, those whose client has left included.",
             ),
+            reloads: counter(
+                "taglock_reloads_total",
+                "Times the settings' file was read again, by what came of it.",
+                &["result"],
+            ),
+            rules_differ: gauge(
+                "taglock_proxies_with_other_rules",
+                "Proxies of the same ledger that apply other rules than this one.",
+            ),
             registry,
         }
+    }
+
+    /// The file was read again: `applied`, or `refused` and the old rules kept.
+    pub fn reload(&self, result: &'static str) {
+        self.reloads.with_label_values(&[result]).inc();
+    }
+
+    /// Proxies of the same ledger that apply other rules.
+    pub fn rules_differ(&self) -> &IntGauge {
+        &self.rules_differ
     }
 
     pub fn request(&self, route: &'static str, status: u16) {

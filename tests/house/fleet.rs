@@ -9,14 +9,14 @@ use crate::harness::*;
 use crate::http;
 
 /// Debian's `redis-server`.
-struct Redis {
-    address: String,
+pub struct Redis {
+    pub address: String,
     process: Process,
     folder: TempDir,
 }
 
 impl Redis {
-    fn start(more: &[&str]) -> Self {
+    pub fn start(more: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let address = format!("127.0.0.1:{}", port());
         let process = Self::spawn(&address, &folder, more);
@@ -49,11 +49,16 @@ impl Redis {
 }
 
 fn proxy(registry: &str, redis: &str, more: &str) -> Taglock {
+    proxy_with(registry, redis, more, RULES)
+}
+
+/// With more keys for `[ledger]`, and these rules.
+pub fn proxy_with(registry: &str, redis: &str, more: &str, rules: &str) -> Taglock {
     Taglock::from_file(|address, admin, _| {
         format!(
             "[listen]\naddress = \"{address}\"\n[upstream]\nurl = \"http://{registry}\"\n\
              [ledger]\nstore = \"redis\"\nurl = \"redis://{redis}/0\"\n{more}\n\
-             [admin]\naddress = \"{admin}\"\n{RULES}"
+             [admin]\naddress = \"{admin}\"\n{rules}"
         )
     })
 }

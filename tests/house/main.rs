@@ -19,6 +19,7 @@ mod harness;
 mod http;
 mod program;
 mod pushes;
+mod reload;
 mod routes;
 mod tls;
 mod token_server;

@@ -147,7 +147,7 @@ impl Redis {
             replicas: config.replicas,
             waiting: Mutex::default(),
             seen: DashMap::new(),
-            announced: DashSet::new(),
+            named: DashSet::new(),
             closed: AtomicBool::new(false),
         })
     }

@@ -225,3 +225,19 @@ async fn a_restart_is_survived_and_an_emptied_ledger_is_noticed() {
     assert!(ledger.identity().await.is_err(), "its id is gone");
     assert_eq!(ledger.lookup(&key, &tags).await, Ok(vec![Entry::Absent]));
 }
+
+#[tokio::test]
+async fn proxies_of_one_redis_hear_of_each_others_rules_until_they_are_gone() {
+    let server = Server::start(&[]);
+    let ledger = Redis::open(&server.config()).unwrap();
+    let announcement =
+        |proxy: &str, rules: &str| Announcement { proxy: proxy.into(), rules: rules.into() };
+    let (first, second) = (announcement("a", "r1"), announcement("b", "r2"));
+    assert_eq!(ledger.announce(&first).await, Ok(vec![]));
+    assert_eq!(ledger.announce(&second).await, Ok(vec![first.clone()]));
+    assert_eq!(ledger.announce(&first).await, Ok(vec![second.clone()]));
+    let long_ago = format!("r2 {}", Timestamp::now().seconds() - GONE - 1);
+    server.cli(&["HSET", PROXIES, "b", &long_ago]);
+    assert_eq!(ledger.announce(&first).await, Ok(vec![]));
+    assert!(!server.cli(&["HGETALL", PROXIES]).contains("r2"), "what is gone is cleared away");
+}

@@ -1,0 +1,75 @@
+//! What proxies of one ledger owe each other: the same rules, and the same ledger.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use pingora::server::ShutdownWatch;
+use pingora::services::background::BackgroundService;
+
+use crate::ledger::{Announcement, Ledger};
+use crate::rules::Rules;
+use crate::telemetry::Metrics;
+use crate::telemetry::notices::{Notices, Topic};
+
+/// Between two announcements. Proxies whose rules are reloaded one after the other differ for a
+/// moment, which is no alarm yet: see [`Fleet::heard`].
+const BEAT: Duration = Duration::from_secs(5);
+/// An alarm is raised when the rules differ for so many beats in a row.
+const ROLL_OUT: u32 = 3;
+
+pub(super) struct Fleet {
+    proxy: String,
+    ledger: Arc<dyn Ledger>,
+    rules: Arc<ArcSwap<Rules>>,
+    metrics: Arc<Metrics>,
+    notices: Arc<Notices>,
+}
+
+impl Fleet {
+    pub fn new(
+        ledger: Arc<dyn Ledger>,
+        rules: Arc<ArcSwap<Rules>>,
+        metrics: Arc<Metrics>,
+        notices: Arc<Notices>,
+    ) -> Self {
+        let proxy = uuid::Uuid::new_v4().to_string();
+        Self { proxy, ledger, rules, metrics, notices }
+    }
+
+    /// Counts those that apply other rules; true while there are some.
+    fn heard(&self, own: &Announcement, others: &[Announcement], beats: u32) -> bool {
+        let differ = others.iter().filter(|other| other.rules != own.rules).count();
+        self.metrics.rules_differ().set(i64::try_from(differ).unwrap_or(i64::MAX));
+        if differ == 0 {
+            self.notices.clear(Topic::Rules);
+        } else if beats + 1 == ROLL_OUT {
+            let text = format!("{differ} other proxies of this ledger apply other rules");
+            tracing::error!(rules = own.rules, "{text}; give all of them the same file");
+            self.notices.put(Topic::Rules, text);
+        }
+        differ > 0
+    }
+}
+
+#[async_trait]
+impl BackgroundService for Fleet {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let mut beat = tokio::time::interval(BEAT);
+        let mut differing_beats = 0;
+        loop {
+            tokio::select! {
+                _ = beat.tick() => {}
+                _ = shutdown.changed() => return,
+            }
+            let rules = self.rules.load().fingerprint().to_string();
+            let own = Announcement { proxy: self.proxy.clone(), rules };
+            // A ledger that is down is reported by those who need it.
+            if let Ok(others) = self.ledger.announce(&own).await {
+                let differ = self.heard(&own, &others, differing_beats);
+                differing_beats = if differ { differing_beats + 1 } else { 0 };
+            }
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Rules change without a restart: on SIGHUP, and when the file's content changes.
+//!
+//! The content is compared, not the file's time or inode, so that the symlink swap of a Kubernetes
+//! ConfigMap is seen like an editor's save.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use pingora::server::ShutdownWatch;
+use pingora::services::background::BackgroundService;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Mutex;
+
+use crate::rules::Rules;
+use crate::settings::{self, Settings};
+use crate::telemetry::Metrics;
+use crate::telemetry::notices::{Notices, Topic};
+
+/// Between two looks at the file.
+const LOOK: Duration = Duration::from_secs(2);
+
+pub(super) struct Reload {
+    /// `None` where the settings came from the command line.
+    file: Option<PathBuf>,
+    /// The file as last read, and what beside the rules is applied of it.
+    read: Mutex<Read>,
+    rules: Arc<ArcSwap<Rules>>,
+    metrics: Arc<Metrics>,
+    notices: Arc<Notices>,
+}
+
+struct Read {
+    content: Option<Vec<u8>>,
+    fixed: String,
+}
+
+impl Reload {
+    pub fn new(
+        file: Option<PathBuf>,
+        settings: &Settings,
+        rules: Arc<ArcSwap<Rules>>,
+        metrics: Arc<Metrics>,
+        notices: Arc<Notices>,
+    ) -> Self {
+        let content = file.as_ref().and_then(|file| std::fs::read(file).ok());
+        let read = Mutex::new(Read { content, fixed: fixed(settings) });
+        Self { file, read, rules, metrics, notices }
+    }
+
+    /// Applies the file, if it has changed or it is asked for.
+    async fn look(&self, file: &Path, asked: bool) {
+        let mut read = self.read.lock().await;
+        // A small file, on a thread that does nothing else.
+        let content = std::fs::read(file).ok();
+        if content == read.content && !asked {
+            return;
+        }
+        read.content = content;
+        let (result, path) = (settings::read_file(file), file.display());
+        match result {
+            Ok(settings) => {
+                let fingerprint = settings.rules.fingerprint();
+                let before = self.rules.swap(Arc::clone(&settings.rules));
+                self.metrics.reload("applied");
+                self.notices.clear(Topic::Configuration);
+                tracing::info!(
+                    file = %path, rules = settings.rules.iter().count(), %fingerprint,
+                    changed = before.fingerprint() != fingerprint,
+                    "the rules of the file are applied"
+                );
+                if fixed(&settings) != read.fixed {
+                    tracing::warn!(
+                        file = %path,
+                        "the file changes more than rules: the rest is applied at the next start"
+                    );
+                }
+            }
+            Err(problems) => {
+                self.metrics.reload("refused");
+                let text = "the file was changed and could not be applied; the rules are as before";
+                self.notices.put(Topic::Configuration, text);
+                tracing::error!(file = %path, "{text}: {problems}");
+            }
+        }
+    }
+}
+
+/// Everything that a reload doesn't change, as text. Secrets don't print.
+fn fixed(settings: &Settings) -> String {
+    let none = Rules::new(Vec::new()).map(Arc::new);
+    let rules = none.unwrap_or_else(|_| Arc::clone(&settings.rules));
+    format!("{:?}", Settings { rules, ..settings.clone() })
+}
+
+#[async_trait]
+impl BackgroundService for Reload {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let Some(file) = &self.file else { return };
+        let mut hangup = match signal(SignalKind::hangup()) {
+            Ok(hangup) => hangup,
+            Err(error) => {
+                tracing::error!(%error, "SIGHUP can't be caught");
+                return;
+            }
+        };
+        let mut look = tokio::time::interval(LOOK);
+        loop {
+            tokio::select! {
+                _ = hangup.recv() => self.look(file, true).await,
+                _ = look.tick() => self.look(file, false).await,
+                _ = shutdown.changed() => return,
+            }
+        }
+    }
+}
