@@ -49,6 +49,8 @@ struct State {
     /// The headers of each, as `name: value`.
     headers: Vec<Vec<String>>,
     violations: Vec<String>,
+    /// Takes `?tag=` on a PUT by digest and echoes `OCI-Tag`, as newer registries do.
+    takes_sets: bool,
 }
 
 pub struct Fake {
@@ -85,6 +87,11 @@ impl Fake {
             }
         });
         Self { address, state, _runtime: runtime }
+    }
+
+    /// From now on `?tag=` is taken, and echoed in `OCI-Tag` (distribution spec, end-7b).
+    pub fn take_sets(&self) {
+        self.state.lock().unwrap().takes_sets = true;
     }
 
     /// The next `times` requests of this method whose path has `part` go wrong.
@@ -131,6 +138,7 @@ type Reply = Result<Response<Full<Bytes>>, std::io::Error>;
 async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Reply {
     let method = request.method().to_string();
     let path = request.uri().path().to_owned();
+    let query = request.uri().query().unwrap_or_default().to_owned();
     let media_type = request
         .headers()
         .get("content-type")
@@ -153,7 +161,7 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Reply {
             plan.fault.clone()
         })
     };
-    let act = || act(&state, &method, &path, &media_type, &body);
+    let act = || act(&state, &method, (&path, &query), &media_type, &body);
     let cut = || Err(std::io::ErrorKind::ConnectionAborted.into());
     match fault {
         None => Ok(act()),
@@ -198,7 +206,7 @@ fn plain(status: u16, headers: &[(&'static str, String)], body: &str) -> Respons
 fn act(
     state: &Mutex<State>,
     method: &str,
-    path: &str,
+    (path, query): (&str, &str),
     media_type: &str,
     body: &Bytes,
 ) -> Response<Full<Bytes>> {
@@ -229,17 +237,28 @@ fn act(
             let digest = digest(body);
             let stored = (body.clone(), media_type.to_owned());
             state.manifests.insert((repository.to_owned(), digest.clone()), stored);
+            let mut tags = Vec::new();
             if !reference.contains(':') {
+                tags.push(reference);
+            } else if state.takes_sets {
+                tags.extend(query.split('&').filter_map(|pair| pair.strip_prefix("tag=")));
+            }
+            for tag in &tags {
+                let key = (repository.to_owned(), (*tag).to_owned());
                 let before = state.tags.insert(key, digest.clone());
                 if repository.starts_with("prod/")
                     && before.as_ref().is_some_and(|before| *before != digest)
                 {
-                    let moved = format!("{repository}:{reference} {before:?} {digest}");
+                    let moved = format!("{repository}:{tag} {before:?} {digest}");
                     state.violations.push(moved);
                 }
             }
             let location = format!("/v2/{repository}/manifests/{digest}");
-            plain(201, &[("docker-content-digest", digest), ("location", location)], "")
+            let mut headers = vec![("docker-content-digest", digest), ("location", location)];
+            if reference.contains(':') {
+                headers.extend(tags.iter().map(|tag| ("oci-tag", (*tag).to_owned())));
+            }
+            plain(201, &headers, "")
         }
         "GET" | "HEAD" => {
             let found = name.and_then(|digest| {

@@ -2,6 +2,7 @@
 
 use std::thread;
 
+use crate::fake::Fake;
 use crate::harness::*;
 use crate::http::{self, request};
 
@@ -204,6 +205,36 @@ fn a_set_of_tags_is_pushed_whole_or_not_at_all() {
     assert_eq!(tag_of(&registry.address, "prod/set", "latest"), Some(digest(&one)));
     assert_eq!(set(&two, "tag=c&tag=latest").status, 201);
     assert_eq!(tag_of(&registry.address, "prod/set", "latest"), Some(digest(&two)));
+}
+
+#[test]
+fn a_registry_that_takes_sets_of_tags_itself_is_never_sent_one() {
+    let fake = Fake::start();
+    fake.take_sets();
+    let taglock = Taglock::before(&fake.address);
+    let (one, two) = (manifest("one"), manifest("two"));
+    let set = |name: &str, bytes: &[u8], tags: &str| {
+        let target = format!("/v2/{name}/manifests/{}?{tags}", digest(bytes));
+        request(&taglock.address, "PUT", &target, &[("Content-Type", INDEX)], bytes)
+    };
+    let tags_of = |answer: &http::Answer| {
+        let echoed = answer.headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case("oci-tag"));
+        let mut tags: Vec<_> = echoed.map(|(_, value)| value.clone()).collect();
+        tags.sort_unstable();
+        tags
+    };
+    let first = set("prod/set", &one, "tag=a&tag=latest");
+    assert_eq!((first.status, tags_of(&first)), (201, vec!["a".into(), "latest".into()]));
+    // One that it would move by itself: refused, and the fake fails the test if it moves.
+    assert_eq!(set("prod/set", &two, "tag=c&tag=a").status, 409);
+    assert_eq!(fake.tag("prod/set", "c"), None);
+    for tag in ["a", "latest"] {
+        assert_eq!(fake.tag("prod/set", tag), Some(digest(&one)));
+    }
+    // Where no rule matches the registry does it its own way.
+    let outside = set("other/set", &two, "tag=a&tag=b");
+    assert_eq!((outside.status, tags_of(&outside)), (201, vec!["a".into(), "b".into()]));
+    assert_eq!(fake.tag("other/set", "b"), Some(digest(&two)));
 }
 
 #[test]
