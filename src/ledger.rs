@@ -9,12 +9,15 @@ pub mod codec;
 pub mod embedded;
 mod entry;
 pub mod guarded;
+pub mod losses;
 pub mod memory;
 pub mod redis;
 pub mod table;
 
 #[cfg(test)]
 mod contract;
+
+use losses::Losses;
 
 pub use entry::{AttemptId, Entry, Origin, Pending, Sealed, Timestamp, Token};
 
@@ -243,6 +246,12 @@ pub trait Ledger: Send + Sync {
     /// Tells the other proxies of this ledger which rules this one applies, and returns what those
     /// said within the last minute. For an alarm; no decision depends on it.
     async fn announce(&self, own: &Announcement) -> Result<Vec<Announcement>, Unavailable>;
+
+    /// What this store is known to have lost since the process began; `None` for one that can't
+    /// lose anything while it runs.
+    fn losses(&self) -> Option<&Losses> {
+        None
+    }
 
     /// Ends the store: calls under way finish, later ones get [`Unavailable::Closed`], and whatever
     /// kept other processes out is let go. Safe to call more than once.

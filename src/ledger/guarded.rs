@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::losses::Losses;
 use super::{
     Announcement, AttemptId, Claim, Entry, Holder, Identity, Ledger, Listed, Origin, Position,
     Release, RepositoryKey, Seal, Token, Unavailable,
@@ -156,6 +157,10 @@ impl Ledger for Guarded {
 
     async fn announce(&self, own: &Announcement) -> Result<Vec<Announcement>, Unavailable> {
         self.call("announce", || self.inner.announce(own)).await
+    }
+
+    fn losses(&self) -> Option<&Losses> {
+        self.inner.losses()
     }
 
     async fn close(&self) {

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 
 use async_trait::async_trait;
 
+use super::losses::Losses;
 use super::table::{self, Change, Stamp};
 use super::{
     Announcement, AttemptId, Claim, Entry, Holder, Identity, Ledger, Listed, Origin, Position,
@@ -16,6 +17,7 @@ pub struct Memory {
     identity: Identity,
     /// `None` once closed. Held only for the length of one operation, never over an await.
     state: Mutex<Option<State>>,
+    losses: Losses,
 }
 
 #[derive(Default)]
@@ -34,7 +36,15 @@ impl Memory {
     pub fn new() -> Self {
         let identity =
             Identity { id: uuid::Uuid::new_v4().to_string(), created: Timestamp::now(), format: 1 };
-        Self { identity, state: Mutex::new(Some(State::default())) }
+        let state = Mutex::new(Some(State::default()));
+        Self { identity, state, losses: Losses::default() }
+    }
+
+    /// Forgets everything, as a Redis does that comes back without its file, and is noticed.
+    pub fn lose(&self) {
+        // A closed one has forgotten it already.
+        let _ = self.with(|state| *state = State::default());
+        self.losses.note_whole();
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> Result<T, Unavailable> {
@@ -221,6 +231,10 @@ impl Ledger for Memory {
     async fn announce(&self, _own: &Announcement) -> Result<Vec<Announcement>, Unavailable> {
         // One process, one proxy.
         Ok(Vec::new())
+    }
+
+    fn losses(&self) -> Option<&Losses> {
+        Some(&self.losses)
     }
 
     async fn close(&self) {

@@ -38,6 +38,20 @@ impl Fleet {
         Self { proxy, ledger, rules, metrics, notices }
     }
 
+    /// Looks who the ledger is, and reports what it lost.
+    async fn look_for_losses(&self) {
+        // An error is told by /readyz; a ledger that forgot who it is counts it as a loss.
+        let _ = self.ledger.identity().await;
+        let Some(losses) = self.ledger.losses() else { return };
+        let total = i64::try_from(losses.total()).unwrap_or(i64::MAX);
+        if self.metrics.ledger_losses().get() != total {
+            self.metrics.ledger_losses().set(total);
+            let text = "it lost entries, and what this proxy and the registry remember is bound anew; \
+                        compare it with a backup";
+            self.notices.put(Topic::Ledger, text);
+        }
+    }
+
     /// Counts those that apply other rules; true while there are some.
     fn heard(&self, own: &Announcement, others: &[Announcement], beats: u32) -> bool {
         let differ = others.iter().filter(|other| other.rules != own.rules).count();
@@ -63,6 +77,7 @@ impl BackgroundService for Fleet {
                 _ = beat.tick() => {}
                 _ = shutdown.changed() => return,
             }
+            self.look_for_losses().await;
             let rules = self.rules.load().fingerprint().to_string();
             let own = Announcement { proxy: self.proxy.clone(), rules };
             // A ledger that is down is reported by those who need it.

@@ -18,6 +18,7 @@ pub struct Metrics {
     settling: IntGauge,
     reloads: IntCounterVec,
     rules_differ: IntGauge,
+    ledger_losses: IntGauge,
 }
 
 /// From a memory look-up to the end of the ledger's patience.
@@ -81,8 +82,17 @@ impl Metrics {
                 "taglock_proxies_with_other_rules",
                 "Proxies of the same ledger that apply other rules than this one.",
             ),
+            ledger_losses: gauge(
+                "taglock_ledger_losses",
+                "Times the ledger was seen to have lost entries since this process began.",
+            ),
             registry,
         }
+    }
+
+    /// How often the ledger was seen to have lost entries.
+    pub fn ledger_losses(&self) -> &IntGauge {
+        &self.ledger_losses
     }
 
     /// The file was read again: `applied`, or `refused` and the old rules kept.
