@@ -41,6 +41,7 @@ fn rule(n: usize) -> Rule {
         mutability: Mutability::Immutable,
         except: vec![TagPattern::parse("latest").unwrap(), TagPattern::parse("dev-*").unwrap()],
         protect_signatures: false,
+        deletes: taglock::rules::Deletes::Refuse,
         refusal: RefusalStyle::Oci,
     }
 }

@@ -5,6 +5,7 @@
 //! answer is written here. `refusal` is the only writer of taglock's own answers.
 
 mod admission;
+mod deletes;
 mod forwarding;
 mod front;
 mod intake;
@@ -28,6 +29,7 @@ use pingora::prelude::HttpPeer;
 use pingora::proxy::{FailToProxy, ProxyHttp, RangeType, Session};
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
+use crate::judge::delete::Deletion;
 use crate::judge::{Judge, Options};
 use crate::ledger::RepositoryKey;
 use crate::name::{Reference, RepositoryName, UpstreamName};
@@ -35,7 +37,7 @@ use crate::registry::client::{MAX_ADDRESSES, trouble_of};
 use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Peers};
 use crate::route::{Doors, ManifestWrite, Rejection, Route};
-use crate::rules::{Mutability, Rules};
+use crate::rules::{Deletes, Mutability, Rules};
 use crate::telemetry::Metrics;
 use crate::telemetry::audit::Audit;
 use passage::Passage;
@@ -89,7 +91,7 @@ enum Course {
     /// A write of tags that no rule protects: streams, unless the ledger knows one of them.
     WriteMutable(ManifestWrite),
     /// A delete in protected scope.
-    Delete(RepositoryName, Reference),
+    Delete(Box<Deletion>),
 }
 
 impl Edge {
@@ -113,12 +115,19 @@ impl Edge {
                     {
                         Course::Stream
                     }
-                    (Some(_), _) => Course::Delete(repository, reference),
+                    (Some(rule), _) => {
+                        let (repository, rule) = (self.key(&repository), rule.clone());
+                        Course::Delete(Box::new(Deletion { repository, reference, rule }))
+                    }
                 }
             }
-            Route::DeleteBlob { repository, .. } if rules.protecting(&repository).is_some() => {
-                Course::Refuse(Refusal::blob_delete(&repository))
-            }
+            Route::DeleteBlob { repository, .. } => match rules.protecting(&repository) {
+                // It might be a part of an image that some tag is bound to.
+                Some(rule) if rule.deletes == Deletes::Refuse => {
+                    Course::Refuse(Refusal::blob_delete(&repository))
+                }
+                _ => Course::Stream,
+            },
             Route::ReadUnnamable { repository } if rules.protecting(&repository).is_some() => {
                 Course::Refuse(Refusal::unnamable())
             }
@@ -183,9 +192,7 @@ impl ProxyHttp for Edge {
                 }
                 self.write(session, passage, write).await?;
             }
-            Course::Delete(repository, reference) => {
-                self.delete(session, passage, &repository, reference).await?;
-            }
+            Course::Delete(deletion) => self.delete(session, passage, *deletion).await?,
         }
         Ok(true)
     }

@@ -3,6 +3,7 @@
 //! [`push::Machine`] is the protocol; this is its driver, which does what the machine asks with a
 //! ledger and a registry. It knows no pingora and no store.
 
+pub mod delete;
 mod mutable;
 pub mod permit;
 mod publish;
@@ -10,6 +11,7 @@ pub mod push;
 mod rival;
 mod rivals;
 pub mod step;
+mod survey;
 pub mod unjudged;
 
 use std::sync::Arc;

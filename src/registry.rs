@@ -94,6 +94,28 @@ pub enum Fetched {
     Unclear(Trouble),
 }
 
+/// What became of a DELETE.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Deleted<A = Answer> {
+    Done(A),
+    /// Any definitive no: nothing was deleted.
+    Refused(A),
+    /// It may have been deleted, or may yet be.
+    Unknown(Trouble),
+}
+
+/// The tags of a repository, as far as this caller may know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listing<A = Answer> {
+    /// All of them; none where the registry says 404.
+    All(Vec<Tag>),
+    /// More than were asked for.
+    TooMany,
+    /// 401, 403 or 429.
+    Denied(A),
+    Unclear(Trouble),
+}
+
 /// Where a manifest is put.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place<'a> {
@@ -129,6 +151,17 @@ pub trait Registry: Send + Sync {
         place: Place<'_>,
         manifest: &Manifest,
     ) -> Written;
+
+    /// DELETE of a manifest or a tag.
+    async fn delete(
+        &self,
+        caller: &Caller,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> Deleted;
+
+    /// The tags there are, all pages of them.
+    async fn tags(&self, caller: &Caller, repository: &RepositoryName, at_most: usize) -> Listing;
 
     /// Whether it answers at all; what it answers doesn't matter.
     async fn ping(&self) -> Result<(), Trouble>;

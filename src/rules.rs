@@ -45,6 +45,27 @@ pub enum RefusalStyle {
     Ecr,
 }
 
+/// What becomes of a delete that touches a tag the rule makes immutable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Deletes {
+    #[default]
+    Refuse,
+    /// The image goes, the name stays bound to it.
+    Keep,
+    /// The image goes, and the name is free.
+    Release,
+}
+
+impl Deletes {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refuse => "refuse",
+            Self::Keep => "keep",
+            Self::Release => "release",
+        }
+    }
+}
+
 /// Where a rule stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -74,6 +95,7 @@ pub struct Rule {
     /// rule too.
     pub protect_signatures: bool,
     pub refusal: RefusalStyle,
+    pub deletes: Deletes,
 }
 
 impl Rule {

@@ -8,6 +8,7 @@ mod flags;
 mod pem;
 mod problem;
 mod reader;
+mod rules;
 mod secret;
 mod values;
 

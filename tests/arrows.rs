@@ -17,7 +17,7 @@ const ROOMS: [(&str, &[&str]); 13] = [
     ("rules", &["name"]),
     ("ledger", &["name", "telemetry"]),
     ("registry", &["name"]),
-    ("judge", &["name", "ledger", "registry"]),
+    ("judge", &["name", "rules", "ledger", "registry"]),
     ("telemetry", &["name"]),
     ("edge", &["name", "route", "rules", "ledger", "registry", "judge", "telemetry"]),
     ("admin", &["name", "ledger", "registry", "telemetry"]),

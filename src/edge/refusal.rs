@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::Edge;
 use super::passage::Passage;
+use crate::judge::delete::{Deletion, MAX_TAGS, NoDelete, Unsettled};
 use crate::judge::{Conflict, Undecided};
 use crate::ledger::Unavailable;
 use crate::name::RepositoryName;
@@ -94,11 +95,7 @@ impl Refusal {
         };
         match undecided {
             Undecided::Ledger(error) => {
-                let text = match error {
-                    Unavailable::TimedOut => "taglock's ledger did not answer in time",
-                    Unavailable::Closed => "taglock is stopping",
-                    Unavailable::Store(_) => "taglock's ledger is unavailable",
-                };
+                let text = ledger_trouble(error);
                 unavailable("ledger", format!("{text}; nothing was decided, push again"))
             }
             Undecided::Registry(_) => unavailable("registry", message),
@@ -130,7 +127,7 @@ impl Refusal {
             StatusCode::BAD_GATEWAY,
             ErrorCode::Unavailable,
             "registry",
-            "the registry redirects manifest writes elsewhere; nothing was written \
+            "the registry redirects writes elsewhere; nothing was written \
              (point `upstream.url` to where it redirects)",
         )
     }
@@ -177,10 +174,55 @@ impl Refusal {
         Self { extra: Extra::Allow("GET, HEAD, PUT"), ..refusal }
     }
 
-    pub fn delete(repository: &RepositoryName, reference: &crate::name::Reference) -> Self {
-        Self::unsupported(format!(
-            "'{reference}' can't be deleted: the '{repository}' repository has immutable tags"
-        ))
+    /// A delete that is not forwarded.
+    pub fn delete(no: &NoDelete, deletion: &Deletion) -> Self {
+        let Deletion { repository, reference, .. } = deletion;
+        let repository = &repository.repository;
+        let why = match no {
+            NoDelete::Immutable(tag) => {
+                format!("the tag '{tag}' of the '{repository}' repository is immutable")
+            }
+            NoDelete::Part(tag) => format!(
+                "it is a part of the image that the immutable tag '{tag}' of the '{repository}' \
+                 repository is bound to"
+            ),
+            NoDelete::Busy(tag) => {
+                let message = format!(
+                    "'{reference}' can't be deleted: a push of the tag '{tag}' of the '{repository}' \
+                     repository is under way, or did not end (push its image again to end it)"
+                );
+                return Self::new(StatusCode::CONFLICT, ErrorCode::Denied, "delete", message);
+            }
+            NoDelete::TooManyTags => format!(
+                "the '{repository}' repository has more than {MAX_TAGS} tags, too many to look \
+                 through for immutable ones"
+            ),
+        };
+        Self::unsupported(format!("'{reference}' can't be deleted: {why}"))
+    }
+
+    /// A delete without a ruling.
+    pub fn unsettled(unsettled: &Unsettled) -> Self {
+        let (reason, trouble) = match unsettled {
+            Unsettled::Ledger(error) => {
+                let message = format!("{}; nothing was deleted", ledger_trouble(error));
+                let status = StatusCode::SERVICE_UNAVAILABLE;
+                let refusal = Self::new(status, ErrorCode::Unavailable, "ledger", message);
+                return refusal.again_later();
+            }
+            Unsettled::Registry(trouble) => ("registry", trouble),
+            Unsettled::OutcomeUnknown(trouble) => ("outcome-unknown", trouble),
+        };
+        Self { reason, message: unsettled.to_string(), ..Self::trouble(trouble) }
+    }
+
+    /// The registry has deleted, and the ledger did not hear of it.
+    pub fn unmarked(error: &Unavailable) -> Self {
+        let message = format!(
+            "the registry has deleted it, but {}: the names of its tags stay bound as they were",
+            ledger_trouble(error)
+        );
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, "ledger", message)
     }
 
     pub fn blob_delete(repository: &RepositoryName) -> Self {
@@ -193,6 +235,14 @@ impl Refusal {
     pub fn unnamable() -> Self {
         let status = StatusCode::NOT_FOUND;
         Self::new(status, ErrorCode::ManifestUnknown, "malformed", "no manifest can have this name")
+    }
+}
+
+fn ledger_trouble(error: &Unavailable) -> &'static str {
+    match error {
+        Unavailable::TimedOut => "taglock's ledger did not answer in time",
+        Unavailable::Closed => "taglock is stopping",
+        Unavailable::Store(_) => "taglock's ledger is unavailable",
     }
 }
 

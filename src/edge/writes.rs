@@ -1,4 +1,4 @@
-//! Manifest writes and deletes in protected scope: from the client to the judge, and its verdict
+//! Manifest writes in protected scope: from the client to the judge, and its verdict
 //! back to the client.
 
 use std::sync::Arc;
@@ -18,12 +18,12 @@ use super::refusal::Refusal;
 use super::{Edge, intake};
 use crate::judge::{Cargo, Content, Judged, Push, Undecided, Verdict};
 use crate::ledger::{AttemptId, Holder};
-use crate::name::{Digest, Reference, RepositoryName, Tag};
+use crate::name::{Digest, RepositoryName, Tag};
 use crate::registry::client::CONTENT_DIGEST;
 use crate::registry::{Answer, Caller, Trouble, wire};
 use crate::route::ManifestWrite;
 use crate::rules::{Mutability, Rule};
-use crate::telemetry::audit::{Decision, Outcome, user_of};
+use crate::telemetry::audit::{Decision, Outcome, Subject, user_of};
 
 const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
 
@@ -86,7 +86,7 @@ impl Edge {
             client: passage.client.address,
             repository: write.repository.clone(),
             tags: protected.clone(),
-            pushed: *content.digest(),
+            subject: Subject::Push(*content.digest()),
             rule: rule.map(|rule| rule.name.clone()),
         };
         let judge = Arc::clone(&self.rooms.judge);
@@ -161,30 +161,24 @@ impl Edge {
         }
     }
 
-    /// A delete in protected scope. Who may not look is told so by the registry, not by a rule.
-    pub(super) async fn delete(
-        &self,
-        session: &mut Session,
-        passage: &Passage,
-        repository: &RepositoryName,
-        reference: Reference,
-    ) -> Result<()> {
-        let caller = self.caller(session, passage, None);
-        match self.rooms.judge.let_in(&caller, repository, &reference).await {
-            Ok(()) => self.refuse(session, passage, Refusal::delete(repository, &reference)).await,
-            Err(Ok(answer)) => self.relay(session, passage, answer).await,
-            Err(Err(trouble)) => self.refuse(session, passage, Refusal::trouble(&trouble)).await,
-        }
-    }
-
     /// The client, as the registry will see it in requests that taglock makes.
-    fn caller(&self, session: &Session, passage: &Passage, namespace: Option<String>) -> Caller {
+    pub(super) fn caller(
+        &self,
+        session: &Session,
+        passage: &Passage,
+        namespace: Option<String>,
+    ) -> Caller {
         let headers = &session.req_header().headers;
         Caller { headers: self.forwarding(passage).end_to_end(headers), namespace }
     }
 
     /// Passes on what the registry said.
-    async fn relay(&self, session: &mut Session, passage: &Passage, answer: Answer) -> Result<()> {
+    pub(super) async fn relay(
+        &self,
+        session: &mut Session,
+        passage: &Passage,
+        answer: Answer,
+    ) -> Result<()> {
         let Answer { status, mut headers, body } = legible(answer);
         self.rewriting(passage).apply_to(&mut headers);
         let mut header = ResponseHeader::build(status, Some(headers.len() + 2))?;

@@ -28,6 +28,11 @@ impl Content {
         &self.digest
     }
 
+    /// All its digests, one for each registered algorithm.
+    pub(super) fn digests(&self) -> &[Digest] {
+        &self.all
+    }
+
     /// The same manifest under another of its digests: the one the ledger has for it.
     pub(super) fn named(self, digest: Digest) -> Self {
         debug_assert!(self.is(&digest), "a digest of another manifest");

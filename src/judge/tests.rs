@@ -9,7 +9,9 @@ use super::*;
 use crate::ledger::memory::Memory;
 use crate::ledger::{AttemptId, Entry, Origin, RepositoryKey, Seal};
 use crate::name::{Algorithm, Tag, UpstreamName};
+use crate::registry::{Deleted, Listing};
 
+mod delete;
 mod mutable;
 
 /// A registry in memory that answers what it is told to before it answers truly.
@@ -22,7 +24,11 @@ struct Shelf {
     algorithm: Option<Algorithm>,
     /// An owner of `v1`'s claim for "one" that gives up while somebody stages.
     gives_up: Mutex<Option<(Arc<Memory>, AttemptId)>>,
+    /// What others do between the registry's DELETE and its answer.
+    behind: Mutex<Option<Behind>>,
 }
+
+type Behind = Box<dyn FnOnce() -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
 
 #[derive(Clone, Copy)]
 enum Play {
@@ -132,6 +138,41 @@ impl Registry for Shelf {
             Play::Deny => Written::Denied(answer(403)),
             Play::Refuse | Play::NotFound => Written::Refused(answer(400)),
             Play::DoneButUnclear | Play::Unclear => Written::Unknown(Trouble::TimedOut),
+        }
+    }
+
+    async fn delete(&self, _: &Caller, _: &RepositoryName, reference: &Reference) -> Deleted {
+        let play = self.play("delete", &reference.to_string());
+        let behind = self.behind.lock().unwrap().take();
+        if matches!(play, Play::Truth | Play::DoneButUnclear) {
+            let mut tags = self.tags.lock().unwrap();
+            match reference {
+                Reference::Tag(tag) => drop(tags.remove(tag)),
+                Reference::Digest(digest) => {
+                    tags.retain(|_, bound| bound != digest);
+                    self.manifests.lock().unwrap().remove(digest);
+                }
+            }
+        }
+        if let Some(behind) = behind {
+            behind().await;
+        }
+        match play {
+            Play::Truth => Deleted::Done(answer(202)),
+            Play::Deny => Deleted::Refused(answer(403)),
+            Play::Refuse => Deleted::Refused(answer(405)),
+            Play::NotFound => Deleted::Refused(answer(404)),
+            Play::DoneButUnclear | Play::Unclear => Deleted::Unknown(Trouble::TimedOut),
+        }
+    }
+
+    async fn tags(&self, _: &Caller, _: &RepositoryName, at_most: usize) -> Listing {
+        let tags = self.tags.lock().unwrap();
+        match self.play("tags", "") {
+            Play::Deny => Listing::Denied(answer(403)),
+            Play::Unclear => Listing::Unclear(Trouble::Status(500)),
+            _ if tags.len() > at_most => Listing::TooMany,
+            _ => Listing::All(tags.keys().cloned().collect()),
         }
     }
 

@@ -3,6 +3,9 @@
 //! Protected manifests never ride pingora's own proxying: that sends the request's header before
 //! the body is judged, and may send a request again.
 
+mod deletes;
+mod listing;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +23,10 @@ use tokio::time::{sleep, timeout};
 
 use super::media::MediaTypes;
 use super::peer::{Origin, Peers};
-use super::{Answer, Caller, Fetched, Manifest, Place, Registry, Sighting, Trouble, Written};
+use super::{
+    Answer, Caller, Deleted, Fetched, Listing, Manifest, Place, Registry, Sighting, Trouble,
+    Written,
+};
 use crate::name::{Algorithm, Digest, Reference, RepositoryName, Tag};
 
 pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -310,6 +316,19 @@ impl Registry for Client {
         }
     }
 
+    async fn delete(
+        &self,
+        caller: &Caller,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> Deleted {
+        self.delete_manifest(caller, repository, reference).await
+    }
+
+    async fn tags(&self, caller: &Caller, repository: &RepositoryName, at_most: usize) -> Listing {
+        self.list_tags(caller, repository, at_most).await
+    }
+
     async fn ping(&self) -> Result<(), Trouble> {
         let host = header_value(&self.peers.origin().authority())?;
         let caller = Caller { headers: HeaderMap::from_iter([(HOST, host)]), namespace: None };
@@ -426,7 +445,8 @@ fn with_query(path: &str, digest: Option<&Digest>, namespace: Option<&str>) -> S
     let digest = digest.map(|digest| format!("digest={digest}"));
     let namespace = namespace.map(|namespace| format!("ns={namespace}"));
     let pairs: Vec<_> = [digest, namespace].into_iter().flatten().collect();
-    if pairs.is_empty() { path.to_owned() } else { format!("{path}?{}", pairs.join("&")) }
+    let separator = if path.contains('?') { '&' } else { '?' };
+    if pairs.is_empty() { path.to_owned() } else { format!("{path}{separator}{}", pairs.join("&")) }
 }
 
 fn request(method: &Method, target: &str, headers: &HeaderMap) -> Result<RequestHeader, Trouble> {

@@ -11,6 +11,7 @@ fn rule(name: &str, repositories: &[&str], mutability: Mutability, except: &[&st
         except: except.iter().map(|p| TagPattern::parse(p).unwrap()).collect(),
         protect_signatures: false,
         refusal: RefusalStyle::Oci,
+        deletes: Deletes::Refuse,
     }
 }
 

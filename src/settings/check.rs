@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::{HostPolicy, OnOutage, Settings, Store};
-use crate::rules::{RefusalStyle, Rule};
+use crate::rules::{Deletes, RefusalStyle, Rule};
 
 /// A description for people. It shows no secret.
 pub fn describe(settings: &Settings) -> String {
@@ -95,5 +95,11 @@ fn describe_rule(out: &mut String, number: usize, rule: &Rule) {
             RefusalStyle::Ecr => "400 TAG_INVALID, as Amazon ECR",
         };
         let _ = writeln!(out, "     refusal       {style}");
+        let deletes = match rule.deletes {
+            Deletes::Refuse => "refused",
+            Deletes::Keep => "forwarded; the name stays bound to its image",
+            Deletes::Release => "forwarded; the name is free then",
+        };
+        let _ = writeln!(out, "     deletes       {deletes}");
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::problem::{Problem, Problems};
 use super::reader::{Environment, Reader, Table};
+use super::rules::{self, STYLES};
 use super::{
     Admin, HostPolicy, KeyPair, Ledger, Limits, Listen, Log, LogFormat, OnOutage, Redis, Secret,
     Settings, Store, Upstream, pem, values,
@@ -19,15 +20,13 @@ use crate::name::UpstreamName;
 use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Timeouts};
 use crate::route::Doors;
-use crate::rules::{Mutability, RefusalStyle, RepositoryPattern, Rule, Rules, Source, TagPattern};
+use crate::rules::Rules;
 
 /// Where tokens are asked for at well-known registries, on the registry's own host.
 pub const TOKEN_PATHS: [&str; 5] =
     ["/service/token", "/auth/token", "/token", "/v2/token", "/v2/auth"];
 /// Where uploads go at well-known registries, outside `/v2/`.
 pub const UPLOAD_PATHS: [&str; 1] = ["/artifacts-uploads/"];
-
-const STYLES: [(&str, RefusalStyle); 2] = [("oci", RefusalStyle::Oci), ("ecr", RefusalStyle::Ecr)];
 
 /// Reads the file at this path.
 ///
@@ -78,7 +77,8 @@ fn document(reader: &Reader<'_>, file: &str) -> Option<Settings> {
     let admin = top.table("admin").map(admin);
     let limits = limits(top.table("limits"));
     let log = log(top.table("log"));
-    let rules: Vec<_> = top.tables("rule").into_iter().map(|t| rule(t, file, style)).collect();
+    let rules: Vec<_> =
+        top.tables("rule").into_iter().map(|t| rules::rule(t, file, style)).collect();
     let mut names: Vec<_> = rules.iter().flatten().map(|rule| rule.name.as_str()).collect();
     names.sort_unstable();
     if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -379,34 +379,4 @@ fn log(table: Option<Table<'_>>) -> Option<Log> {
     };
     table.finish();
     Some(log)
-}
-
-fn rule(mut table: Table<'_>, file: &str, style: RefusalStyle) -> Option<Rule> {
-    let source = Source::File { path: file.to_owned(), line: table.line() };
-    let name = table.required_text("name", "\"releases\"", |text| {
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-        if !text.is_empty() && text.len() <= 64 && text.bytes().all(plain) {
-            Ok(text.to_owned())
-        } else {
-            Err("a rule's name is 1 to 64 letters, digits, `.`, `_` or `-`")
-        }
-    });
-    let repositories =
-        table.required_texts("repositories", "[\"prod/**\"]", RepositoryPattern::parse);
-    let words = [("immutable", Mutability::Immutable), ("mutable", Mutability::Mutable)];
-    let mutability =
-        table.required_text("mutability", "\"immutable\"", |t| values::word(t, &words));
-    let except = table.texts("except", TagPattern::parse);
-    let refusal = table.text("refusal", |t| values::word(t, &STYLES)).unwrap_or(style);
-    let protect_signatures = table.flag("protect_signatures").unwrap_or(false);
-    table.finish();
-    Some(Rule {
-        name: name?,
-        source,
-        repositories: repositories?,
-        mutability: mutability?,
-        except: except.unwrap_or_default(),
-        protect_signatures,
-        refusal,
-    })
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::file::{default_address, plain_upstream};
 use super::problem::{Problem, Problems};
 use super::{Admin, Ledger, Limits, Listen, Log, OnOutage, Settings, Store, values};
-use crate::rules::{Mutability, RefusalStyle, RepositoryPattern, Rule, Rules, Source};
+use crate::rules::{Deletes, Mutability, RefusalStyle, RepositoryPattern, Rule, Rules, Source};
 
 /// What `taglock serve` was given instead of a file.
 #[derive(Clone, Debug)]
@@ -45,6 +45,7 @@ pub fn from_flags(flags: Flags) -> Result<Settings, Problems> {
         except: Vec::new(),
         protect_signatures: false,
         refusal: RefusalStyle::Oci,
+        deletes: Deletes::Refuse,
     };
     let rules = if immutable.is_empty() { Vec::new() } else { vec![rule] };
     let rules = Rules::new(rules).map_err(|e| report("--immutable", e.to_string())).ok();

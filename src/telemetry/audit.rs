@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 
-use crate::name::{Digest, RepositoryName, Tag};
+use crate::name::{Digest, Reference, RepositoryName, Tag};
 
 /// What was asked, and of whom the answer is known to be.
 #[derive(Clone, Debug)]
@@ -16,15 +16,39 @@ pub struct Decision {
     pub client: IpAddr,
     pub repository: RepositoryName,
     pub tags: Vec<Tag>,
-    pub pushed: Digest,
+    pub subject: Subject,
     /// The rule that was asked; none protects a tag whose entry is superseded.
     pub rule: Option<String>,
+}
+
+/// What the client wanted done.
+#[derive(Clone, Debug)]
+pub enum Subject {
+    Push(Digest),
+    Delete(Reference),
+}
+
+impl Subject {
+    fn pushed(&self) -> Option<String> {
+        match self {
+            Self::Push(digest) => Some(digest.to_string()),
+            Self::Delete(_) => None,
+        }
+    }
+
+    fn deleted(&self) -> Option<String> {
+        match self {
+            Self::Push(_) => None,
+            Self::Delete(reference) => Some(reference.to_string()),
+        }
+    }
 }
 
 /// What became of it.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// One of a closed set: admitted, refused, relayed, undecided.
+    /// One of a closed set: admitted, refused, relayed, undecided; of a delete also deleted,
+    /// withdrawn and released.
     pub label: &'static str,
     /// What the tag is bound to, where that stood against the push.
     pub bound: Option<Digest>,
@@ -39,13 +63,14 @@ pub struct Audit {}
 
 impl Audit {
     pub fn record(&self, decision: &Decision, outcome: &Outcome) {
-        let Decision { id, user, client, repository, tags, pushed, rule } = decision;
+        let Decision { id, user, client, repository, tags, subject, rule } = decision;
         let Outcome { label, bound, registry_status, detail } = outcome;
         let tags = tags.iter().map(Tag::as_str).collect::<Vec<_>>().join(",");
         let bound = bound.map(|digest| digest.to_string());
         tracing::info!(
             target: "taglock::audit",
-            id, user, %client, %repository, tags, %pushed, bound, rule,
+            id, user, %client, %repository, tags, pushed = subject.pushed(),
+            deleted = subject.deleted(), bound, rule,
             outcome = label, registry_status, detail,
             "decision",
         );
@@ -55,11 +80,11 @@ impl Audit {
 impl Audit {
     /// A push that the rules let through took the place of an entry from stricter days.
     pub fn superseded(&self, decision: &Decision, tag: &Tag, bound: Option<&Digest>) {
-        let Decision { id, user, client, repository, pushed, rule, .. } = decision;
+        let Decision { id, user, client, repository, subject, rule, .. } = decision;
         let bound = bound.map(ToString::to_string);
         tracing::info!(
             target: "taglock::audit",
-            id, user, %client, %repository, tags = %tag, %pushed, bound, rule,
+            id, user, %client, %repository, tags = %tag, pushed = subject.pushed(), bound, rule,
             outcome = "superseded",
             "decision",
         );

@@ -12,7 +12,7 @@ use crate::harness::*;
 use crate::http::{self, Answer, request};
 use crate::token_server::TokenServer;
 
-fn basic(account: &str) -> String {
+pub fn basic(account: &str) -> String {
     format!("Basic {}", BASE64_STANDARD.encode(account))
 }
 
@@ -86,7 +86,7 @@ fn skopeo_logs_in_and_pushes_through_a_registry_with_passwords() {
 }
 
 /// A registry that wants tokens, and the service that signs them.
-fn with_tokens(realm: impl FnOnce(&TokenServer) -> String) -> (TokenServer, Registry) {
+pub fn with_tokens(realm: impl FnOnce(&TokenServer) -> String) -> (TokenServer, Registry) {
     let server = TokenServer::start();
     let settings = TokenServer::registry_settings(&realm(&server));
     let registry = Registry::prepared(&settings, |dir| server.write_certificate(dir));

@@ -214,6 +214,10 @@ fn act(
     if path == "/v2/" {
         return plain(200, &[], "{}");
     }
+    let listed = path.strip_prefix("/v2/").and_then(|rest| rest.strip_suffix("/tags/list"));
+    if let Some(repository) = listed {
+        return tags_list(&state, repository, query);
+    }
     let unknown = || {
         plain(
             404,
@@ -274,6 +278,37 @@ fn act(
             let text = String::from_utf8(bytes.to_vec()).unwrap();
             plain(200, &headers, &text)
         }
+        "DELETE" => {
+            if name.is_none_or(|digest| {
+                !state.manifests.contains_key(&(repository.to_owned(), digest))
+            }) {
+                return unknown();
+            }
+            if reference.contains(':') {
+                state.manifests.remove(&key);
+                state.tags.retain(|(owner, _), digest| owner != repository || digest != reference);
+            } else {
+                state.tags.remove(&key);
+            }
+            plain(202, &[], "")
+        }
         _ => plain(405, &[], ""),
     }
+}
+
+/// Pages of at most 400.
+fn tags_list(state: &State, repository: &str, query: &str) -> Response<Full<Bytes>> {
+    let value = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name));
+    let n = value("n=").and_then(|n| n.parse().ok()).unwrap_or(400).min(400);
+    let last = value("last=").unwrap_or_default();
+    let mut tags: Vec<_> = state.tags.keys().filter(|(owner, _)| owner == repository).collect();
+    tags.sort();
+    let mut tags = tags.into_iter().map(|(_, tag)| tag.as_str()).filter(|tag| *tag > last);
+    let page: Vec<_> = tags.by_ref().take(n).collect();
+    let mut headers = vec![("content-type", "application/json".to_owned())];
+    if let (Some(_), Some(last)) = (tags.next(), page.last()) {
+        let next = format!("</v2/{repository}/tags/list?n={n}&last={last}>; rel=\"next\"");
+        headers.push(("link", next));
+    }
+    plain(200, &headers, &serde_json::json!({ "name": repository, "tags": page }).to_string())
 }

@@ -11,6 +11,7 @@
 mod auth;
 mod bad_input;
 mod clients;
+mod deletes;
 mod disk;
 mod fake;
 mod faults;

@@ -238,27 +238,6 @@ fn a_registry_that_takes_sets_of_tags_itself_is_never_sent_one() {
 }
 
 #[test]
-fn deletes_are_refused_where_tags_are_immutable_and_pass_elsewhere() {
-    let registry = Registry::start();
-    let taglock = Taglock::before(&registry.address);
-    let one = manifest("one");
-    put(&taglock.address, "prod/app", "v1", &one);
-    put(&taglock.address, "other", "v1", &one);
-    let by_digest = format!("/v2/prod/app/manifests/{}", digest(&one));
-    for target in [
-        "/v2/prod/app/manifests/v1".to_owned(),
-        by_digest,
-        format!("/v2/prod/app/blobs/{}", digest(&one)),
-    ] {
-        let answer = request(&taglock.address, "DELETE", &target, &[], b"");
-        assert_eq!((answer.status, answer.code().as_str()), (405, "UNSUPPORTED"), "{target}");
-    }
-    assert_eq!(tag_of(&registry.address, "prod/app", "v1"), Some(digest(&one)));
-    let target = format!("/v2/other/manifests/{}", digest(&one));
-    assert_eq!(request(&taglock.address, "DELETE", &target, &[], b"").status, 202);
-}
-
-#[test]
 fn a_push_by_digest_alone_binds_nothing_and_must_have_its_digest() {
     let registry = Registry::start();
     let taglock = Taglock::before(&registry.address);

@@ -1,0 +1,101 @@
+//! Deletes in protected scope: from the client to the judge, and its ruling back to the client.
+
+use std::sync::Arc;
+
+use pingora::Result;
+use pingora::proxy::Session;
+
+use super::Edge;
+use super::passage::{InFlight, Passage};
+use super::refusal::Refusal;
+use crate::judge::delete::{Deletion, Ruling, Unsettled};
+use crate::name::Tag;
+use crate::registry::{Caller, Trouble};
+use crate::telemetry::audit::{Decision, Outcome, Subject, user_of};
+
+impl Edge {
+    /// DELETE of a manifest, or of a protected tag.
+    pub(super) async fn delete(
+        &self,
+        session: &mut Session,
+        passage: &Passage,
+        deletion: Deletion,
+    ) -> Result<()> {
+        let caller = self.caller(session, passage, None);
+        match self.ruled(session, passage, deletion.clone(), caller).await {
+            Ruling::Deleted { unmarked: Some(error), .. } => {
+                self.refuse(session, passage, Refusal::unmarked(&error)).await
+            }
+            Ruling::Relayed(answer) if answer.status.is_redirection() => {
+                self.refuse(session, passage, Refusal::redirected()).await
+            }
+            Ruling::Deleted { answer, .. } | Ruling::Relayed(answer) => {
+                self.relay(session, passage, answer).await
+            }
+            Ruling::Refused(no) => {
+                let refusal = Refusal::delete(&no, &deletion);
+                self.refuse(session, passage, refusal).await
+            }
+            Ruling::Undecided(unsettled) => {
+                self.refuse(session, passage, Refusal::unsettled(&unsettled)).await
+            }
+        }
+    }
+
+    /// Runs the judge in a task of its own: a client that leaves between the registry's word and
+    /// the ledger's changes nothing then.
+    async fn ruled(
+        &self,
+        session: &Session,
+        passage: &Passage,
+        deletion: Deletion,
+        caller: Caller,
+    ) -> Ruling {
+        let decision = Decision {
+            id: passage.id.to_string(),
+            user: user_of(&session.req_header().headers),
+            client: passage.client.address,
+            repository: deletion.repository.repository.clone(),
+            tags: Vec::new(),
+            subject: Subject::Delete(deletion.reference.clone()),
+            rule: Some(deletion.rule.name.clone()),
+        };
+        let judge = Arc::clone(&self.rooms.judge);
+        let audit = Arc::clone(&self.rooms.audit);
+        let settling = InFlight::new(self.rooms.metrics.settling().clone());
+        let task = tokio::spawn(async move {
+            let _settling = settling;
+            let ruling = judge.delete(&deletion, &caller).await;
+            let tags = tags_of(&ruling).to_vec();
+            audit.record(&Decision { tags, ..decision }, &outcome_of(&ruling, &deletion));
+            ruling
+        });
+        task.await.unwrap_or_else(|error| {
+            tracing::error!(%error, "a delete's task ended without a ruling");
+            let trouble = Trouble::Garbage("taglock failed");
+            Ruling::Undecided(Unsettled::OutcomeUnknown(trouble))
+        })
+    }
+}
+
+fn tags_of(ruling: &Ruling) -> &[Tag] {
+    match ruling {
+        Ruling::Deleted { tags, .. } => tags,
+        Ruling::Refused(_) | Ruling::Relayed(_) | Ruling::Undecided(_) => &[],
+    }
+}
+
+/// A ruling as the audit tells it.
+fn outcome_of(ruling: &Ruling, deletion: &Deletion) -> Outcome {
+    let (registry_status, detail) = match ruling {
+        Ruling::Deleted { answer, unmarked, .. } => {
+            let detail = unmarked.as_ref().map(|error| format!("not marked: {error}"));
+            (Some(answer.status.as_u16()), detail)
+        }
+        Ruling::Relayed(answer) => (Some(answer.status.as_u16()), None),
+        Ruling::Refused(no) => (None, Some(no.to_string())),
+        Ruling::Undecided(unsettled) => (None, Some(unsettled.to_string())),
+    };
+    let label = ruling.label(deletion.rule.deletes);
+    Outcome { label, bound: None, registry_status, detail }
+}

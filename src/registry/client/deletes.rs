@@ -1,0 +1,39 @@
+//! DELETE of a manifest or a tag.
+
+use http::Method;
+
+use super::{Client, MAX_ANSWER, Repeat, manifest_path, request, with_query};
+use crate::name::{Reference, RepositoryName};
+use crate::registry::{Answer, Caller, Deleted, Trouble};
+
+impl Client {
+    pub(super) async fn delete_manifest(
+        &self,
+        caller: &Caller,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> Deleted {
+        let path = manifest_path(repository, reference);
+        let target = with_query(&path, None, caller.namespace.as_deref());
+        let sending = async {
+            let request = request(&Method::DELETE, &target, &caller.headers)?;
+            // Sent again only on a pooled connection that turned out dead. Should the first one have
+            // been carried out, the second one gets the 404 of what is gone, and nothing is marked.
+            self.exchange(&self.peers, request, None, MAX_ANSWER, Repeat::BeforeBody).await
+        };
+        match sending.await {
+            Ok(answer) => deleted(answer),
+            Err(trouble) => Deleted::Unknown(trouble),
+        }
+    }
+}
+
+/// What the answer says of the deletion.
+fn deleted(answer: Answer) -> Deleted {
+    match answer.status.as_u16() {
+        200..=299 => Deleted::Done(answer),
+        // 408 is no word about the request.
+        status @ (408 | 500..) => Deleted::Unknown(Trouble::Status(status)),
+        _ => Deleted::Refused(answer),
+    }
+}

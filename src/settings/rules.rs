@@ -1,0 +1,44 @@
+//! The file's rules.
+
+use super::reader::Table;
+use super::values;
+use crate::rules::{
+    Deletes, Mutability, RefusalStyle, RepositoryPattern, Rule, Source, TagPattern,
+};
+
+pub(super) const STYLES: [(&str, RefusalStyle); 2] =
+    [("oci", RefusalStyle::Oci), ("ecr", RefusalStyle::Ecr)];
+const DELETES: [(&str, Deletes); 3] =
+    [("refuse", Deletes::Refuse), ("keep", Deletes::Keep), ("release", Deletes::Release)];
+
+pub(super) fn rule(mut table: Table<'_>, file: &str, style: RefusalStyle) -> Option<Rule> {
+    let source = Source::File { path: file.to_owned(), line: table.line() };
+    let name = table.required_text("name", "\"releases\"", |text| {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+        if !text.is_empty() && text.len() <= 64 && text.bytes().all(plain) {
+            Ok(text.to_owned())
+        } else {
+            Err("a rule's name is 1 to 64 letters, digits, `.`, `_` or `-`")
+        }
+    });
+    let repositories =
+        table.required_texts("repositories", "[\"prod/**\"]", RepositoryPattern::parse);
+    let words = [("immutable", Mutability::Immutable), ("mutable", Mutability::Mutable)];
+    let mutability =
+        table.required_text("mutability", "\"immutable\"", |t| values::word(t, &words));
+    let except = table.texts("except", TagPattern::parse);
+    let refusal = table.text("refusal", |t| values::word(t, &STYLES)).unwrap_or(style);
+    let protect_signatures = table.flag("protect_signatures").unwrap_or(false);
+    let deletes = table.text("delete", |t| values::word(t, &DELETES)).unwrap_or_default();
+    table.finish();
+    Some(Rule {
+        name: name?,
+        source,
+        repositories: repositories?,
+        mutability: mutability?,
+        except: except.unwrap_or_default(),
+        protect_signatures,
+        refusal,
+        deletes,
+    })
+}
