@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::harness::*;
 use crate::http;
@@ -81,6 +83,8 @@ fn kills_in_the_middle_of_pushes_lose_nothing_that_was_acknowledged() {
     let mut acknowledged = Vec::new();
     for round in 0..8 {
         let address = taglock.address.clone();
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&count);
         let pusher = std::thread::spawn(move || {
             let mut done = Vec::new();
             for n in 0..10_000 {
@@ -90,14 +94,19 @@ fn kills_in_the_middle_of_pushes_lose_nothing_that_was_acknowledged() {
                 let request =
                     http::bytes(&address, "PUT", &target, &[("Content-Type", INDEX)], &bytes);
                 match http::try_raw(&address, &request) {
-                    Ok(answer) if answer.status == 201 => done.push(tag),
+                    Ok(answer) if answer.status == 201 => {
+                        done.push(tag);
+                        counted.store(done.len(), Ordering::Relaxed);
+                    }
                     // Killed.
                     _ => break,
                 }
             }
             done
         });
-        std::thread::sleep(std::time::Duration::from_millis(60 + 37 * round));
+        // However slow the machine is, some were acknowledged; then at any point of the next.
+        eventually("some pushes", || count.load(Ordering::Relaxed) >= 2);
+        std::thread::sleep(std::time::Duration::from_millis(37 * round));
         taglock.process.signal("-KILL");
         acknowledged.extend(pusher.join().unwrap());
         taglock.restart();
