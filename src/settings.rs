@@ -5,6 +5,7 @@
 mod check;
 mod file;
 mod flags;
+mod ledger;
 mod pem;
 mod problem;
 mod reader;
@@ -96,24 +97,50 @@ pub struct Ledger {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Store {
     Embedded { path: PathBuf },
-    Redis(Redis),
+    Redis(Box<Redis>),
 }
 
 /// A Redis or Valkey that a fleet shares.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Redis {
-    /// It may hold credentials.
-    pub url: Secret,
-    /// The address alone, for messages.
+    pub servers: Servers,
+    /// The addresses alone, for messages.
     pub shown: String,
     pub username: Option<Secret>,
     pub password: Option<Secret>,
+    pub tls: bool,
     /// PEM, instead of the system's roots.
     pub ca_file: Option<PathBuf>,
-    /// Replicas that must have a claim before it is granted.
+    /// A certificate and its key that are shown to the servers, PEM.
+    pub client: Option<(PathBuf, PathBuf)>,
+    /// Replicas that must have a binding before it is granted.
     pub replicas: u32,
     /// The only ledger that may be found there.
     pub id: Option<String>,
+}
+
+/// How the servers stand to each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Servers {
+    /// One; the URL may hold credentials.
+    One { url: Secret },
+    /// One that the sentinels name.
+    Sentinel {
+        sentinels: Vec<Server>,
+        master: String,
+        username: Option<Secret>,
+        password: Option<Secret>,
+        database: u16,
+    },
+    /// A Cluster, known by some of its nodes.
+    Cluster { nodes: Vec<Server> },
+}
+
+/// A host and its port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    pub host: String,
+    pub port: u16,
 }
 
 /// What a pull of a protected tag gets that was never seen, while the ledger is down.

@@ -4,26 +4,29 @@
 //! script (`ledger.lua`) applies the operation table to a set of tags at one instant. A sorted set
 //! names the repositories, for listings, and a hash says who this ledger is.
 
+mod access;
 mod open;
+mod reach;
+mod topology;
 
+pub use access::{Access, Address, Tls};
 pub use open::{Config, OpenError};
+pub use topology::Topology;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use async_trait::async_trait;
-use dashmap::{DashMap, DashSet};
-use redis::aio::{ConnectionManager, MultiplexedConnection};
-use redis::{AsyncCommands, Cmd, ErrorKind, RedisError, ServerErrorKind, Value, cmd};
-use tokio::sync::OnceCell;
+use dashmap::DashMap;
+use redis::{Cmd, Value, cmd};
 
 use super::{
     Announcement, AttemptId, Claim, Entry, Holder, Identity, Ledger, Listed, Origin, Position,
     Release, RepositoryKey, Seal, Timestamp, Token, Unavailable, codec,
 };
 use crate::name::{Digest, RepositoryName, Tag, UpstreamName};
+use reach::Reach;
 
 const SCRIPT: &str = include_str!("redis/ledger.lua");
 /// The field of a repository's hash that is no tag.
@@ -34,25 +37,17 @@ const META: &str = "taglock:1:meta";
 const PROXIES: &str = "taglock:1:proxies";
 /// A proxy that has not announced itself for so many seconds is gone.
 const GONE: u64 = 60;
-/// How long `WAIT` waits for replicas.
-const WAIT: Duration = Duration::from_millis(1000);
 
 pub struct Redis {
     identity: Identity,
-    client: redis::Client,
-    /// For everything but claims that wait for replicas. Made at the first call: its task lives in
-    /// the runtime that makes it.
-    shared: OnceCell<ConnectionManager>,
+    reach: Arc<Reach>,
     script: redis::Script,
-    /// Replicas that must have a claim before it is granted.
+    /// Replicas that must have a binding before it is granted.
     replicas: u32,
-    /// `WAIT` blocks its connection and counts only what that one wrote, so claims that wait have
-    /// connections of their own.
-    waiting: Mutex<Vec<MultiplexedConnection>>,
     /// The highest sequence number seen of each repository.
     seen: DashMap<RepositoryKey, u64>,
-    /// Repositories that the sorted set is known to name.
-    named: DashSet<RepositoryKey>,
+    /// Repositories that the sorted set is known to name, since so many changes of masters.
+    named: DashMap<RepositoryKey, u64>,
     closed: AtomicBool,
 }
 
@@ -120,21 +115,18 @@ impl Redis {
         *seen = sequence;
     }
 
-    /// Names the repository in the sorted set, before its first entry.
+    /// Names the repository in the sorted set, before its first entry. A master that took over
+    /// may not have the name, so it is told again.
     async fn name(&self, repository: &RepositoryKey) -> Result<(), Unavailable> {
-        if self.named.contains(repository) {
+        let changes = self.reach.changes();
+        if self.named.get(repository).is_some_and(|named| *named == changes) {
             return Ok(());
         }
-        let mut connection = self.shared().await?;
-        let member = member_of(repository);
-        connection.zadd::<_, _, _, ()>(REPOSITORIES, member, 0).await.map_err(failed)?;
-        self.named.insert(repository.clone());
+        let mut call = cmd("ZADD");
+        call.arg(REPOSITORIES).arg(0).arg(member_of(repository));
+        self.reach.ask::<i64>(REPOSITORIES, &call).await?;
+        self.named.insert(repository.clone(), changes);
         Ok(())
-    }
-
-    async fn shared(&self) -> Result<ConnectionManager, Unavailable> {
-        let made = self.shared.get_or_try_init(|| open::manager(&self.client)).await;
-        made.cloned().map_err(failed)
     }
 
     fn call(
@@ -156,56 +148,25 @@ impl Redis {
     }
 
     async fn run(&self, repository: &RepositoryKey, call: &Cmd) -> Result<Done, Unavailable> {
-        let mut connection = self.shared().await?;
-        let value: Result<Value, RedisError> = call.query_async(&mut connection).await;
-        let value = match value {
-            Err(error) if is_no_script(&error) => {
-                self.load(&mut connection).await?;
-                call.query_async(&mut connection).await.map_err(failed)?
-            }
-            value => value.map_err(failed)?,
-        };
+        let value = self.reach.ask(&hash_of(repository), call).await?;
         self.done(repository, &value)
     }
 
-    async fn load(
-        &self,
-        connection: &mut impl redis::aio::ConnectionLike,
-    ) -> Result<(), Unavailable> {
-        let load = cmd("SCRIPT").arg("LOAD").arg(SCRIPT).to_owned();
-        load.query_async::<()>(connection).await.map_err(failed)
-    }
-
-    /// A claim, and `WAIT` behind it on the same connection.
-    async fn run_and_wait(
+    /// For what must not be lost with a master. The operation's `+` makes a repeated call wait for
+    /// what the first one wrote.
+    async fn run_durably(
         &self,
         repository: &RepositoryKey,
         call: &Cmd,
     ) -> Result<Done, Unavailable> {
-        let pooled = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut connection = match pooled {
-            Some(connection) => connection,
-            None => open::connection(&self.client).await.map_err(failed)?,
-        };
-        let mut both = redis::pipe();
-        both.add_command(call.clone());
-        both.cmd("WAIT").arg(self.replicas).arg(WAIT.as_millis() as u64);
-        let result: Result<(Value, u32), RedisError> = both.query_async(&mut connection).await;
-        let (value, confirmed) = match result {
-            Err(error) if is_no_script(&error) => {
-                self.load(&mut connection).await?;
-                both.query_async(&mut connection).await.map_err(failed)?
-            }
-            // The connection may be in any state: it is not pooled again.
-            result => result.map_err(failed)?,
-        };
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
-        if confirmed < self.replicas {
-            // The claim may exist: harmless, and its image completes it.
-            let wanted = self.replicas;
-            return Err(failed(format!("{confirmed} of {wanted} replicas confirmed the claim")));
-        }
+        let key = hash_of(repository);
+        let value = self.reach.ask_and_wait(&key, call, self.replicas).await?;
         self.done(repository, &value)
+    }
+
+    /// An operation's letter, for [`Self::run_durably`].
+    fn durable(&self, plain: &'static str, durable: &'static str) -> &'static str {
+        if self.replicas == 0 { plain } else { durable }
     }
 
     fn done(&self, repository: &RepositoryKey, value: &Value) -> Result<Done, Unavailable> {
@@ -231,10 +192,6 @@ impl Redis {
     }
 }
 
-fn is_no_script(error: &RedisError) -> bool {
-    error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
-}
-
 fn stored(digest: &Digest) -> Vec<u8> {
     let mut out = Vec::with_capacity(65);
     codec::put_digest(&mut out, digest);
@@ -254,8 +211,7 @@ impl Ledger for Redis {
         for tag in tags {
             call.arg(tag.as_str());
         }
-        let mut connection = self.shared().await?;
-        let values: Vec<Value> = call.query_async(&mut connection).await.map_err(failed)?;
+        let values: Vec<Value> = self.reach.ask(&hash_of(repository), &call).await?;
         let (sequence, values) = values.split_first().ok_or_else(|| failed("an empty answer"))?;
         let sequence = std::str::from_utf8(bytes_of(sequence)?).map_err(failed)?;
         self.note(
@@ -274,12 +230,9 @@ impl Ledger for Redis {
     ) -> Result<Claim, Unavailable> {
         self.open_still()?;
         self.name(repository).await?;
-        let call = self.call(repository, "C", &stored(digest), attempt.as_bytes(), 0, tags);
-        let done = if self.replicas == 0 {
-            self.run(repository, &call).await?
-        } else {
-            self.run_and_wait(repository, &call).await?
-        };
+        let operation = self.durable("C", "C+");
+        let call = self.call(repository, operation, &stored(digest), attempt.as_bytes(), 0, tags);
+        let done = self.run_durably(repository, &call).await?;
         if done.stands {
             return Ok(Claim::Held(Self::holders(tags, done.before, digest)));
         }
@@ -296,8 +249,9 @@ impl Ledger for Redis {
         self.open_still()?;
         self.name(repository).await?;
         let origin = codec::origin_bits(origin);
-        let call = self.call(repository, "S", &stored(digest), b"", origin, tags);
-        let done = self.run(repository, &call).await?;
+        let operation = self.durable("S", "S+");
+        let call = self.call(repository, operation, &stored(digest), b"", origin, tags);
+        let done = self.run_durably(repository, &call).await?;
         Ok(if done.stands {
             Seal::Conflict(Self::holders(tags, done.before, digest))
         } else {
@@ -351,8 +305,8 @@ impl Ledger for Redis {
         tags: &[Tag],
     ) -> Result<Vec<Holder>, Unavailable> {
         self.open_still()?;
-        let call = self.call(repository, "X", b"", b"", 0, tags);
-        let done = self.run(repository, &call).await?;
+        let call = self.call(repository, self.durable("X", "X+"), b"", b"", 0, tags);
+        let done = self.run_durably(repository, &call).await?;
         Ok(Holder::present(tags, done.before))
     }
 
@@ -368,9 +322,8 @@ impl Ledger for Redis {
         loop {
             let mut call = cmd("HSCAN");
             call.arg(hash_of(repository)).arg(cursor).arg("COUNT").arg(500);
-            let mut connection = self.shared().await?;
             let (next, page): (u64, Vec<(Vec<u8>, Vec<u8>)>) =
-                call.query_async(&mut connection).await.map_err(failed)?;
+                self.reach.ask(&hash_of(repository), &call).await?;
             for (field, value) in page {
                 if field != SEQUENCE.as_bytes() && entry_of(&value)?.digest() == Some(digest) {
                     let text = std::str::from_utf8(&field).map_err(failed)?;
@@ -390,17 +343,17 @@ impl Ledger for Redis {
         limit: usize,
     ) -> Result<Vec<Listed>, Unavailable> {
         self.open_still()?;
-        let mut connection = self.shared().await?;
         let mut out = Vec::new();
         let mut from = after.map_or("-".to_owned(), |(key, _)| format!("[{}", member_of(key)));
         while out.len() < limit {
             let mut call = cmd("ZRANGE");
             call.arg(REPOSITORIES).arg(&from).arg("+").arg("BYLEX").arg("LIMIT").arg(0).arg(1);
-            let found: Vec<String> = call.query_async(&mut connection).await.map_err(failed)?;
+            let found: Vec<String> = self.reach.ask(REPOSITORIES, &call).await?;
             let Some(member) = found.into_iter().next() else { break };
             let repository = repository_of(&member)?;
+            let hash = hash_of(&repository);
             let fields: Vec<(Vec<u8>, Vec<u8>)> =
-                connection.hgetall(hash_of(&repository)).await.map_err(failed)?;
+                self.reach.ask(&hash, cmd("HGETALL").arg(&hash)).await?;
             let mut entries = Vec::new();
             for (field, value) in fields {
                 if field == SEQUENCE.as_bytes() {
@@ -423,8 +376,7 @@ impl Ledger for Redis {
 
     async fn identity(&self) -> Result<Identity, Unavailable> {
         self.open_still()?;
-        let mut connection = self.shared().await?;
-        let id: Option<String> = connection.hget(META, "id").await.map_err(failed)?;
+        let id: Option<String> = self.reach.ask(META, cmd("HGET").arg(META).arg("id")).await?;
         match id {
             Some(id) if id == self.identity.id => Ok(self.identity.clone()),
             _ => Err(failed("the Redis is not the one it was: its ledger's id is gone or another")),
@@ -433,19 +385,21 @@ impl Ledger for Redis {
 
     async fn sequence(&self, repository: &RepositoryKey) -> Result<u64, Unavailable> {
         self.open_still()?;
-        let mut connection = self.shared().await?;
+        let hash = hash_of(repository);
         let sequence: Option<u64> =
-            connection.hget(hash_of(repository), SEQUENCE).await.map_err(failed)?;
+            self.reach.ask(&hash, cmd("HGET").arg(&hash).arg(SEQUENCE)).await?;
         Ok(sequence.unwrap_or(0))
     }
 
     async fn announce(&self, own: &Announcement) -> Result<Vec<Announcement>, Unavailable> {
         self.open_still()?;
-        let mut connection = self.shared().await?;
         let now = Timestamp::now().seconds();
         let said = format!("{} {now}", own.rules);
-        connection.hset::<_, _, _, ()>(PROXIES, &own.proxy, said).await.map_err(failed)?;
-        let all: Vec<(String, String)> = connection.hgetall(PROXIES).await.map_err(failed)?;
+        let mut call = cmd("HSET");
+        call.arg(PROXIES).arg(&own.proxy).arg(said);
+        self.reach.ask::<i64>(PROXIES, &call).await?;
+        let all: Vec<(String, String)> =
+            self.reach.ask(PROXIES, cmd("HGETALL").arg(PROXIES)).await?;
         let mut others = Vec::new();
         for (proxy, said) in all.into_iter().filter(|(proxy, _)| *proxy != own.proxy) {
             let (rules, at) = said.split_once(' ').unwrap_or((&said, "0"));
@@ -453,7 +407,9 @@ impl Ledger for Redis {
             if now.saturating_sub(at.parse().unwrap_or(0)) <= GONE {
                 others.push(Announcement { proxy, rules: rules.to_owned() });
             } else {
-                connection.hdel::<_, _, ()>(PROXIES, &proxy).await.map_err(failed)?;
+                let mut call = cmd("HDEL");
+                call.arg(PROXIES).arg(&proxy);
+                self.reach.ask::<i64>(PROXIES, &call).await?;
             }
         }
         Ok(others)
@@ -461,7 +417,7 @@ impl Ledger for Redis {
 
     async fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.reach.close();
     }
 }
 

@@ -12,8 +12,8 @@ use super::problem::{Problem, Problems};
 use super::reader::{Environment, Reader, Table};
 use super::rules::{self, STYLES};
 use super::{
-    Admin, HostPolicy, KeyPair, Ledger, Limits, Listen, Log, LogFormat, OnOutage, Redis, Secret,
-    Settings, Store, Upstream, pem, values,
+    Admin, HostPolicy, KeyPair, Limits, Listen, Log, LogFormat, Secret, Settings, Upstream, ledger,
+    pem, values,
 };
 use crate::judge::Options;
 use crate::name::UpstreamName;
@@ -73,7 +73,7 @@ fn document(reader: &Reader<'_>, file: &str) -> Option<Settings> {
     let threads = top.number("threads", 1..=1024).map_or(cores, |n| n as usize);
     let listen = listen(top.table("listen"));
     let upstream = upstream(&mut top);
-    let ledger = ledger(top.table("ledger"));
+    let ledger = ledger::ledger(top.table("ledger"));
     let admin = top.table("admin").map(admin);
     let limits = limits(top.table("limits"));
     let log = log(top.table("log"));
@@ -290,48 +290,6 @@ pub(super) fn plain_upstream(origin: Origin) -> Upstream {
         redirect_hosts: Vec::new(),
         options: Options::default(),
     }
-}
-
-fn ledger(table: Option<Table<'_>>) -> Option<Ledger> {
-    let default = "taglock-data".into();
-    let Some(mut table) = table else {
-        let store = Store::Embedded { path: default };
-        return Some(Ledger { store, on_outage: OnOutage::Serve });
-    };
-    let stores = [("embedded", false), ("redis", true)];
-    let shared = table.text("store", |t| values::word(t, &stores)).unwrap_or(false);
-    let path = table.text("path", values::path);
-    let redis = redis(&mut table, shared);
-    let outage = [("serve", OnOutage::Serve), ("strict", OnOutage::Strict)];
-    let on_outage = table.text("on_ledger_outage", |t| values::word(t, &outage));
-    table.finish();
-    let store = if shared {
-        Store::Redis(redis?)
-    } else {
-        Store::Embedded { path: path.unwrap_or(default) }
-    };
-    Some(Ledger { store, on_outage: on_outage.unwrap_or(OnOutage::Serve) })
-}
-
-/// The keys of the store `redis`; `None` where it is not the store, or has no sound address.
-fn redis(table: &mut Table<'_>, wanted: bool) -> Option<Redis> {
-    let secret = |text: &str| values::secret_file(text).map(Secret::new);
-    let url = |text: &str| values::redis_url(text).map(|shown| (Secret::new(text.into()), shown));
-    let url = if wanted {
-        table.required_text("url", "\"redis://127.0.0.1:6379/0\"", url)
-    } else {
-        table.text("url", url)
-    };
-    let redis = Redis {
-        username: table.text("username_file", secret),
-        password: table.text("password_file", secret),
-        ca_file: table.text("ca_file", values::path),
-        replicas: table.number("replicas", 0..=16).map_or(0, |n| n as u32),
-        id: table.text("id", |text| Ok::<_, String>(text.to_owned())),
-        shown: url.as_ref().map(|(_, shown)| shown.clone()).unwrap_or_default(),
-        url: url?.0,
-    };
-    wanted.then_some(redis)
 }
 
 fn admin(mut table: Table<'_>) -> Option<Admin> {

@@ -131,6 +131,7 @@ fn what_is_not_toml_is_told_along_with_the_rest() {
 fn single_mistakes_are_told_as_they_are() {
     let upstream = "[upstream]\nurl = \"http://x\"\n";
     let rule = "[[rule]]\nname = \"r\"\nrepositories = \"a\"\nmutability = \"mutable\"\n";
+    let redis = |keys: &str| format!("{upstream}[ledger]\nstore = \"redis\"\n{keys}");
     for (text, expected) in [
         ("".to_owned(), "`upstream`: which registry taglock stands in front of is missing"),
         ("[upstream]".to_owned(), "`upstream.url`: this key is missing"),
@@ -148,6 +149,29 @@ fn single_mistakes_are_told_as_they_are() {
         (
             format!("{upstream}[ledger]\nstore = \"redis\"\nurl = \"http://x\"\n"),
             "only `redis` and `rediss` are spoken",
+        ),
+        (
+            redis("url = \"redis://x\"\ncluster = \"redis://y\"\n"),
+            "`ledger.cluster`: `url` says already",
+        ),
+        (redis("sentinels = \"redis://x\"\n"), "`ledger.sentinel_master`: this key is missing"),
+        (
+            redis("sentinels = []\nsentinel_master = \"m\"\n"),
+            "`ledger.sentinels`: the list is empty",
+        ),
+        (redis("url = \"redis://x\"\nsentinel_master = \"m\"\n"), "there are no sentinels"),
+        (redis("cluster = \"redis://x\"\ndatabase = 1\n"), "`ledger.database`: this key goes with"),
+        (redis("cluster = [\"redis://x\", \"rediss://y\"]\n"), "some with TLS and some without"),
+        (redis("cluster = [\"redis://a:b@x\"]\n"), "they stand in files"),
+        (redis("cluster = [\"redis://x/1\"]\n"), "only a host and a port"),
+        (
+            redis("url = \"redis://x\"\nca_file = \"x\"\n"),
+            "`ledger.ca_file`: the Redis is spoken to",
+        ),
+        (redis("url = \"rediss://x\"\nca_file = \"/none\"\n"), "`ledger.ca_file`: `/none`"),
+        (
+            redis("url = \"rediss://x\"\nclient_key = \"k\"\n"),
+            "`ledger.client_certificate`: this key",
         ),
         ("[upstream]\nurl = \"http://${NOPE}\"".to_owned(), "the environment variable `NOPE`"),
         ("[upstream]\nurl = \"http://a:b@x\"".to_owned(), "credentials don't belong"),
@@ -170,6 +194,34 @@ fn environment_references_are_put_in_place_and_never_shown() {
     assert_eq!(settings.upstream.origin.host, "registry.internal");
     let found = problems("[upstream]\nurl = \"ftp://${HOST}\"\n");
     assert!(!found[0].contains("registry.internal"), "{found:#?}");
+}
+
+#[test]
+fn sentinels_and_clusters_are_lists_of_servers() {
+    let ledger = |keys: &str| {
+        let text = format!("[upstream]\nurl = \"http://x\"\n[ledger]\nstore = \"redis\"\n{keys}");
+        let settings = parse(&text).unwrap();
+        let shown = describe(&settings);
+        let Store::Redis(redis) = settings.ledger.store else { panic!("{shown}") };
+        (redis, shown)
+    };
+    let server = |host: &str, port| Server { host: host.into(), port };
+    let (redis, shown) = ledger(
+        "sentinels = [\"redis://s1\", \"redis://[::1]:7\"]\nsentinel_master = \"main\"\ndatabase = 2\n",
+    );
+    let servers = Servers::Sentinel {
+        sentinels: vec![server("s1", 26_379), server("::1", 7)],
+        master: "main".into(),
+        username: None,
+        password: None,
+        database: 2,
+    };
+    assert_eq!((&redis.servers, redis.tls), (&servers, false));
+    assert!(shown.contains("redis at `main` of the sentinels s1:26379"), "{shown}");
+    let (redis, shown) = ledger("cluster = \"rediss://c1\"\n");
+    let nodes = vec![server("c1", 6379)];
+    assert_eq!((&redis.servers, redis.tls), (&Servers::Cluster { nodes }, true));
+    assert!(shown.contains("redis at the Cluster of c1:6379"), "{shown}");
 }
 
 #[test]

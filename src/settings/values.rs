@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use http::Uri;
 
+use super::Server;
 use crate::registry::peer::Origin;
 
 pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
@@ -140,4 +141,32 @@ pub(super) fn redis_url(text: &str) -> Result<String, String> {
         return Err(format!("the host is missing, {example}"));
     }
     Ok(format!("{scheme}://{shown}"))
+}
+
+/// `redis://host[:port]` or `rediss://…`, nothing more; whether it is spoken to with TLS.
+pub(super) fn redis_server(text: &str, default: u16) -> Result<(Server, bool), String> {
+    let example = format!("such as `redis://10.0.0.1:{default}`");
+    let uri: Uri = text.parse().map_err(|_| format!("not a URL, {example}"))?;
+    let tls = match uri.scheme_str() {
+        Some("redis") => false,
+        Some("rediss") => true,
+        _ => return Err(format!("only `redis` and `rediss` are spoken, {example}")),
+    };
+    let authority = uri.authority().ok_or_else(|| format!("the host is missing, {example}"))?;
+    if authority.as_str().contains('@') {
+        return Err("credentials don't belong into a list of servers: they stand in files".into());
+    }
+    if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+        return Err(format!("only a host and a port, {example}"));
+    }
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+    let port = match authority.port() {
+        Some(port) => Some(port.as_u16()).filter(|p| *p != 0).ok_or("port 0 can't be reached")?,
+        None if authority.as_str().ends_with(':') => return Err("the port is missing".into()),
+        None => default,
+    };
+    if host.is_empty() {
+        return Err(format!("the host is missing, {example}"));
+    }
+    Ok((Server { host, port }, tls))
 }

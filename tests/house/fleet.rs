@@ -177,3 +177,56 @@ fn a_password_from_a_file_and_the_ledgers_id_are_used() {
         assert!(said(&output).contains(expected), "{}", said(&output));
     }
 }
+
+/// What the ledger's other shapes are made of is tested with the ledger; here, that the file leads
+/// to them.
+#[test]
+fn a_ledger_is_found_through_sentinels_and_in_a_cluster() {
+    let registry = Registry::start();
+    let redis = Redis::start(&["--requirepass", "hunter2hunter2"]);
+    let folder = tempfile::tempdir().unwrap();
+    let sentinel = format!("127.0.0.1:{}", port());
+    let file = folder.path().join("sentinel.conf");
+    let text = format!(
+        "port {}\nbind 127.0.0.1\nrequirepass of-the-sentinel\n\
+         sentinel monitor main {} 1\nsentinel auth-pass main hunter2hunter2\n",
+        sentinel.rsplit(':').next().unwrap(),
+        redis.address.replace(':', " ")
+    );
+    std::fs::write(&file, text).unwrap();
+    let mut command = Command::new("redis-server");
+    command.arg(&file).arg("--sentinel");
+    let mut process = Process::start("sentinel", command, folder.path());
+    process.wait_for(&sentinel);
+    let secret = |name: &str, secret: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, secret).unwrap();
+        path
+    };
+    let through_sentinel = format!(
+        "sentinels = \"redis://{sentinel}\"\nsentinel_master = \"main\"\n\
+         password_file = {:?}\nsentinel_password_file = {:?}\n",
+        secret("redis", "hunter2hunter2"),
+        secret("sentinels", "of-the-sentinel")
+    );
+
+    let node = Redis::start(&["--cluster-enabled", "yes"]);
+    node.cli(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
+    eventually("the Cluster", || node.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok"));
+    let in_a_cluster = format!("cluster = [\"redis://{}\"]\n", node.address);
+
+    for (n, ledger) in [through_sentinel, in_a_cluster].iter().enumerate() {
+        let taglock = Taglock::from_file(|address, admin, _| {
+            format!(
+                "[listen]\naddress = \"{address}\"\n[upstream]\nurl = \"http://{}\"\n\
+                 [ledger]\nstore = \"redis\"\n{ledger}[admin]\naddress = \"{admin}\"\n{RULES}",
+                registry.address
+            )
+        });
+        let repository = format!("prod/app{n}");
+        assert_eq!(put(&taglock.address, &repository, "v1", &manifest("one")).status, 201);
+        assert_eq!(put(&taglock.address, &repository, "v1", &manifest("two")).status, 409);
+        let log = taglock.process.log();
+        assert!(!log.contains("hunter2") && !log.contains("of-the-sentinel"), "{log}");
+    }
+}

@@ -2,6 +2,8 @@
 --
 -- KEYS[1]  the repository's hash: tag → entry (see codec.rs), and the sequence number under "\0seq"
 -- ARGV[1]  C(laim) S(eal) A(bort) R(elease) W(ithdraw) X: supersede
+--          A `+` behind it: WAIT follows, so leave a write even where nothing changes. Otherwise a
+--          call that is repeated would wait for nothing, and an earlier one's write may be lost
 -- ARGV[2]  the digest as stored, algorithm byte and hash; for a release, the token: the entry's
 --          time and sequence number, as stored
 -- ARGV[3]  the attempt, 16 bytes (claim, abort)
@@ -9,7 +11,8 @@
 -- ARGV[5]  the origin, 1 byte (seal)
 -- ARGV[6…] the tags
 -- Returns { "done" | "stands", sequence, entry before of each tag or "" }
-local key, op, digest, attempt, now, origin = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local key, op, digest, attempt, now, origin = KEYS[1], ARGV[1]:sub(1, 1), ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local waits = ARGV[1]:sub(2) == '+'
 local SEQUENCE = '\0seq'
 local sequence = tonumber(redis.call('HGET', key, SEQUENCE) or '0')
 
@@ -94,8 +97,9 @@ for n = 6, #ARGV do
   end
 end
 if stands then return { 'stands', sequence, unpack(before) } end
-if next(puts) then
-  sequence = sequence + 1
+local changes = next(puts) ~= nil
+if changes then sequence = sequence + 1 end
+if changes or (waits and sequence > 0) then
   redis.call('HSET', key, SEQUENCE, string.format('%d', sequence))
   for tag, value in pairs(puts) do
     if value == '' then redis.call('HDEL', key, tag) else redis.call('HSET', key, tag, value) end

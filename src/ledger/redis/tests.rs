@@ -1,86 +1,25 @@
-use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::AtomicU16;
-use std::time::Instant;
+mod access;
+mod cluster;
+mod load;
+mod sentinel;
+mod servers;
 
-use redis::IntoConnectionInfo;
-use tempfile::TempDir;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::ledger::contract;
-
-/// A port below those the system hands out: Redis can't be asked to take any.
-fn port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = 12_000 + (std::process::id() % 50) as u16 * 100;
-    loop {
-        let port = start + NEXT.fetch_add(1, Ordering::Relaxed) % 1000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-}
-
-/// Debian's `redis-server`, on a port of its own.
-struct Server {
-    port: u16,
-    child: Child,
-    folder: TempDir,
-}
-
-impl Server {
-    fn start(more: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let port = port();
-        let child = Self::spawn(port, &folder, more);
-        Self { port, child, folder }
-    }
-
-    fn spawn(port: u16, folder: &TempDir, more: &[&str]) -> Child {
-        let mut command = Command::new("redis-server");
-        command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
-        command.arg("--dir").arg(folder.path()).args(["--appendonly", "yes"]).args(more);
-        command.stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn().expect("`redis-server` is installed by scripts/test");
-        let start = Instant::now();
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(start.elapsed() < Duration::from_secs(20), "redis-server does not answer");
-            std::thread::yield_now();
-        }
-        child
-    }
-
-    fn config(&self) -> Config {
-        let url = format!("redis://127.0.0.1:{}/0", self.port);
-        Config::new(&url, None, None, format!("127.0.0.1:{}", self.port)).unwrap()
-    }
-
-    fn cli(&self, arguments: &[&str]) -> String {
-        let mut client = redis::Client::open(self.config().info).unwrap();
-        let mut call = cmd(arguments[0]);
-        for argument in &arguments[1..] {
-            call.arg(*argument);
-        }
-        let value: Value = call.query(&mut client).unwrap();
-        format!("{value:?}")
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use servers::Server;
 
 #[tokio::test]
-async fn redis_keeps_the_contract() {
-    let server = Server::start(&[]);
-    let ledger = Redis::open(&server.config()).unwrap();
-    contract::holds(&ledger).await;
-    contract::agrees_with_the_table(&ledger, 60).await;
-    ledger.close().await;
-    assert_eq!(ledger.identity().await, Err(Unavailable::Closed));
+async fn redis_and_valkey_keep_the_contract() {
+    for program in servers::programs() {
+        let server = Server::start_as(program, &[]);
+        let ledger = Redis::open(&server.config()).unwrap();
+        contract::holds(&ledger).await;
+        contract::agrees_with_the_table(&ledger, 60).await;
+        ledger.close().await;
+        assert_eq!(ledger.identity().await, Err(Unavailable::Closed));
+    }
 }
 
 #[tokio::test]
@@ -153,11 +92,7 @@ async fn a_claim_waits_for_replicas_and_fails_without_them() {
     assert!(matches!(error, OpenError::TooFewReplicas { found: 0, wanted: 1, .. }), "{error}");
 
     let replica = Server::start(&["--replicaof", "127.0.0.1", &server.port.to_string()]);
-    let start = Instant::now();
-    while !server.cli(&["INFO", "replication"]).contains("state=online") {
-        assert!(start.elapsed() < Duration::from_secs(20), "the replica does not connect");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    server.wait_for_replicas(1).await;
     assert!(matches!(Redis::open(&replica.config()), Err(OpenError::Replica { .. })));
     let ledger = Redis::open(&wanting).unwrap();
     let (key, digest) = (contract::key("wait"), contract::digest(1));
@@ -173,6 +108,43 @@ async fn a_claim_waits_for_replicas_and_fails_without_them() {
         matches!(&unconfirmed, Err(Unavailable::Store(text)) if text.contains("0 of 1 replicas")),
         "{unconfirmed:?}"
     );
+}
+
+/// A repeated call changes nothing, and must not take the replicas' word for something older.
+#[tokio::test]
+async fn a_repeated_write_waits_for_what_the_first_try_wrote() {
+    for program in servers::programs() {
+        let server = Server::start_as(program, &[]);
+        let replica =
+            Server::start_as(program, &["--replicaof", "127.0.0.1", &server.port.to_string()]);
+        server.wait_for_replicas(1).await;
+        let ledger = Redis::open(&Config { replicas: 1, ..server.config() }).unwrap();
+        let (key, digest, other) =
+            (contract::key("wait"), contract::digest(1), contract::digest(3));
+        let (tags, attempt) = ([contract::tag("v1")], AttemptId::random());
+        let seen = [contract::tag("v2")];
+        ledger.seal(&key, &[contract::tag("v0")], &digest, Origin::Import).await.unwrap();
+        replica.signal("-STOP");
+        for _ in 0..2 {
+            let claim = ledger.claim(&key, &tags, &digest, attempt).await;
+            assert!(matches!(&claim, Err(Unavailable::Store(text)) if text.contains("0 of 1")));
+            let seal = ledger.seal(&key, &seen, &other, Origin::Import).await;
+            assert!(matches!(&seal, Err(Unavailable::Store(text)) if text.contains("0 of 1")));
+        }
+        replica.signal("-CONT");
+        let start = Instant::now();
+        while ledger.claim(&key, &tags, &digest, attempt).await.is_err() {
+            assert!(start.elapsed() < Duration::from_secs(20), "the replica does not come back");
+        }
+        assert_eq!(ledger.seal(&key, &seen, &other, Origin::Import).await, Ok(Seal::Sealed));
+        replica.signal("-STOP");
+        for _ in 0..2 {
+            let superseded = ledger.supersede(&key, &seen).await;
+            assert!(superseded.is_err(), "{superseded:?}");
+        }
+        replica.signal("-CONT");
+        server.stop();
+    }
 }
 
 #[tokio::test]
@@ -195,7 +167,7 @@ async fn unfit_redis_and_other_ledgers_are_refused_at_start() {
     assert!(matches!(error, OpenError::TooNew { found: 2, .. }), "{error}");
 
     let mut gone = server.config();
-    gone.info = "redis://127.0.0.1:1/0".into_connection_info().unwrap();
+    gone.topology = Topology::Fixed(Address { host: "127.0.0.1".into(), port: 1 });
     assert!(matches!(Redis::open(&gone), Err(OpenError::Unreachable { .. })));
 }
 
@@ -206,10 +178,9 @@ async fn a_restart_is_survived_and_an_emptied_ledger_is_noticed() {
     let (key, tags, digest) = (contract::key("app"), [contract::tag("v1")], contract::digest(1));
     ledger.seal(&key, &tags, &digest, Origin::Push).await.unwrap();
 
-    server.child.kill().unwrap();
-    server.child.wait().unwrap();
+    server.kill();
     assert!(ledger.lookup(&key, &tags).await.is_err());
-    server.child = Server::spawn(server.port, &server.folder, &[]);
+    server.start_again();
     let start = Instant::now();
     let entries = loop {
         match ledger.lookup(&key, &tags).await {
