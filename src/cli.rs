@@ -27,6 +27,25 @@ pub enum Command {
         /// The file.
         file: PathBuf,
     },
+    /// Looks after the ledger.
+    #[command(subcommand)]
+    Ledger(LedgerCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum LedgerCommand {
+    /// Begins an empty ledger where there is none, with the id of the file, and prints its id.
+    ///
+    /// For a first start with `ledger.id`, and for a Redis or a folder that was emptied: without a
+    /// backup, the tags are bound anew to what the registry has. A ledger that is there stays as it
+    /// is, and it is an error when its id is not the file's.
+    ///
+    /// Exit status: 0 when the ledger is there, 1 when not, 2 when the settings are wrong.
+    Init {
+        /// The settings' file.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]

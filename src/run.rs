@@ -2,6 +2,7 @@
 //! connects them, and ends them in order.
 
 mod fleet;
+mod ledgers;
 mod reload;
 mod shutdown;
 
@@ -21,20 +22,15 @@ use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
 use rustls::sign::SingleCertAndKey;
 
 use crate::admin::Admin;
-use crate::cli::{Command, Serve};
+use crate::cli::{Command, LedgerCommand, Serve};
 use crate::edge::{Config, Edge, Front, Rooms};
 use crate::judge::Judge;
 use crate::ledger::Ledger;
-use crate::ledger::embedded::Embedded;
 use crate::ledger::guarded::Guarded;
-use crate::ledger::redis::{self, Address, Redis, Topology};
 use crate::registry::Registry;
 use crate::registry::client::Client;
 use crate::registry::peer::Peers;
-use crate::settings::{
-    self, Flags, HostPolicy, KeyPair, LogFormat, Problems, Secret, Server as RedisServer, Servers,
-    Settings, Store,
-};
+use crate::settings::{self, Flags, HostPolicy, KeyPair, LogFormat, Problems, Settings};
 use crate::telemetry::audit::Audit;
 use crate::telemetry::notices::Notices;
 use crate::telemetry::{Metrics, logging};
@@ -60,6 +56,10 @@ pub fn run(command: Command) -> Result<(), Failure> {
             serve(settings_of(flags)?, file)
         }
         Command::Check { file } => check(&file),
+        Command::Ledger(LedgerCommand::Init { config }) => {
+            let settings = settings::read_file(&config)?;
+            print(&ledgers::init(&settings)?)
+        }
     }
 }
 
@@ -101,7 +101,7 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
     for address in settings.listen.addresses.iter().copied().chain(admin_address) {
         check_bind(address)?;
     }
-    let ledger = open_ledger(&settings)?;
+    let ledger = ledgers::open(&settings)?;
     let metrics = Arc::new(Metrics::new());
     let notices = Arc::new(Notices::default());
     let guarded: Arc<dyn Ledger> =
@@ -150,7 +150,7 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
     };
     server.add_service(proxy(&server, &settings, rooms)?);
     if let Some(admin) = &settings.admin {
-        let token = admin.token.as_ref().map(Secret::expose);
+        let token = admin.token.as_ref().map(settings::Secret::expose);
         let app = Admin::new(guarded, registry, Arc::clone(&metrics), notices, token);
         let mut service = Service::new("admin".into(), app);
         service.add_tcp(&admin.address.to_string());
@@ -177,72 +177,6 @@ fn check_bind(address: SocketAddr) -> Result<(), Failure> {
         Ok(_) => Ok(()),
         Err(error) => Err(Failure::Start(format!("{address} can't be listened on: {error}"))),
     }
-}
-
-fn open_ledger(settings: &Settings) -> Result<Arc<dyn Ledger>, Failure> {
-    match &settings.ledger.store {
-        Store::Embedded { path } => {
-            let ledger = Embedded::open(path).map_err(|e| Failure::Start(e.to_string()))?;
-            tracing::info!(folder = %path.display(), "the ledger is open");
-            Ok(Arc::new(ledger))
-        }
-        Store::Redis(redis) => {
-            let ledger =
-                Redis::open(&redis_config(redis)?).map_err(|e| Failure::Start(e.to_string()))?;
-            tracing::info!(redis = %redis.shown, id = ledger.id(), "the ledger is there");
-            Ok(Arc::new(ledger))
-        }
-    }
-}
-
-fn redis_config(settings: &settings::Redis) -> Result<redis::Config, Failure> {
-    let settings::Redis { servers, shown, username, password, tls, ca_file, client, replicas, id } =
-        settings;
-    // They were read once when the settings were checked.
-    let read = |path: &PathBuf| {
-        std::fs::read(path)
-            .map_err(|e| Failure::Start(format!("`{}` can't be read: {e}", path.display())))
-    };
-    let client = match client {
-        Some((certificate, key)) => Some((read(certificate)?, read(key)?)),
-        None => None,
-    };
-    let tls_parts = redis::Tls { authorities: ca_file.as_ref().map(read).transpose()?, client };
-    let exposed = |secret: &Option<Secret>| secret.as_ref().map(|s| s.expose().to_owned());
-    let access = |username, password| {
-        let access = redis::Access::new(tls.then(|| tls_parts.clone()));
-        access.with_login(exposed(username).as_deref(), exposed(password).as_deref())
-    };
-    let addresses = |servers: &[RedisServer]| {
-        let address =
-            |server: &RedisServer| Address { host: server.host.clone(), port: server.port };
-        servers.iter().map(address).collect()
-    };
-    let (topology, access) = match servers {
-        Servers::One { url } => {
-            let (address, access) = redis::Access::of_url(url.expose(), tls_parts)
-                // The parser's own words could hold a part of the URL.
-                .map_err(|_| {
-                    Failure::Start(format!("`ledger.url` at {shown} can't be understood"))
-                })?;
-            let access =
-                access.with_login(exposed(username).as_deref(), exposed(password).as_deref());
-            (Topology::Fixed(address), access)
-        }
-        Servers::Sentinel { sentinels, master, username: user, password: pass, database } => {
-            let topology = Topology::Sentinel {
-                sentinels: addresses(sentinels),
-                access: access(user, pass),
-                master: master.clone(),
-            };
-            (topology, access(username, password).with_database(*database))
-        }
-        Servers::Cluster { nodes } => {
-            (Topology::Cluster(addresses(nodes)), access(username, password))
-        }
-    };
-    let shown = shown.clone();
-    Ok(redis::Config { topology, access, shown, replicas: *replicas, id: id.clone() })
 }
 
 fn peers(settings: &Settings) -> Peers {

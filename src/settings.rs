@@ -91,6 +91,8 @@ pub struct Upstream {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ledger {
     pub store: Store,
+    /// The only ledger that may be found there.
+    pub id: Option<String>,
     pub on_outage: OnOutage,
 }
 
@@ -115,8 +117,6 @@ pub struct Redis {
     pub client: Option<(PathBuf, PathBuf)>,
     /// Replicas that must have a binding before it is granted.
     pub replicas: u32,
-    /// The only ledger that may be found there.
-    pub id: Option<String>,
 }
 
 /// How the servers stand to each other.

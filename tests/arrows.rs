@@ -50,7 +50,7 @@ const LIBRARIES: [(&str, &[&str]); 7] = [
     ),
     ("redb", &["src/ledger/embedded"]),
     // `run` names taglock's own module of that name.
-    ("redis", &["src/ledger/redis", "src/run.rs"]),
+    ("redis", &["src/ledger/redis", "src/run/ledgers.rs"]),
     ("serde", &["src/registry/wire.rs"]),
     ("serde_json", &["src/registry/wire.rs"]),
     ("toml", &["src/settings/reader.rs"]),

@@ -7,7 +7,7 @@
 mod open;
 mod writer;
 
-pub use open::OpenError;
+pub use open::{Expected, OpenError};
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -79,7 +79,15 @@ impl Embedded {
     /// # Errors
     /// See [`OpenError`]; its text tells the operator what to do.
     pub fn open(folder: &Path) -> Result<Self, OpenError> {
-        let open::Opened { database, identity, path, lock } = open::open(folder)?;
+        Self::open_as(folder, &Expected::Any)
+    }
+
+    /// As `open`, where only a certain ledger may be there.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open_as(folder: &Path, expected: &Expected) -> Result<Self, OpenError> {
+        let open::Opened { database, identity, path, lock } = open::open(folder, expected)?;
         let file = Arc::new(LedgerFile {
             path,
             database: ArcSwapOption::new(Some(Arc::new(database))),
@@ -91,6 +99,11 @@ impl Embedded {
             source,
         })?;
         Ok(Self { identity, file, writer, lock: Mutex::new(Some(lock)) })
+    }
+
+    /// The ledger's own id, for `ledger.id`.
+    pub fn id(&self) -> &str {
+        &self.identity.id
     }
 
     async fn write<T: Send + 'static>(

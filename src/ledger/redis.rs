@@ -14,13 +14,14 @@ pub use open::{Config, OpenError};
 pub use topology::Topology;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use dashmap::DashMap;
 use redis::{Cmd, Value, cmd};
 
+use super::losses::Losses;
 use super::{
     Announcement, AttemptId, Claim, Entry, Holder, Identity, Ledger, Listed, Origin, Position,
     Release, RepositoryKey, Seal, Timestamp, Token, Unavailable, codec,
@@ -32,6 +33,8 @@ const SCRIPT: &str = include_str!("redis/ledger.lua");
 /// The field of a repository's hash that is no tag.
 const SEQUENCE: &str = "\0seq";
 const REPOSITORIES: &str = "taglock:1:repositories";
+/// Where `ledger.id` names the one that was there before.
+const ANOTHER: &str = "the Redis holds another ledger than `ledger.id` names";
 const META: &str = "taglock:1:meta";
 /// Which rules each proxy applies: its name to `<fingerprint> <seconds since 1970>`.
 const PROXIES: &str = "taglock:1:proxies";
@@ -44,11 +47,22 @@ pub struct Redis {
     script: redis::Script,
     /// Replicas that must have a binding before it is granted.
     replicas: u32,
-    /// The highest sequence number seen of each repository.
-    seen: DashMap<RepositoryKey, u64>,
+    seen: DashMap<RepositoryKey, Mark>,
+    losses: Losses,
+    /// Whether the settings name the only ledger that may be here.
+    pinned: bool,
+    /// The id that was found last; `None` where there was none.
+    found: Mutex<Option<String>>,
     /// Repositories that the sorted set is known to name, since so many changes of masters.
     named: DashMap<RepositoryKey, u64>,
     closed: AtomicBool,
+}
+
+/// The highest sequence number seen of a repository since its last loss, and its losses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Mark {
+    sequence: u64,
+    losses: u64,
 }
 
 /// What the script answered.
@@ -99,20 +113,71 @@ impl Redis {
     }
 
     fn open_still(&self) -> Result<(), Unavailable> {
-        if self.closed.load(Ordering::Acquire) { Err(Unavailable::Closed) } else { Ok(()) }
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Unavailable::Closed);
+        }
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*found {
+            Some(id) if self.pinned && *id != self.identity.id => Err(failed(ANOTHER)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Who is found there now. One that lost its id lost everything with it; one with another id
+    /// is served only where the settings name none.
+    fn look_at(&self, id: Option<String>) -> Result<Identity, Unavailable> {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if *found != id {
+            let now = id.as_deref().unwrap_or("none");
+            tracing::error!(
+                id = self.identity.id,
+                now,
+                "the Redis is not the one it was: its ledger's id is gone, or another"
+            );
+            if id.as_ref() != Some(&self.identity.id) {
+                self.losses.note_whole();
+                self.named.clear();
+            }
+            found.clone_from(&id);
+        }
+        match id {
+            Some(id) if id != self.identity.id && self.pinned => Err(failed(ANOTHER)),
+            Some(id) => Ok(Identity { id, ..self.identity.clone() }),
+            None => Ok(self.identity.clone()),
+        }
+    }
+
+    /// What is known of a repository when a call begins.
+    fn mark(&self, repository: &RepositoryKey) -> Mark {
+        self.seen.get(repository).map_or_else(Mark::default, |mark| *mark)
     }
 
     /// Notices a ledger that went back in time: a lost failover, an old file.
-    fn note(&self, repository: &RepositoryKey, sequence: u64) {
-        let mut seen = self.seen.entry(repository.clone()).or_insert(0);
-        if sequence < *seen {
-            tracing::error!(
-                %repository, sequence, seen = *seen,
-                "the ledger went back in time: it lost bindings, the registry's own tags are asked again"
-            );
-            self.named.clear();
+    ///
+    /// Only a call that began after a higher number was seen proves it: answers overtake each
+    /// other between here and their callers.
+    fn note(&self, repository: &RepositoryKey, begun: Mark, sequence: u64) {
+        if begun == Mark::default() && sequence == 0 {
+            // Most repositories that are asked for have no entries; none is remembered for it.
+            return;
         }
-        *seen = sequence;
+        let mut mark = self.seen.entry(repository.clone()).or_default();
+        if mark.losses != begun.losses {
+            // Another call has noticed meanwhile, and this answer may be from before.
+            return;
+        }
+        if sequence < begun.sequence {
+            tracing::error!(
+                %repository, sequence, seen = begun.sequence,
+                "the ledger went back in time: it lost bindings, the registry's own tags and what this \
+                 proxy remembers are asked first"
+            );
+            *mark = Mark { sequence, losses: mark.losses + 1 };
+            self.losses.note(repository);
+            self.named.clear();
+        } else {
+            mark.sequence = mark.sequence.max(sequence);
+        }
     }
 
     /// Names the repository in the sorted set, before its first entry. A master that took over
@@ -148,8 +213,9 @@ impl Redis {
     }
 
     async fn run(&self, repository: &RepositoryKey, call: &Cmd) -> Result<Done, Unavailable> {
+        let begun = self.mark(repository);
         let value = self.reach.ask(&hash_of(repository), call).await?;
-        self.done(repository, &value)
+        self.done(repository, begun, &value)
     }
 
     /// For what must not be lost with a master. The operation's `+` makes a repeated call wait for
@@ -159,9 +225,9 @@ impl Redis {
         repository: &RepositoryKey,
         call: &Cmd,
     ) -> Result<Done, Unavailable> {
-        let key = hash_of(repository);
+        let (key, begun) = (hash_of(repository), self.mark(repository));
         let value = self.reach.ask_and_wait(&key, call, self.replicas).await?;
-        self.done(repository, &value)
+        self.done(repository, begun, &value)
     }
 
     /// An operation's letter, for [`Self::run_durably`].
@@ -169,14 +235,19 @@ impl Redis {
         if self.replicas == 0 { plain } else { durable }
     }
 
-    fn done(&self, repository: &RepositoryKey, value: &Value) -> Result<Done, Unavailable> {
+    fn done(
+        &self,
+        repository: &RepositoryKey,
+        begun: Mark,
+        value: &Value,
+    ) -> Result<Done, Unavailable> {
         let Value::Array(parts) = value else {
             return Err(failed("the script's answer is no list"));
         };
         let (Some(status), Some(Value::Int(sequence))) = (parts.first(), parts.get(1)) else {
             return Err(failed("the script's answer is too short"));
         };
-        self.note(repository, u64::try_from(*sequence).map_err(failed)?);
+        self.note(repository, begun, u64::try_from(*sequence).map_err(failed)?);
         let before = parts[2..].iter().map(|value| entry_of(bytes_of(value)?));
         Ok(Done {
             stands: bytes_of(status)? == b"stands",
@@ -211,11 +282,13 @@ impl Ledger for Redis {
         for tag in tags {
             call.arg(tag.as_str());
         }
+        let begun = self.mark(repository);
         let values: Vec<Value> = self.reach.ask(&hash_of(repository), &call).await?;
         let (sequence, values) = values.split_first().ok_or_else(|| failed("an empty answer"))?;
         let sequence = std::str::from_utf8(bytes_of(sequence)?).map_err(failed)?;
         self.note(
             repository,
+            begun,
             if sequence.is_empty() { 0 } else { sequence.parse().map_err(failed)? },
         );
         values.iter().map(|value| entry_of(bytes_of(value)?)).collect()
@@ -375,12 +448,15 @@ impl Ledger for Redis {
     }
 
     async fn identity(&self) -> Result<Identity, Unavailable> {
-        self.open_still()?;
-        let id: Option<String> = self.reach.ask(META, cmd("HGET").arg(META).arg("id")).await?;
-        match id {
-            Some(id) if id == self.identity.id => Ok(self.identity.clone()),
-            _ => Err(failed("the Redis is not the one it was: its ledger's id is gone or another")),
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Unavailable::Closed);
         }
+        let id: Option<String> = self.reach.ask(META, cmd("HGET").arg(META).arg("id")).await?;
+        self.look_at(id)
+    }
+
+    fn losses(&self) -> Option<&Losses> {
+        Some(&self.losses)
     }
 
     async fn sequence(&self, repository: &RepositoryKey) -> Result<u64, Unavailable> {

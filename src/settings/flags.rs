@@ -62,7 +62,11 @@ pub fn from_flags(flags: Flags) -> Result<Settings, Problems> {
                 tls: None,
             },
             upstream: plain_upstream(origin),
-            ledger: Ledger { store: Store::Embedded { path: data }, on_outage: OnOutage::Serve },
+            ledger: Ledger {
+                store: Store::Embedded { path: data },
+                id: None,
+                on_outage: OnOutage::Serve,
+            },
             admin: admin.map(|address| Admin { address, token: None }),
             limits: Limits::default(),
             log: Log::default(),

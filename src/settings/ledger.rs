@@ -9,12 +9,13 @@ pub(super) fn ledger(table: Option<Table<'_>>) -> Option<Ledger> {
     let default = "taglock-data".into();
     let Some(mut table) = table else {
         let store = Store::Embedded { path: default };
-        return Some(Ledger { store, on_outage: OnOutage::Serve });
+        return Some(Ledger { store, id: None, on_outage: OnOutage::Serve });
     };
     let stores = [("embedded", false), ("redis", true)];
     let shared = table.text("store", |t| values::word(t, &stores)).unwrap_or(false);
     let path = table.text("path", values::path);
     let redis = redis(&mut table, shared);
+    let id = table.text("id", values::ledger_id);
     let outage = [("serve", OnOutage::Serve), ("strict", OnOutage::Strict)];
     let on_outage = table.text("on_ledger_outage", |t| values::word(t, &outage));
     table.finish();
@@ -23,7 +24,7 @@ pub(super) fn ledger(table: Option<Table<'_>>) -> Option<Ledger> {
     } else {
         Store::Embedded { path: path.unwrap_or(default) }
     };
-    Some(Ledger { store, on_outage: on_outage.unwrap_or(OnOutage::Serve) })
+    Some(Ledger { store, id, on_outage: on_outage.unwrap_or(OnOutage::Serve) })
 }
 
 /// The keys of the store `redis`; `None` where it is not the store, or can't be reached by them.
@@ -43,9 +44,8 @@ fn redis(table: &mut Table<'_>, wanted: bool) -> Option<Redis> {
     });
     let client = client(table, plain);
     let replicas = table.number("replicas", 0..=16).map_or(0, |n| n as u32);
-    let id = table.text("id", |text| Ok::<_, String>(text.to_owned()));
     let Found { servers, shown, tls } = found?;
-    let redis = Redis { servers, shown, username, password, tls, ca_file, client, replicas, id };
+    let redis = Redis { servers, shown, username, password, tls, ca_file, client, replicas };
     wanted.then_some(redis)
 }
 

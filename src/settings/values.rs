@@ -49,6 +49,16 @@ pub fn parse_origin(text: &str) -> Result<Origin, String> {
     Ok(Origin { tls, host, port })
 }
 
+/// The id of a ledger, as taglock logs it.
+pub(super) fn ledger_id(text: &str) -> Result<String, &'static str> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+    if (1..=64).contains(&text.len()) && text.bytes().all(plain) {
+        Ok(text.to_owned())
+    } else {
+        Err("the id of a ledger is 1 to 64 letters, digits or `-`")
+    }
+}
+
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Err("a time of zero would end everything at once".into()),

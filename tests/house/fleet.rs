@@ -134,9 +134,11 @@ fn an_emptied_redis_is_noticed_and_the_registrys_own_tags_still_stand() {
     redis.cli(&["FLUSHALL"]);
     assert_eq!(put(&taglock.address, "prod/app", "v1", &manifest("two")).status, 409);
     assert!(taglock.process.log().contains("the ledger went back in time"));
-    assert!(
-        http::get(&taglock.admin, "/readyz").text().contains("the Redis is not the one it was")
-    );
+    eventually("the alarm", || {
+        http::get(&taglock.admin, "/readyz").text().contains("ledger warning: it lost entries")
+    });
+    assert!(taglock.metric("taglock_ledger_losses") >= 1.0);
+    assert_eq!(http::get(&taglock.admin, "/readyz").status, 200, "it serves on");
     assert_eq!(tag_of(&registry.address, "prod/app", "v1"), Some(digest(&manifest("one"))));
 }
 
@@ -228,5 +230,46 @@ fn a_ledger_is_found_through_sentinels_and_in_a_cluster() {
         assert_eq!(put(&taglock.address, &repository, "v1", &manifest("two")).status, 409);
         let log = taglock.process.log();
         assert!(!log.contains("hunter2") && !log.contains("of-the-sentinel"), "{log}");
+    }
+}
+
+#[test]
+fn an_expected_ledger_that_is_gone_is_begun_only_by_an_operator() {
+    let registry = Registry::start();
+    let redis = Redis::start(&[]);
+    let stores = |dir: &str| {
+        [
+            format!("store = \"redis\"\nurl = \"redis://{}/0\"\n", redis.address),
+            format!("path = \"{dir}/ledger\"\n"),
+        ]
+    };
+    for n in 0..2 {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("taglock.toml");
+        let store = &stores(&folder.path().display().to_string())[n];
+        let address = format!("127.0.0.1:{}", port());
+        let text = |id: &str| {
+            format!(
+                "[listen]\naddress = \"{address}\"\n[upstream]\nurl = \"http://{}\"\n[ledger]\n{store}id = \"{id}\"\n{RULES}",
+                registry.address
+            )
+        };
+        let taglock = |verb: &[&str]| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_taglock"));
+            command.args(verb).arg("--config").arg(&file);
+            command
+        };
+        std::fs::write(&file, text("mine")).unwrap();
+        assert!(fail(&mut taglock(&["serve"])).contains("taglock ledger init"));
+        assert!(succeed(&mut taglock(&["ledger", "init"])).contains(" is mine\n"));
+        let mut process = Process::start("taglock", taglock(&["serve"]), folder.path());
+        process.wait_for(&address);
+        assert_eq!(put(&address, "prod/app", "v1", &manifest("one")).status, 201);
+        process.signal("-TERM");
+        assert_eq!(process.wait_for_end(), 0);
+        std::fs::write(&file, text("other")).unwrap();
+        for verb in [&["serve"][..], &["ledger", "init"]] {
+            assert!(fail(&mut taglock(verb)).contains("`ledger.id` names `other`"));
+        }
     }
 }

@@ -47,6 +47,17 @@ pub enum OpenError {
         file.display()
     )]
     TooNew { file: PathBuf, found: u32 },
+    #[error(
+        "the ledger in `{}` is `{found}`, and `ledger.id` names `{expected}`; name its own folder",
+        folder.display()
+    )]
+    Another { folder: PathBuf, found: String, expected: String },
+    #[error(
+        "there is no ledger in `{}`, and `ledger.id` names `{expected}`: was it lost? \
+         Restore it, or begin an empty one with this id: `taglock ledger init --config FILE`",
+        folder.display()
+    )]
+    Empty { folder: PathBuf, expected: String },
     #[error("{what}: {source}")]
     Io { what: String, source: io::Error },
 }
@@ -59,7 +70,18 @@ pub(super) struct Opened {
     pub lock: fs::File,
 }
 
-pub(super) fn open(folder: &Path) -> Result<Opened, OpenError> {
+/// Which ledger may be there, and whether one may begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// Any, and a new one where there is none.
+    Any,
+    /// The one with this id.
+    Only(String),
+    /// A new one, with this id or one of its own; or one that began so before.
+    New(Option<String>),
+}
+
+pub(super) fn open(folder: &Path, expected: &Expected) -> Result<Opened, OpenError> {
     let io = |what: &str, path: &Path| {
         let what = format!("`{}` {what}", path.display());
         |source| OpenError::Io { what, source }
@@ -80,11 +102,11 @@ pub(super) fn open(folder: &Path) -> Result<Opened, OpenError> {
         }
         Err(TryLockError::Error(source)) => return Err(io("can't be locked", &path)(source)),
     }
-    let (database, identity) = open_or_create(folder)?;
+    let (database, identity) = open_or_create(folder, expected)?;
     Ok(Opened { database, identity, path: folder.join(FILE), lock })
 }
 
-fn open_or_create(folder: &Path) -> Result<(Database, Identity), OpenError> {
+fn open_or_create(folder: &Path, expected: &Expected) -> Result<(Database, Identity), OpenError> {
     let file = folder.join(FILE);
     match fs::metadata(&file) {
         Ok(found) if !found.is_file() => Err(OpenError::Foreign { file }),
@@ -95,17 +117,36 @@ fn open_or_create(folder: &Path) -> Result<(Database, Identity), OpenError> {
         Ok(_) => {
             let database = Database::open(&file).map_err(|e| cause(e, folder, &file))?;
             let identity = read_identity(&database, &file)?;
-            Ok((database, identity))
+            match expected {
+                Expected::Only(id) | Expected::New(Some(id)) if *id != identity.id => {
+                    Err(OpenError::Another {
+                        folder: folder.to_owned(),
+                        found: identity.id,
+                        expected: id.clone(),
+                    })
+                }
+                Expected::Any | Expected::Only(_) | Expected::New(_) => Ok((database, identity)),
+            }
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => create(folder, &file),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match expected {
+            Expected::Only(id) => {
+                Err(OpenError::Empty { folder: folder.to_owned(), expected: id.clone() })
+            }
+            Expected::Any | Expected::New(None) => create(folder, &file, new_id()),
+            Expected::New(Some(id)) => create(folder, &file, id.clone()),
+        },
         Err(source) => {
             Err(OpenError::Io { what: format!("`{}` can't be read", file.display()), source })
         }
     }
 }
 
+fn new_id() -> String {
+    uuid::Uuid::new_v4().to_string()
+}
+
 /// The first start. A crash on the way leaves only a file under the other name.
-fn create(folder: &Path, file: &Path) -> Result<(Database, Identity), OpenError> {
+fn create(folder: &Path, file: &Path, id: String) -> Result<(Database, Identity), OpenError> {
     let io = |what: &str, path: &Path| {
         let what = format!("`{}` {what}", path.display());
         |source| OpenError::Io { what, source }
@@ -119,11 +160,7 @@ fn create(folder: &Path, file: &Path) -> Result<(Database, Identity), OpenError>
         _ => {}
     }
     let database = Database::create(&new).map_err(|e| cause(e, folder, &new))?;
-    let identity = Identity {
-        id: uuid::Uuid::new_v4().to_string(),
-        created: Timestamp::now(),
-        format: FORMAT,
-    };
+    let identity = Identity { id, created: Timestamp::now(), format: FORMAT };
     initialise(&database, &identity)
         .map_err(|e| OpenError::Damaged { file: new.clone(), reason: e.to_string() })?;
     // At this point a whole, empty ledger is on the disk, under its other name.

@@ -1,7 +1,7 @@
 //! Reaching a Redis: what must hold before it may keep a ledger, and its first start.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 use dashmap::DashMap;
 use redis::{Client, Cmd, FromRedisValue, RedisResult, cmd};
@@ -9,6 +9,7 @@ use redis::{Client, Cmd, FromRedisValue, RedisResult, cmd};
 use super::access::{ANSWER, Access, Address, Tls, connect};
 use super::reach::Reach;
 use super::{META, Redis, SCRIPT, Topology};
+use crate::ledger::losses::Losses;
 use crate::ledger::{Identity, Timestamp};
 
 const FORMAT: u32 = 1;
@@ -69,7 +70,7 @@ pub enum OpenError {
     Another { shown: String, found: String, expected: String },
     #[error(
         "the Redis at {shown} holds no ledger, and `ledger.id` names `{expected}`: was it emptied? \
-         Restore it, or leave `ledger.id` out once to begin an empty ledger"
+         Restore it, or begin an empty one with this id: `taglock ledger init --config FILE`"
     )]
     Empty { shown: String, expected: String },
     #[error(
@@ -86,13 +87,26 @@ impl Redis {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(config: &Config) -> Result<Self, OpenError> {
+        Self::start(config, Beginning::Unpinned)
+    }
+
+    /// As `open`, for a Redis that may have lost its ledger: an empty one becomes the ledger that
+    /// `Config::id` names, or a new one.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; another ledger that is there stays as it is.
+    pub fn init(config: &Config) -> Result<Self, OpenError> {
+        Self::start(config, Beginning::Always)
+    }
+
+    fn start(config: &Config, beginning: Beginning) -> Result<Self, OpenError> {
         let reach = Arc::new(Reach::new(config.topology.clone(), config.access.clone()));
         // On a thread of its own, so that it may be called from wherever.
         let opened = std::thread::scope(|scope| {
             let check = || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 let runtime = runtime.map_err(|e| config.unreachable(e))?;
-                runtime.block_on(check(&reach, config))
+                runtime.block_on(check(&reach, config, beginning))
             };
             scope.spawn(check).join()
         });
@@ -100,6 +114,9 @@ impl Redis {
         // What it connected belonged to that thread.
         reach.close();
         Ok(Self {
+            losses: Losses::default(),
+            pinned: config.id.is_some(),
+            found: Mutex::new(Some(identity.id.clone())),
             identity,
             reach,
             script: redis::Script::new(SCRIPT),
@@ -111,12 +128,25 @@ impl Redis {
     }
 }
 
-async fn check(reach: &Arc<Reach>, config: &Config) -> Result<Identity, OpenError> {
+/// When an empty Redis becomes a ledger.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Beginning {
+    /// Where no other one is expected.
+    Unpinned,
+    /// When an operator says so.
+    Always,
+}
+
+async fn check(
+    reach: &Arc<Reach>,
+    config: &Config,
+    beginning: Beginning,
+) -> Result<Identity, OpenError> {
     let masters = reach.masters().await.map_err(|e| config.unreachable(e))?;
     for (address, client) in &masters {
         check_master(address, client, config).await?;
     }
-    identify(reach, config).await
+    identify(reach, config, beginning).await
 }
 
 async fn check_master(
@@ -160,7 +190,11 @@ async fn check_master(
 }
 
 /// Who the ledger there is; an empty Redis becomes one, unless another is expected.
-async fn identify(reach: &Arc<Reach>, config: &Config) -> Result<Identity, OpenError> {
+async fn identify(
+    reach: &Arc<Reach>,
+    config: &Config,
+    beginning: Beginning,
+) -> Result<Identity, OpenError> {
     let shown = || config.shown.clone();
     let of_meta = |name: &str| {
         let mut call = cmd(name);
@@ -176,12 +210,12 @@ async fn identify(reach: &Arc<Reach>, config: &Config) -> Result<Identity, OpenE
         (Some(found), Some(expected)) if found != *expected => {
             return Err(OpenError::Another { shown: shown(), found, expected: expected.clone() });
         }
-        (None, Some(expected)) => {
+        (None, Some(expected)) if beginning == Beginning::Unpinned => {
             return Err(OpenError::Empty { shown: shown(), expected: expected.clone() });
         }
         (Some(found), _) => found,
-        (None, None) => {
-            let id = uuid::Uuid::new_v4().to_string();
+        (None, expected) => {
+            let id = expected.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
             // Proxies of a fleet may start at once: the first one's id stands for all.
             let ours = begin("id", &id).await?;
             begin("created", &Timestamp::now().seconds().to_string()).await?;

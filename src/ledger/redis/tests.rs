@@ -192,9 +192,64 @@ async fn a_restart_is_survived_and_an_emptied_ledger_is_noticed() {
     assert_eq!(entries[0].digest(), Some(&digest));
     assert!(ledger.identity().await.is_ok());
 
+    let lost = |key| ledger.losses().unwrap().of(key);
+    let other = contract::key("other");
+    assert_eq!((lost(&key), lost(&other)), (0, 0));
     server.cli(&["FLUSHALL"]);
-    assert!(ledger.identity().await.is_err(), "its id is gone");
     assert_eq!(ledger.lookup(&key, &tags).await, Ok(vec![Entry::Absent]));
+    assert_eq!((lost(&key), lost(&other)), (1, 0), "its sequence number fell");
+    for _ in 0..2 {
+        assert_eq!(ledger.identity().await.as_ref(), Ok(&ledger.identity), "it serves on");
+        assert_eq!(ledger.lookup(&key, &tags).await, Ok(vec![Entry::Absent]));
+        assert_eq!((lost(&key), lost(&other)), (2, 1), "its id is gone, which counts once");
+    }
+}
+
+#[tokio::test]
+async fn a_ledger_with_another_id_is_served_only_where_the_settings_name_none() {
+    let server = Server::start(&[]);
+    let free = Redis::open(&server.config()).unwrap();
+    let id = free.id().to_owned();
+    let pinned = Redis::open(&Config { id: Some(id.clone()), ..server.config() }).unwrap();
+    let (key, tags) = (contract::key("app"), [contract::tag("v1")]);
+    server.cli(&["HSET", META, "id", "another"]);
+    assert_eq!(free.identity().await.unwrap().id, "another");
+    assert_eq!(free.losses().unwrap().of(&key), 1);
+    assert_eq!(free.lookup(&key, &tags).await, Ok(vec![Entry::Absent]));
+    assert!(pinned.identity().await.is_err());
+    assert!(pinned.lookup(&key, &tags).await.is_err(), "nothing is bound in a foreign ledger");
+    server.cli(&["HSET", META, "id", &id]);
+    assert_eq!(pinned.identity().await.unwrap().id, id);
+    assert_eq!(pinned.lookup(&key, &tags).await, Ok(vec![Entry::Absent]));
+}
+
+#[tokio::test]
+async fn an_emptied_redis_becomes_the_ledger_it_was_when_an_operator_says_so() {
+    let server = Server::start(&[]);
+    let pinned = Config { id: Some("mine".into()), ..server.config() };
+    assert!(matches!(Redis::open(&pinned), Err(OpenError::Empty { .. })));
+    assert_eq!(Redis::init(&pinned).unwrap().id(), "mine");
+    assert_eq!(Redis::init(&pinned).unwrap().id(), "mine", "safe to repeat");
+    assert_eq!(Redis::open(&pinned).unwrap().id(), "mine");
+    let other = Config { id: Some("other".into()), ..server.config() };
+    assert!(matches!(Redis::init(&other), Err(OpenError::Another { .. })));
+}
+
+#[tokio::test]
+async fn answers_that_overtake_each_other_are_no_loss() {
+    let server = Server::start(&[]);
+    let ledger = Redis::open(&server.config()).unwrap();
+    let key = contract::key("app");
+    let (first, second) = (ledger.mark(&key), ledger.mark(&key));
+    ledger.note(&key, second, 2);
+    ledger.note(&key, first, 1);
+    assert_eq!((ledger.losses.total(), ledger.mark(&key).sequence), (0, 2));
+    let third = ledger.mark(&key);
+    ledger.note(&key, third, 1);
+    assert_eq!((ledger.losses.total(), ledger.mark(&key).sequence), (1, 1));
+    // One that began before the loss, with an answer from before it.
+    ledger.note(&key, third, 3);
+    assert_eq!((ledger.losses.total(), ledger.mark(&key).sequence), (1, 1));
 }
 
 #[tokio::test]
