@@ -42,6 +42,8 @@ fn rule(n: usize) -> Rule {
         except: vec![TagPattern::parse("latest").unwrap(), TagPattern::parse("dev-*").unwrap()],
         protect_signatures: false,
         deletes: taglock::rules::Deletes::Refuse,
+        except_must_be_bound: false,
+        enforce: true,
         refusal: RefusalStyle::Oci,
     }
 }

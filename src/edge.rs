@@ -11,6 +11,7 @@ mod front;
 mod intake;
 mod passage;
 mod refusal;
+mod rehearsal;
 mod rewriting;
 mod writes;
 
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use bytes::Bytes;
 use ipnet::IpNet;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -42,6 +44,7 @@ use crate::telemetry::Metrics;
 use crate::telemetry::audit::Audit;
 use passage::Passage;
 use refusal::Refusal;
+use rehearsal::Rehearsal;
 
 /// How long a client may leave its connection unused, or a header unfinished.
 const KEEPALIVE_SECONDS: u64 = 60;
@@ -90,6 +93,8 @@ enum Course {
     Write(ManifestWrite),
     /// A write of tags that no rule protects: streams, unless the ledger knows one of them.
     WriteMutable(ManifestWrite),
+    /// A write or a delete under a rule that is not enforced: streams, and is watched.
+    Rehearse(Box<Rehearsal>),
     /// A delete in protected scope.
     Delete(Box<Deletion>),
 }
@@ -102,6 +107,10 @@ impl Edge {
     /// What the rules make of a route. Whatever is not named here streams.
     fn course(&self, route: Route) -> Course {
         let rules = self.rooms.rules.load();
+        let route = match Rehearsal::of(route, &rules, |name| self.key(name)) {
+            Ok(rehearsal) => return Course::Rehearse(rehearsal),
+            Err(route) => route,
+        };
         match route {
             Route::WriteManifest(write) if rules.protecting(&write.repository).is_some() => {
                 Course::Write(write)
@@ -183,6 +192,10 @@ impl ProxyHttp for Edge {
         };
         match course {
             Course::Stream => return Ok(false),
+            Course::Rehearse(rehearsal) => {
+                self.rehearse(session, passage, rehearsal).await;
+                return Ok(false);
+            }
             Course::Refuse(refusal) => self.refuse(session, passage, refusal).await?,
             Course::Write(write) => self.write(session, passage, write).await?,
             Course::WriteMutable(write) => {
@@ -230,7 +243,23 @@ impl ProxyHttp for Edge {
         request: &mut RequestHeader,
         passage: &mut Passage,
     ) -> Result<()> {
+        if let Some(rehearsal) = &mut passage.rehearsal {
+            rehearsal.begin();
+        }
         self.forwarding(passage).apply(request)
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        passage: &mut Passage,
+    ) -> Result<()> {
+        if let (Some(rehearsal), Some(chunk)) = (&mut passage.rehearsal, body) {
+            rehearsal.watch(chunk, self.config.max_manifest);
+        }
+        Ok(())
     }
 
     async fn response_filter(
@@ -239,7 +268,13 @@ impl ProxyHttp for Edge {
         response: &mut ResponseHeader,
         passage: &mut Passage,
     ) -> Result<()> {
-        self.rewriting(passage).apply(response)
+        self.rewriting(passage).apply(response)?;
+        if response.status.is_success()
+            && let Some(rehearsal) = passage.rehearsal.take()
+        {
+            self.warn(passage, &rehearsal, response).await?;
+        }
+        Ok(())
     }
 
     /// Ranges are the registry's to answer; pingora would cut them out of a full answer itself.

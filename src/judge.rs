@@ -3,6 +3,7 @@
 //! [`push::Machine`] is the protocol; this is its driver, which does what the machine asks with a
 //! ledger and a registry. It knows no pingora and no store.
 
+mod anchored;
 pub mod delete;
 mod mutable;
 pub mod permit;

@@ -96,6 +96,10 @@ pub struct Rule {
     pub protect_signatures: bool,
     pub refusal: RefusalStyle,
     pub deletes: Deletes,
+    /// A mutable tag may move only to what an immutable one is bound to.
+    pub except_must_be_bound: bool,
+    /// Whether anything is refused; otherwise what would have been is told.
+    pub enforce: bool,
 }
 
 impl Rule {
@@ -114,6 +118,14 @@ impl Rule {
     /// Whether some tag may be immutable under this rule.
     pub fn protects(&self) -> bool {
         self.mutability == Mutability::Immutable || !self.except.is_empty()
+    }
+
+    /// Whether this tag may move only to what a tag that the rule protects is bound to. Signature
+    /// and referrers tags are free where they are exempt.
+    pub fn must_be_bound(&self, tag: &Tag) -> bool {
+        self.except_must_be_bound
+            && self.mutability_of(tag) == Mutability::Mutable
+            && (self.protect_signatures || !tag.is_signature_or_referrers())
     }
 
     /// Whether every tag is, so that "the repository is immutable" is the whole truth.
@@ -172,7 +184,12 @@ impl Rules {
     /// The rule that puts this repository in protected scope, if one does: some tag of it may be
     /// immutable, so no manifest write to it goes unjudged.
     pub fn protecting(&self, repository: &RepositoryName) -> Option<&Rule> {
-        self.rule_for(repository).filter(|rule| rule.protects())
+        self.rule_for(repository).filter(|rule| rule.protects() && rule.enforce)
+    }
+
+    /// The rule that would put it there if it were enforced.
+    pub fn rehearsing(&self, repository: &RepositoryName) -> Option<&Rule> {
+        self.rule_for(repository).filter(|rule| rule.protects() && !rule.enforce)
     }
 }
 

@@ -7,6 +7,7 @@ use http::HeaderValue;
 use prometheus::IntGauge;
 use uuid::Uuid;
 
+use super::rehearsal::Rehearsal;
 use super::unknown_address;
 use crate::judge::unjudged::Write;
 use crate::name::Reference;
@@ -24,6 +25,8 @@ pub struct Passage {
     pub addresses: u32,
     /// A manifest write, for as long as it may turn out not to be judged.
     pub unjudged: Option<Write>,
+    /// A write or a delete under a rule that is not enforced.
+    pub rehearsal: Option<Box<Rehearsal>>,
     _in_flight: InFlight,
 }
 
@@ -82,6 +85,7 @@ impl Passage {
             route: "rejected",
             addresses: 0,
             unjudged: None,
+            rehearsal: None,
             _in_flight: InFlight::new(in_flight),
         }
     }

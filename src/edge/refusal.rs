@@ -15,7 +15,7 @@ use super::passage::Passage;
 use crate::judge::delete::{Deletion, MAX_TAGS, NoDelete, Unsettled};
 use crate::judge::{Conflict, Undecided};
 use crate::ledger::Unavailable;
-use crate::name::RepositoryName;
+use crate::name::{RepositoryName, Tag};
 use crate::registry::{Trouble, wire};
 use crate::route::{ErrorCode, Rejection};
 use crate::rules::{RefusalStyle, Rule};
@@ -63,6 +63,14 @@ impl Refusal {
         self.status
     }
 
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    pub fn reason(&self) -> &'static str {
+        self.reason
+    }
+
     /// A tag is bound to another digest. The first sentence is the one users of Amazon ECR know.
     pub fn immutable(conflict: &Conflict, repository: &RepositoryName, rule: &Rule) -> Self {
         let Conflict { tag, bound, pushed } = conflict;
@@ -84,6 +92,15 @@ impl Refusal {
                 Self::new(StatusCode::CONFLICT, ErrorCode::Denied, "immutable", message)
             }
         }
+    }
+
+    /// A tag that may move only to what a protected tag is bound to.
+    pub fn unbound(tag: &Tag, repository: &RepositoryName) -> Self {
+        let message = format!(
+            "The tag '{tag}' of '{repository}' may only move to an image that a protected tag is bound \
+             to; push it under such a tag first."
+        );
+        Self::new(StatusCode::CONFLICT, ErrorCode::Denied, "unbound", message)
     }
 
     /// A push without a verdict.

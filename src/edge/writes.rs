@@ -103,17 +103,29 @@ impl Edge {
             errand: AttemptId::random(),
             options: self.config.options,
         };
+        let anchored = rule.filter(|rule| rule.except_must_be_bound).cloned();
         let task = tokio::spawn(async move {
             let _under_way = (settling, unjudged);
             let started = Instant::now();
-            let Judged { verdict, superseded } = if push.protected.is_empty() {
-                let (key, stage) = (&push.repository, push.options.stage);
-                judge.pass(key, by_digest.as_ref(), &push.mutable, stage, cargo).await
-            } else {
-                let judged = judge.push(push, cargo).await;
-                audit.record(&decision, &outcome_of(&judged.verdict));
-                judged
+            let by_digest = by_digest.as_ref();
+            let judged = !push.protected.is_empty();
+            let Judged { verdict, superseded } = match (judged, anchored) {
+                (false, None) => {
+                    let (key, stage) = (&push.repository, push.options.stage);
+                    judge.pass(key, by_digest, &push.mutable, stage, cargo).await
+                }
+                (false, Some(rule)) => judge.pass_anchored(&rule, &push, by_digest, cargo).await,
+                (true, None) => judge.push(push, cargo).await,
+                (true, Some(rule)) => judge.push_anchored(&rule, push, cargo).await,
             };
+            match &verdict {
+                Verdict::Unbound(tag) => {
+                    let decision = Decision { tags: vec![tag.clone()], ..decision.clone() };
+                    audit.record(&decision, &outcome_of(&verdict));
+                }
+                _ if judged => audit.record(&decision, &outcome_of(&verdict)),
+                _ => {}
+            }
             for Holder { tag, entry } in &superseded {
                 audit.superseded(&decision, tag, entry.digest());
             }
@@ -153,6 +165,10 @@ impl Edge {
                 let refusal = rule.map_or_else(Refusal::internal, |rule| {
                     Refusal::immutable(&conflict, &write.repository, rule)
                 });
+                self.refuse(session, passage, refusal).await
+            }
+            Verdict::Unbound(tag) => {
+                let refusal = Refusal::unbound(&tag, &write.repository);
                 self.refuse(session, passage, refusal).await
             }
             Verdict::Undecided(undecided) => {
@@ -207,6 +223,10 @@ fn outcome_of(verdict: &Verdict<Answer>) -> Outcome {
             ..outcome
         },
         Verdict::Refused(conflict) => Outcome { bound: Some(conflict.bound), ..outcome },
+        Verdict::Unbound(_) => {
+            let detail = "no protected tag is bound to it".to_owned();
+            Outcome { detail: Some(detail), ..outcome }
+        }
         Verdict::Relayed(answer) => {
             Outcome { registry_status: Some(answer.status.as_u16()), ..outcome }
         }

@@ -118,6 +118,11 @@ fn plan(deletes: Deletes, bound: &[(Tag, Entry)]) -> Result<Vec<Mark>, NoDelete>
     Ok(marks.into_iter().flatten().collect())
 }
 
+/// Sealed, and its image was not deleted.
+pub(super) fn still_sealed(entry: &Entry) -> bool {
+    matches!(entry, Entry::Sealed(sealed) if sealed.withdrawn.is_none())
+}
+
 impl From<Missed> for Ruling {
     fn from(missed: Missed) -> Self {
         match missed {
@@ -222,9 +227,55 @@ impl Judge {
         }
         let all = self.adopt_all(caller, key, rule).await?;
         if rule.deletes == Deletes::Refuse {
-            self.check_parts(key, caller, manifest.as_ref(), digests, &all).await?;
+            let bound = all.iter().filter_map(|(tag, entry)| Some((tag, entry.digest()?)));
+            self.check_parts(key, caller, manifest.as_ref(), digests, bound).await?;
         }
         Ok(self.bound(key, rule, digests).await?)
+    }
+
+    /// What would stand against the delete, without telling the ledger anything: for a rule that is
+    /// not enforced. `None` as well where it can't be found out.
+    pub async fn would_refuse(&self, deletion: &Deletion, caller: &Caller) -> Option<NoDelete> {
+        let Deletion { repository: key, reference, rule } = deletion;
+        self.let_in(caller, &key.repository, reference).await.ok()?;
+        let digest = match reference {
+            Reference::Tag(tag) if rule.deletes == Deletes::Refuse => {
+                return Some(NoDelete::Immutable(tag.clone()));
+            }
+            Reference::Tag(tag) => {
+                let entries = self.ledger.lookup(key, std::slice::from_ref(tag)).await.ok()?;
+                let bound = entries.into_iter().map(|entry| (tag.clone(), entry));
+                return plan(rule.deletes, &bound.collect::<Vec<_>>()).err();
+            }
+            Reference::Digest(digest) => std::slice::from_ref(digest),
+        };
+        let bound = self.bound(key, rule, digest).await.unwrap_or_default();
+        if let Err(no) = plan(rule.deletes, &bound) {
+            return Some(no);
+        }
+        if rule.deletes == Deletes::Release {
+            return None;
+        }
+        let seen = match self.seen_all(caller, key, rule).await {
+            Ok(seen) => seen,
+            Err(Missed::TooMany) => return Some(NoDelete::TooManyTags),
+            Err(_) => return None,
+        };
+        if rule.deletes == Deletes::Keep {
+            return None;
+        }
+        if let Some((tag, _)) = seen.iter().find(|(_, seen)| digest.contains(seen)) {
+            return Some(NoDelete::Immutable(tag.clone()));
+        }
+        let manifest = match self.registry.fetch(caller, &key.repository, &digest[0]).await {
+            Fetched::Found(manifest) => Some(manifest),
+            Fetched::NotFound | Fetched::Unclear(_) => None,
+        };
+        let seen = seen.iter().map(|(tag, digest)| (tag, digest));
+        match self.check_parts(key, caller, manifest.as_ref(), digest, seen).await {
+            Err(Ruling::Refused(no)) => Some(no),
+            _ => None,
+        }
     }
 
     /// The protected tags bound to one of these digests, by the ledger.
@@ -252,16 +303,16 @@ impl Judge {
         caller: &Caller,
         manifest: Option<&Manifest>,
         digests: &[Digest],
-        all: &[(Tag, Entry)],
+        all: impl Iterator<Item = (&Tag, &Digest)> + Send,
     ) -> Result<(), Ruling> {
         if manifest.is_some_and(|manifest| wire::is_referrers_index(&manifest.bytes)) {
             return Ok(());
         }
         let mut seen = BTreeSet::new();
-        for (tag, entry) in all {
-            let Some(digest) = entry.digest().filter(|digest| seen.insert(**digest)) else {
+        for (tag, digest) in all {
+            if !seen.insert(*digest) {
                 continue;
-            };
+            }
             match self.registry.fetch(caller, &key.repository, digest).await {
                 Fetched::Found(whole) => {
                     let mut parts = wire::parts(&whole.bytes).into_iter();

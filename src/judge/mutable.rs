@@ -14,7 +14,7 @@ use crate::name::{Digest, Tag};
 use crate::registry::{Answer, Place, Written};
 
 /// How long the ledger is waited for: with it down, mutable tags go on.
-const BRIEF: Duration = Duration::from_millis(500);
+pub(super) const BRIEF: Duration = Duration::from_millis(500);
 
 /// A write to mutable tags.
 pub(super) struct Write<'a> {
@@ -116,8 +116,20 @@ impl Judge {
         (self.publish(cargo, name, permit).await, superseded)
     }
 
+    /// Drops the entries of tags that a streamed push has moved, under a rule that is not enforced.
+    pub async fn moved(&self, key: &RepositoryKey, tags: &[Tag]) -> Vec<Holder> {
+        if tags.is_empty() || !self.holds_any(key, tags).await {
+            return Vec::new();
+        }
+        self.supersede_all(key, tags).await
+    }
+
     async fn supersede(&self, key: &RepositoryKey, tag: Tag) -> Vec<Holder> {
-        let superseded = self.ledger.supersede(key, &[tag]).await;
+        self.supersede_all(key, &[tag]).await
+    }
+
+    async fn supersede_all(&self, key: &RepositoryKey, tags: &[Tag]) -> Vec<Holder> {
+        let superseded = self.ledger.supersede(key, tags).await;
         superseded.unwrap_or_else(|error| {
             tracing::warn!(repository = %key, %error, "an entry could not be superseded and stays");
             Vec::new()

@@ -401,7 +401,10 @@ impl World {
                     Verdict::Refused(conflict) if conflict.bound == digest => {
                         return Err(format!("{n} was refused for its own image"));
                     }
-                    Verdict::Refused(_) | Verdict::Relayed(()) | Verdict::Undecided(_) => {}
+                    Verdict::Refused(_)
+                    | Verdict::Unbound(_)
+                    | Verdict::Relayed(())
+                    | Verdict::Undecided(_) => {}
                 }
             }
         }

@@ -142,6 +142,8 @@ pub enum Verdict<A> {
     },
     /// A protected tag is bound to another digest.
     Refused(Conflict),
+    /// This tag may move only to what a protected tag is bound to.
+    Unbound(Tag),
     /// The registry's own no.
     Relayed(A),
     /// Nothing is known to have been decided.
@@ -153,7 +155,7 @@ impl<A> Verdict<A> {
     pub fn label(&self) -> &'static str {
         match self {
             Self::Admitted { .. } => "admitted",
-            Self::Refused(_) => "refused",
+            Self::Refused(_) | Self::Unbound(_) => "refused",
             Self::Relayed(_) => "relayed",
             Self::Undecided(_) => "undecided",
         }

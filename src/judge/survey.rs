@@ -1,9 +1,12 @@
 //! The tags a repository has in the registry, looked through for those the ledger lacks: a tag that
 //! was there before taglock counts like any other.
 
+use tokio::time::timeout;
+
+use super::mutable::BRIEF;
 use super::{Judge, OLDER_WRITES};
 use crate::ledger::{Entry, Origin, RepositoryKey, Unavailable};
-use crate::name::Tag;
+use crate::name::{Digest, Reference, Tag};
 use crate::registry::{Answer, Caller, Listing, Sighting, Trouble};
 use crate::rules::{Mutability, Rule};
 
@@ -32,6 +35,36 @@ impl Judge {
         key: &RepositoryKey,
         rule: &Rule,
     ) -> Result<Vec<(Tag, Entry)>, Missed> {
+        let tags = self.protected_tags(caller, key, rule).await?;
+        self.adopt(caller, key, tags).await
+    }
+
+    /// What the registry has under each of those tags, and nothing is told to the ledger.
+    pub(super) async fn seen_all(
+        &self,
+        caller: &Caller,
+        key: &RepositoryKey,
+        rule: &Rule,
+    ) -> Result<Vec<(Tag, Digest)>, Missed> {
+        let mut seen = Vec::new();
+        for tag in self.protected_tags(caller, key, rule).await? {
+            let reference = Reference::Tag(tag.clone());
+            match self.registry.look(caller, &key.repository, &reference).await {
+                Sighting::Found(digest) => seen.push((tag, digest)),
+                Sighting::NotFound(_) => {}
+                Sighting::Denied(answer) => return Err(Missed::Denied(answer)),
+                Sighting::Unclear(trouble) => return Err(Missed::Registry(trouble)),
+            }
+        }
+        Ok(seen)
+    }
+
+    async fn protected_tags(
+        &self,
+        caller: &Caller,
+        key: &RepositoryKey,
+        rule: &Rule,
+    ) -> Result<Vec<Tag>, Missed> {
         let tags = match self.registry.tags(caller, &key.repository, MAX_TAGS).await {
             Listing::All(tags) => tags,
             Listing::TooMany => return Err(Missed::TooMany),
@@ -39,7 +72,32 @@ impl Judge {
             Listing::Unclear(trouble) => return Err(Missed::Registry(trouble)),
         };
         let protected = |tag: &Tag| rule.mutability_of(tag) == Mutability::Immutable;
-        self.adopt(caller, key, tags.into_iter().filter(protected).collect()).await
+        Ok(tags.into_iter().filter(protected).collect())
+    }
+
+    /// What each of these tags is bound to by the ledger, or else has in the registry, as far as
+    /// that can be found out: for a rule that is not enforced.
+    pub async fn standing(
+        &self,
+        caller: &Caller,
+        key: &RepositoryKey,
+        tags: &[Tag],
+    ) -> Vec<(Tag, Digest)> {
+        let entries = timeout(BRIEF, self.ledger.lookup(key, tags)).await;
+        let entries = entries.ok().and_then(Result::ok).unwrap_or_default();
+        let mut standing = Vec::new();
+        for (n, tag) in tags.iter().enumerate() {
+            if let Some(digest) = entries.get(n).and_then(Entry::digest) {
+                standing.push((tag.clone(), *digest));
+                continue;
+            }
+            let reference = Reference::Tag(tag.clone());
+            let seen = self.registry.look(caller, &key.repository, &reference).await;
+            if let Sighting::Found(digest) = seen {
+                standing.push((tag.clone(), digest));
+            }
+        }
+        standing
     }
 
     /// These tags and their entries; those the ledger lacks are sealed with what the registry has.

@@ -11,6 +11,7 @@ use crate::ledger::{AttemptId, Entry, Origin, RepositoryKey, Seal};
 use crate::name::{Algorithm, Tag, UpstreamName};
 use crate::registry::{Deleted, Listing};
 
+mod anchored;
 mod delete;
 mod mutable;
 

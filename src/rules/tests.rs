@@ -12,6 +12,8 @@ fn rule(name: &str, repositories: &[&str], mutability: Mutability, except: &[&st
         protect_signatures: false,
         refusal: RefusalStyle::Oci,
         deletes: Deletes::Refuse,
+        except_must_be_bound: false,
+        enforce: true,
     }
 }
 
@@ -118,6 +120,33 @@ fn signature_tags_stay_mutable_unless_the_rule_says_otherwise() {
     assert_eq!(strict.mutability_of(&signature), Mutability::Immutable);
     let pinned = rule("r", &["**"], Mutability::Mutable, &["*"]);
     assert_eq!(pinned.mutability_of(&signature), Mutability::Mutable);
+}
+
+#[test]
+fn a_rule_that_is_not_enforced_protects_nothing_and_rehearses() {
+    let mut trial = rule("trial", &["prod/**"], Mutability::Immutable, &[]);
+    trial.enforce = false;
+    let mut idle = rule("idle", &["idle"], Mutability::Mutable, &[]);
+    idle.enforce = false;
+    let rules = Rules::new(vec![trial, idle, rule("all", &["**"], Mutability::Immutable, &[])]);
+    let rules = rules.unwrap();
+    let name = |name| repository(name);
+    assert!(rules.protecting(&name("prod/a")).is_none(), "it is the first that matches still");
+    assert_eq!(rules.rehearsing(&name("prod/a")).map(|rule| rule.name.as_str()), Some("trial"));
+    assert!(rules.rehearsing(&name("idle")).is_none(), "nothing would be refused");
+    assert!(rules.rehearsing(&name("dev")).is_none() && rules.protecting(&name("dev")).is_some());
+}
+
+#[test]
+fn only_excepted_tags_must_be_bound_and_signatures_are_free() {
+    let signature = tag(&format!("sha256-{}.sig", "ab".repeat(32)));
+    let mut rule = rule("r", &["**"], Mutability::Immutable, &["latest", "sha256-*"]);
+    assert!(!rule.must_be_bound(&tag("latest")));
+    rule.except_must_be_bound = true;
+    assert!(rule.must_be_bound(&tag("latest")));
+    assert!(!rule.must_be_bound(&tag("v1")) && !rule.must_be_bound(&signature));
+    rule.protect_signatures = true;
+    assert!(rule.must_be_bound(&signature), "excepted by name, not exempt");
 }
 
 proptest! {

@@ -101,5 +101,12 @@ fn describe_rule(out: &mut String, number: usize, rule: &Rule) {
             Deletes::Release => "forwarded; the name is free then",
         };
         let _ = writeln!(out, "     deletes       {deletes}");
+        if rule.except_must_be_bound {
+            let _ =
+                writeln!(out, "     mutable tags  move only to what an immutable tag is bound to");
+        }
+        if !rule.enforce {
+            let _ = writeln!(out, "     enforced      no: a dry run, nothing is refused nor bound");
+        }
     }
 }

@@ -46,6 +46,8 @@ pub fn from_flags(flags: Flags) -> Result<Settings, Problems> {
         protect_signatures: false,
         refusal: RefusalStyle::Oci,
         deletes: Deletes::Refuse,
+        except_must_be_bound: false,
+        enforce: true,
     };
     let rules = if immutable.is_empty() { Vec::new() } else { vec![rule] };
     let rules = Rules::new(rules).map_err(|e| report("--immutable", e.to_string())).ok();

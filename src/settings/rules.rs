@@ -30,6 +30,17 @@ pub(super) fn rule(mut table: Table<'_>, file: &str, style: RefusalStyle) -> Opt
     let refusal = table.text("refusal", |t| values::word(t, &STYLES)).unwrap_or(style);
     let protect_signatures = table.flag("protect_signatures").unwrap_or(false);
     let deletes = table.text("delete", |t| values::word(t, &DELETES)).unwrap_or_default();
+    let bound = table.flag("except_must_be_bound").unwrap_or(false);
+    let pointless =
+        mutability == Some(Mutability::Mutable) || except.as_ref().is_none_or(Vec::is_empty);
+    if bound && pointless && mutability.is_some() {
+        table.problem(
+            "except_must_be_bound",
+            "this rule excepts no mutable tags",
+            "it goes with `mutability = \"immutable\"` and the mutable tags in `except`",
+        );
+    }
+    let enforce = table.flag("enforce").unwrap_or(true);
     table.finish();
     Some(Rule {
         name: name?,
@@ -40,5 +51,7 @@ pub(super) fn rule(mut table: Table<'_>, file: &str, style: RefusalStyle) -> Opt
         protect_signatures,
         refusal,
         deletes,
+        except_must_be_bound: bound,
+        enforce,
     })
 }

@@ -12,6 +12,7 @@ pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
     refusals: IntCounterVec,
+    dry_run: IntCounterVec,
     pushes: HistogramVec,
     ledger: HistogramVec,
     in_flight: IntGauge,
@@ -54,6 +55,11 @@ impl Metrics {
             refusals: counter(
                 "taglock_refusals_total",
                 "Requests refused by taglock itself, by reason.",
+                &["reason"],
+            ),
+            dry_run: counter(
+                "taglock_dry_run_refusals_total",
+                "Requests that a rule which is not enforced would have refused, by reason.",
                 &["reason"],
             ),
             pushes: histogram(
@@ -121,6 +127,10 @@ impl Metrics {
         self.refusals.with_label_values(&[reason]).inc();
     }
 
+    pub fn dry_run_refusal(&self, reason: &'static str) {
+        self.dry_run.with_label_values(&[reason]).inc();
+    }
+
     pub fn push(&self, verdict: &'static str, took: Duration) {
         self.pushes.with_label_values(&[verdict]).observe(took.as_secs_f64());
     }
@@ -169,6 +179,7 @@ mod tests {
         let metrics = Metrics::new();
         metrics.request("blob", 206);
         metrics.refusal("immutable");
+        metrics.dry_run_refusal("immutable");
         metrics.push("admitted", Duration::from_millis(3));
         metrics.ledger_call("claim", "ok", Duration::from_micros(90));
         metrics.in_flight().inc();

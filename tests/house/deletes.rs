@@ -270,7 +270,7 @@ fn with_the_ledger_of_a_fleet_down_nothing_is_deleted() {
     assert_eq!(tag_of(&registry.address, "prod/app", "v1"), Some(digest(&one)));
 }
 
-fn redis() -> (Process, String) {
+pub fn redis() -> (Process, String) {
     let port = port();
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new("redis-server");

@@ -9,7 +9,7 @@ use crate::rules::{
 
 const ALL: [Deletes; 3] = [Deletes::Refuse, Deletes::Keep, Deletes::Release];
 
-fn rule(deletes: Deletes) -> Rule {
+pub fn rule(deletes: Deletes) -> Rule {
     Rule {
         name: "r".into(),
         source: Source::CommandLine,
@@ -19,6 +19,8 @@ fn rule(deletes: Deletes) -> Rule {
         protect_signatures: false,
         refusal: RefusalStyle::Oci,
         deletes,
+        except_must_be_bound: false,
+        enforce: true,
     }
 }
 
