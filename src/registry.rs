@@ -1,6 +1,7 @@
 //! What the judge asks of the registry, and how the answers are told apart.
 
 pub mod client;
+mod idle;
 pub mod media;
 pub mod peer;
 pub mod wire;

@@ -43,11 +43,19 @@ const ROOMS: [(&str, &[&str]); 13] = [
 ];
 
 /// Libraries that only some files may name.
-const LIBRARIES: [(&str, &[&str]); 7] = [
+const LIBRARIES: [(&str, &[&str]); 8] = [
     (
         "pingora",
-        &["src/edge", "src/registry/client.rs", "src/registry/peer.rs", "src/admin", "src/run"],
+        &[
+            "src/edge",
+            "src/registry/client.rs",
+            "src/registry/idle.rs",
+            "src/registry/peer.rs",
+            "src/admin",
+            "src/run",
+        ],
     ),
+    ("pingora_pool", &["src/registry/idle.rs"]),
     ("redb", &["src/ledger/embedded"]),
     // `run` names taglock's own module of that name.
     ("redis", &["src/ledger/redis", "src/run/ledgers.rs"]),

@@ -1,4 +1,4 @@
-//! The registry over HTTP, through pingora's connector.
+//! The registry over HTTP, through pingora's client side.
 //!
 //! Protected manifests never ride pingora's own proxying: that sends the request's header before
 //! the body is judged, and may send a request again.
@@ -16,11 +16,11 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use pingora::ErrorType;
-use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::prelude::HttpPeer;
 use tokio::time::{sleep, timeout};
 
+use super::idle::Connections;
 use super::media::MediaTypes;
 use super::peer::{Origin, Peers};
 use super::{
@@ -60,7 +60,7 @@ pub struct Client {
     redirect_hosts: Vec<String>,
     /// The largest manifest that is fetched.
     max_manifest: usize,
-    connector: Connector,
+    connections: Connections,
 }
 
 /// Whether a request may be sent a second time after a pooled connection turned out dead.
@@ -79,8 +79,8 @@ impl Client {
         redirect_hosts: Vec<String>,
         max_manifest: usize,
     ) -> Self {
-        let connector = Connector::new(None);
-        Self { peers, media, redirect_hosts, max_manifest, connector }
+        let connections = Connections::new();
+        Self { peers, media, redirect_hosts, max_manifest, connections }
     }
 
     /// A read, following redirects to configured hosts.
@@ -190,8 +190,11 @@ impl Client {
     async fn once(&self, peer: &HttpPeer, sent: Sent) -> Result<Answer, Failure> {
         let Sent { request, body, max } = sent;
         let method = request.method.clone();
-        let (mut session, reused) = self.connector.get_http_session(peer).await.map_err(|e| {
-            Failure { trouble: trouble_of(&e), connected: false, reused: false, body_begun: false }
+        let (mut session, reused) = self.connections.take(peer).await.map_err(|e| Failure {
+            trouble: trouble_of(&e),
+            connected: false,
+            reused: false,
+            body_begun: false,
         })?;
         let timeouts = self.peers.timeouts();
         session.set_read_timeout(Some(timeouts.exchange));
@@ -227,8 +230,7 @@ impl Client {
         .await;
         match result {
             Ok((header, body)) => {
-                let idle = Some(timeouts.idle);
-                self.connector.release_http_session(session, peer, idle).await;
+                self.connections.give_back(session, peer, timeouts.idle).await;
                 Ok(Answer { status: header.status, headers: header.headers.clone(), body })
             }
             Err(error) => {

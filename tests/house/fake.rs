@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::TcpListener;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -56,6 +57,7 @@ struct State {
 pub struct Fake {
     pub address: String,
     state: Arc<Mutex<State>>,
+    connections: Arc<AtomicUsize>,
     _runtime: tokio::runtime::Runtime,
 }
 
@@ -71,10 +73,13 @@ impl Fake {
             .unwrap();
         let state = Arc::new(Mutex::new(State::default()));
         let shared = Arc::clone(&state);
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&connections);
         runtime.spawn(async move {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
+                counted.fetch_add(1, Ordering::Relaxed);
                 let state = Arc::clone(&shared);
                 tokio::spawn(async move {
                     let service = service_fn(move |request| answer(Arc::clone(&state), request));
@@ -86,7 +91,7 @@ impl Fake {
                 });
             }
         });
-        Self { address, state, _runtime: runtime }
+        Self { address, state, connections, _runtime: runtime }
     }
 
     /// From now on `?tag=` is taken, and echoed in `OCI-Tag` (distribution spec, end-7b).
@@ -111,6 +116,11 @@ impl Fake {
     /// The requests so far, as `METHOD path`.
     pub fn seen(&self) -> Vec<String> {
         self.state.lock().unwrap().seen.clone()
+    }
+
+    /// How many connections it has been asked for so far.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
     }
 
     /// The headers of the last request.

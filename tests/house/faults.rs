@@ -69,6 +69,16 @@ fn a_new_tag_takes_the_steps_of_the_protocol_and_each_put_once() {
 }
 
 #[test]
+fn pushes_one_after_another_share_a_connection_to_the_registry() {
+    let (fake, taglock) = start();
+    for n in 0..50 {
+        let answer = put(&taglock.address, "prod/app", &format!("v{n}"), &manifest("one"));
+        assert_eq!(answer.status, 201, "{}", answer.text());
+    }
+    assert_eq!(fake.connections(), 1, "for {} requests", fake.seen().len());
+}
+
+#[test]
 fn a_failing_first_look_claims_nothing() {
     for (fault, status) in [
         (Fault::Answer(500, vec![], ""), 503),
