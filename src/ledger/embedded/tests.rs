@@ -28,6 +28,26 @@ async fn what_was_acknowledged_is_there_after_a_restart() {
 }
 
 #[tokio::test]
+async fn what_changes_nothing_writes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = Embedded::open(folder.path()).unwrap();
+    let (tags, attempt) = ([contract::tag("v1")], AttemptId::random());
+    let written = || std::fs::metadata(folder.path().join("ledger.redb")).unwrap().modified();
+    assert_eq!(seal(&ledger, &tags[0], &contract::digest(1)).await, Ok(Seal::Sealed));
+    let before = written().unwrap();
+    // Past what the file system's clock may round.
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    for n in [1, 2] {
+        seal(&ledger, &tags[0], &contract::digest(n)).await.unwrap();
+        ledger.claim(&key(), &tags, &contract::digest(n), attempt).await.unwrap();
+        ledger.abort(&key(), &tags, &contract::digest(n), attempt).await.unwrap();
+    }
+    assert_eq!(written().unwrap(), before);
+    assert_eq!(seal(&ledger, &contract::tag("v2"), &contract::digest(1)).await, Ok(Seal::Sealed));
+    assert_ne!(written().unwrap(), before);
+}
+
+#[tokio::test]
 async fn a_second_opening_of_the_same_folder_is_refused_until_the_first_is_closed() {
     let folder = tempfile::tempdir().unwrap();
     let first = Embedded::open(folder.path()).unwrap();

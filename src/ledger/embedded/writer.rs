@@ -122,14 +122,24 @@ type Applied = Result<Outcome, Unavailable>;
 fn commit(database: &Database, batch: &[Operation]) -> Result<Vec<Applied>, Unavailable> {
     let mut transaction = database.begin_write().map_err(failed)?;
     transaction.set_two_phase_commit(true);
+    let mut changed = false;
     let outcomes: Result<Vec<_>, _> =
-        batch.iter().map(|operation| apply(&transaction, operation)).collect();
+        batch.iter().map(|operation| apply(&transaction, operation, &mut changed)).collect();
     let outcomes = outcomes?;
-    transaction.commit().map_err(failed)?;
+    if changed {
+        transaction.commit().map_err(failed)?;
+    } else {
+        // What the outcomes tell was on the disk before: there is nothing to wait for.
+        transaction.abort().map_err(failed)?;
+    }
     Ok(outcomes)
 }
 
-fn apply(transaction: &WriteTransaction, operation: &Operation) -> Result<Applied, Unavailable> {
+fn apply(
+    transaction: &WriteTransaction,
+    operation: &Operation,
+    changed: &mut bool,
+) -> Result<Applied, Unavailable> {
     let Operation { repository, tags, change, .. } = operation;
     let mut entries = transaction.open_table(ENTRIES).map_err(failed)?;
     let mut sequences = transaction.open_table(SEQUENCES).map_err(failed)?;
@@ -166,6 +176,7 @@ fn apply(transaction: &WriteTransaction, operation: &Operation) -> Result<Applie
     if puts.is_empty() {
         return Ok(Ok(Outcome::Done { before }));
     }
+    *changed = true;
     let mut by_digest = transaction.open_table(BY_DIGEST).map_err(failed)?;
     sequences.insert(sequence_key.as_slice(), stamp.sequence).map_err(failed)?;
     for (key, tag, old, new) in puts {
