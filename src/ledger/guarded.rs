@@ -41,14 +41,17 @@ impl Guarded {
     {
         let start = Instant::now();
         let deadline = start + self.patience;
+        let mut reason = Unavailable::TimedOut;
         let result = loop {
             let Ok(result) = timeout_at(deadline, run()).await else {
-                break Err(Unavailable::TimedOut);
+                // The last try may have been cut short: what the one before met says more.
+                break Err(reason);
             };
             match result {
-                Err(Unavailable::Store(_) | Unavailable::TimedOut)
+                Err(error @ (Unavailable::Store(_) | Unavailable::TimedOut))
                     if Instant::now() + PAUSE < deadline =>
                 {
+                    reason = error;
                     sleep(PAUSE).await;
                 }
                 result => break result,
@@ -208,6 +211,15 @@ mod tests {
         let hang = || std::future::pending::<Result<(), Unavailable>>();
         assert_eq!(guarded.call("claim", hang).await, Err(Unavailable::TimedOut));
         assert!(start.elapsed() <= PATIENCE * 2);
+        let tries = AtomicU32::new(0);
+        let fails_then_hangs = || async {
+            if tries.fetch_add(1, Ordering::Relaxed) == 0 {
+                return Err::<(), _>(Unavailable::Store("why".into()));
+            }
+            std::future::pending().await
+        };
+        let failed = guarded.call("claim", fails_then_hangs).await;
+        assert_eq!(failed, Err(Unavailable::Store("why".into())), "the reason is kept");
     }
 
     #[tokio::test]

@@ -212,7 +212,8 @@ fn a_ledger_is_found_through_sentinels_and_in_a_cluster() {
         secret("sentinels", "of-the-sentinel")
     );
 
-    let node = Redis::start(&["--cluster-enabled", "yes"]);
+    let bus = port().to_string();
+    let node = Redis::start(&["--cluster-enabled", "yes", "--cluster-port", &bus]);
     node.cli(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
     eventually("the Cluster", || node.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok"));
     let in_a_cluster = format!("cluster = [\"redis://{}\"]\n", node.address);
