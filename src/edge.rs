@@ -10,6 +10,7 @@ mod forwarding;
 mod front;
 mod intake;
 mod passage;
+mod reads;
 mod refusal;
 mod rehearsal;
 mod rewriting;
@@ -34,7 +35,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use crate::judge::delete::Deletion;
 use crate::judge::{Judge, Options};
 use crate::ledger::RepositoryKey;
-use crate::name::{Reference, RepositoryName, UpstreamName};
+use crate::name::{Reference, RepositoryName, Tag, UpstreamName};
 use crate::registry::client::{MAX_ADDRESSES, trouble_of};
 use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Peers};
@@ -65,6 +66,8 @@ pub struct Config {
     pub client_host: bool,
     pub media: Arc<MediaTypes>,
     pub options: Options,
+    /// While the ledger is down, protected tags that were never seen are refused.
+    pub strict: bool,
     pub max_manifest: usize,
     pub max_header: usize,
 }
@@ -95,6 +98,8 @@ enum Course {
     WriteMutable(ManifestWrite),
     /// A write or a delete under a rule that is not enforced: streams, and is watched.
     Rehearse(Box<Rehearsal>),
+    /// A pull of a protected tag.
+    Read(RepositoryName, Tag),
     /// A delete in protected scope.
     Delete(Box<Deletion>),
 }
@@ -116,6 +121,13 @@ impl Edge {
                 Course::Write(write)
             }
             Route::WriteManifest(write) if !write.tags.is_empty() => Course::WriteMutable(write),
+            Route::ReadManifest { repository, reference: Reference::Tag(tag) }
+                if rules
+                    .protecting(&repository)
+                    .is_some_and(|rule| rule.mutability_of(&tag) == Mutability::Immutable) =>
+            {
+                Course::Read(repository, tag)
+            }
             Route::DeleteManifest { repository, reference } => {
                 match (rules.protecting(&repository), &reference) {
                     (None, _) => Course::Stream,
@@ -205,6 +217,9 @@ impl ProxyHttp for Edge {
                 }
                 self.write(session, passage, write).await?;
             }
+            Course::Read(repository, tag) => {
+                return self.read(session, passage, &repository, &tag).await;
+            }
             Course::Delete(deletion) => self.delete(session, passage, *deletion).await?,
         }
         Ok(true)
@@ -269,6 +284,9 @@ impl ProxyHttp for Edge {
         passage: &mut Passage,
     ) -> Result<()> {
         self.rewriting(passage).apply(response)?;
+        if let Some(warning) = &passage.warning {
+            response.append_header("Warning", warning.clone())?;
+        }
         if response.status.is_success()
             && let Some(rehearsal) = passage.rehearsal.take()
         {

@@ -8,9 +8,11 @@ pub mod delete;
 mod mutable;
 pub mod permit;
 mod publish;
+pub mod pull;
 pub mod push;
 mod rival;
 mod rivals;
+mod serve;
 pub mod step;
 mod survey;
 pub mod unjudged;
@@ -21,6 +23,7 @@ use std::time::Duration;
 pub use permit::Permit;
 pub use step::{Conflict, Content, Options, Push, Undecided, Verdict};
 
+use crate::ledger::witness::Witness;
 use crate::ledger::{Holder, Ledger};
 use crate::name::{Digest, Reference, RepositoryName};
 use crate::registry::{
@@ -37,9 +40,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How long a write is waited for that older rules let through unjudged.
 const OLDER_WRITES: Duration = Duration::from_secs(2);
 
-/// Judges writes for one registry.
+/// Judges writes and pulls for one registry.
 pub struct Judge {
-    ledger: Arc<dyn Ledger>,
+    ledger: Arc<Witness>,
     registry: Arc<dyn Registry>,
     rivals: Rivals,
     unjudged: Arc<Unjudged>,
@@ -76,7 +79,7 @@ struct Luggage {
 }
 
 impl Judge {
-    pub fn new(ledger: Arc<dyn Ledger>, registry: Arc<dyn Registry>) -> Self {
+    pub fn new(ledger: Arc<Witness>, registry: Arc<dyn Registry>) -> Self {
         Self { ledger, registry, rivals: Rivals::default(), unjudged: Arc::default() }
     }
 

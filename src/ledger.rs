@@ -13,6 +13,7 @@ pub mod losses;
 pub mod memory;
 pub mod redis;
 pub mod table;
+pub mod witness;
 
 #[cfg(test)]
 mod contract;

@@ -16,6 +16,9 @@
 //! 9. The verdict is recorded by [`telemetry::audit`], whether or not the client is still there.
 //! 10. The edge answers: with the registry's words, or in the one place that writes refusals.
 //!
+//! A pull of an immutable tag is shorter: [`judge::pull`] looks up what the tag is bound to, and the
+//! registry is asked for that digest.
+//!
 //! The names of the distribution spec are types in [`name`]; operators look in through [`admin`].
 
 pub mod admin;

@@ -117,6 +117,26 @@ pub enum Listing<A = Answer> {
     Unclear(Trouble),
 }
 
+/// How a client asks for a manifest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reading {
+    Get,
+    Head,
+}
+
+/// A client's own request for a manifest by its digest, checked before a byte of it is passed on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Serving<A = Answer> {
+    /// The manifest, whose bytes have the digest; or, without bytes, nothing that says otherwise.
+    Good(A),
+    NotFound(A),
+    /// Any other answer of the registry about this client or this request, or its failure.
+    Other(A),
+    /// Other bytes than the digest's, or the word that it would serve such.
+    Wrong(&'static str),
+    Unclear(Trouble),
+}
+
 /// Where a manifest is put.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place<'a> {
@@ -144,6 +164,24 @@ pub trait Registry: Send + Sync {
     /// As `look`, and the digest is checked against the manifest's bytes: what the ledger is
     /// about to be told must be true.
     async fn resolve(&self, caller: &Caller, repository: &RepositoryName, tag: &Tag) -> Sighting;
+
+    /// As `resolve`, on behalf of a pull: the registry's no is one to a request of this method.
+    async fn first_sight(
+        &self,
+        caller: &Caller,
+        repository: &RepositoryName,
+        tag: &Tag,
+        reading: Reading,
+    ) -> Sighting;
+
+    /// The client's own request, by digest, with its own headers.
+    async fn serve(
+        &self,
+        caller: &Caller,
+        repository: &RepositoryName,
+        digest: &Digest,
+        reading: Reading,
+    ) -> Serving;
 
     async fn put(
         &self,

@@ -9,7 +9,7 @@ mod query;
 mod rejection;
 mod target;
 
-pub use query::ManifestQuery;
+pub use query::{ManifestQuery, namespace};
 pub use rejection::{ErrorCode, Rejection};
 
 use http::Method;

@@ -27,10 +27,11 @@ use crate::edge::{Config, Edge, Front, Rooms};
 use crate::judge::Judge;
 use crate::ledger::Ledger;
 use crate::ledger::guarded::Guarded;
+use crate::ledger::witness::Witness;
 use crate::registry::Registry;
 use crate::registry::client::Client;
 use crate::registry::peer::Peers;
-use crate::settings::{self, Flags, HostPolicy, KeyPair, LogFormat, Problems, Settings};
+use crate::settings::{self, Flags, HostPolicy, KeyPair, LogFormat, OnOutage, Problems, Settings};
 use crate::telemetry::audit::Audit;
 use crate::telemetry::notices::Notices;
 use crate::telemetry::{Metrics, logging};
@@ -106,6 +107,7 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
     let notices = Arc::new(Notices::default());
     let guarded: Arc<dyn Ledger> =
         Arc::new(Guarded::new(Arc::clone(&ledger), Arc::clone(&metrics)));
+    let witness = Arc::new(Witness::new(Arc::clone(&guarded), settings.ledger.remembering));
     let peers = Arc::new(peers(&settings));
     let registry: Arc<dyn Registry> = Arc::new(Client::new(
         Arc::clone(&peers),
@@ -135,14 +137,14 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
     );
     server.add_service(background_service("reload", reload));
     let fleet = Fleet::new(
-        Arc::clone(&guarded),
+        Arc::clone(&witness),
         Arc::clone(&rules),
         Arc::clone(&metrics),
         Arc::clone(&notices),
     );
     server.add_service(background_service("fleet", fleet));
     let rooms = Rooms {
-        judge: Arc::new(Judge::new(Arc::clone(&guarded), Arc::clone(&registry))),
+        judge: Arc::new(Judge::new(Arc::clone(&witness), Arc::clone(&registry))),
         peers,
         rules,
         metrics: Arc::clone(&metrics),
@@ -151,7 +153,7 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
     server.add_service(proxy(&server, &settings, rooms)?);
     if let Some(admin) = &settings.admin {
         let token = admin.token.as_ref().map(settings::Secret::expose);
-        let app = Admin::new(guarded, registry, Arc::clone(&metrics), notices, token);
+        let app = Admin::new(witness, registry, Arc::clone(&metrics), notices, token);
         let mut service = Service::new("admin".into(), app);
         service.add_tcp(&admin.address.to_string());
         service.threads = Some(1);
@@ -204,6 +206,7 @@ fn proxy(server: &Server, settings: &Settings, rooms: Rooms) -> Result<Service<F
         client_host: upstream.host == HostPolicy::Client,
         media: Arc::clone(&upstream.media),
         options: upstream.options,
+        strict: settings.ledger.on_outage == OnOutage::Strict,
         max_manifest: limits.manifest,
         max_header: limits.header,
     });

@@ -29,6 +29,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::judge::Options;
+use crate::ledger::witness::Remembering;
 use crate::name::UpstreamName;
 use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Timeouts};
@@ -94,6 +95,7 @@ pub struct Ledger {
     /// The only ledger that may be found there.
     pub id: Option<String>,
     pub on_outage: OnOutage,
+    pub remembering: Remembering,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -271,6 +271,7 @@ mod tests {
                 crate::registry::media::MediaTypes::new(Vec::new()).unwrap(),
             ),
             options: crate::judge::Options::default(),
+            strict: false,
             max_manifest: 1,
             max_header: 1,
         };

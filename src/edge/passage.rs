@@ -27,6 +27,8 @@ pub struct Passage {
     pub unjudged: Option<Write>,
     /// A write or a delete under a rule that is not enforced.
     pub rehearsal: Option<Box<Rehearsal>>,
+    /// What an answer is to be taken with care for.
+    pub warning: Option<HeaderValue>,
     _in_flight: InFlight,
 }
 
@@ -86,6 +88,7 @@ impl Passage {
             addresses: 0,
             unjudged: None,
             rehearsal: None,
+            warning: None,
             _in_flight: InFlight::new(in_flight),
         }
     }

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use super::Edge;
 use super::passage::Passage;
 use crate::judge::delete::{Deletion, MAX_TAGS, NoDelete, Unsettled};
+use crate::judge::pull::Unsure;
 use crate::judge::{Conflict, Undecided};
 use crate::ledger::Unavailable;
 use crate::name::{RepositoryName, Tag};
@@ -246,6 +247,44 @@ impl Refusal {
         Self::unsupported(format!(
             "no blob can be deleted: the '{repository}' repository has immutable tags"
         ))
+    }
+
+    /// A pull of a tag under which nothing may be served.
+    pub fn manifest_unknown() -> Self {
+        let status = StatusCode::NOT_FOUND;
+        Self::new(status, ErrorCode::ManifestUnknown, "not-served", "manifest unknown")
+    }
+
+    pub fn wrong_bytes(digest: &crate::name::Digest, what: &'static str) -> Self {
+        let message = format!(
+            "the registry was asked for {digest}, which the tag is bound to, and answered with something \
+             else: {what}; nothing of it was passed on"
+        );
+        Self::new(StatusCode::BAD_GATEWAY, ErrorCode::Unavailable, "wrong-bytes", message)
+    }
+
+    /// A pull without an answer.
+    pub fn unsure(unsure: &Unsure) -> Self {
+        match unsure {
+            Unsure::Registry(Trouble::Status(300..=399)) => Self::new(
+                StatusCode::BAD_GATEWAY,
+                ErrorCode::Unavailable,
+                "registry",
+                "the registry redirects this manifest to a host that taglock does not follow to, so it \
+                 can't be checked (`upstream.redirect_hosts`)",
+            ),
+            Unsure::Registry(trouble) => Self::trouble(trouble),
+            Unsure::Ledger(error) => {
+                let text = ledger_trouble(error);
+                let message = format!("{text}, and what the tag is bound to was not seen before");
+                let status = StatusCode::SERVICE_UNAVAILABLE;
+                Self::new(status, ErrorCode::Unavailable, "ledger", message).again_later()
+            }
+            Unsure::Busy => {
+                let status = StatusCode::SERVICE_UNAVAILABLE;
+                Self::new(status, ErrorCode::Unavailable, "busy", unsure.to_string()).again_later()
+            }
+        }
     }
 
     /// A reference that is neither tag nor digest: nothing can be there.

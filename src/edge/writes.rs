@@ -264,7 +264,7 @@ fn created(
 }
 
 /// Answers to HEAD have no body, and clients print nothing of an error without one.
-fn legible(mut answer: Answer) -> Answer {
+pub(super) fn legible(mut answer: Answer) -> Answer {
     let code = match answer.status {
         StatusCode::UNAUTHORIZED => "UNAUTHORIZED",
         StatusCode::FORBIDDEN => "DENIED",
@@ -281,7 +281,7 @@ fn legible(mut answer: Answer) -> Answer {
 }
 
 /// As registries write header names in HTTP/1.1; HTTP/2 makes them lower-case again.
-fn title_case(name: &HeaderName) -> String {
+pub(super) fn title_case(name: &HeaderName) -> String {
     let parts = name.as_str().split('-').map(|part| {
         let (first, rest) = part.split_at(part.len().min(1));
         first.to_ascii_uppercase() + rest
@@ -289,7 +289,7 @@ fn title_case(name: &HeaderName) -> String {
     parts.collect::<Vec<_>>().join("-")
 }
 
-fn is_of_the_connection(name: &HeaderName) -> bool {
+pub(super) fn is_of_the_connection(name: &HeaderName) -> bool {
     matches!(*name, CONTENT_LENGTH | TRANSFER_ENCODING | http::header::CONNECTION)
         || name.as_str() == "keep-alive"
 }

@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 
 use super::survey::Missed;
 use super::{Content, Judge};
-use crate::ledger::{Entry, Release, RepositoryKey, Token, Unavailable};
+use crate::ledger::{Entry, Ledger, Release, RepositoryKey, Token, Unavailable};
 use crate::name::{Digest, Reference, Tag};
 use crate::registry::{Answer, Caller, Deleted, Fetched, Manifest, Trouble, wire};
 use crate::rules::{Deletes, Mutability, Rule};

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::{Cargo, Judge, Judged, Permit, Undecided, Verdict};
-use crate::ledger::{Entry, Holder, RepositoryKey};
+use crate::ledger::{Entry, Holder, Ledger, RepositoryKey};
 use crate::name::{Digest, Tag};
 use crate::registry::{Answer, Place, Written};
 

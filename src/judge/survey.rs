@@ -5,7 +5,7 @@ use tokio::time::timeout;
 
 use super::mutable::BRIEF;
 use super::{Judge, OLDER_WRITES};
-use crate::ledger::{Entry, Origin, RepositoryKey, Unavailable};
+use crate::ledger::{Entry, Ledger, Origin, RepositoryKey, Unavailable};
 use crate::name::{Digest, Reference, Tag};
 use crate::registry::{Answer, Caller, Listing, Sighting, Trouble};
 use crate::rules::{Mutability, Rule};

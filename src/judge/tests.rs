@@ -7,13 +7,15 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::*;
 use crate::ledger::memory::Memory;
+use crate::ledger::witness::{Remembering, Witness};
 use crate::ledger::{AttemptId, Entry, Origin, RepositoryKey, Seal};
 use crate::name::{Algorithm, Tag, UpstreamName};
-use crate::registry::{Deleted, Listing};
+use crate::registry::{Deleted, Listing, Reading, Serving};
 
 mod anchored;
 mod delete;
 mod mutable;
+mod pulls;
 
 /// A registry in memory that answers what it is told to before it answers truly.
 #[derive(Default)]
@@ -110,6 +112,29 @@ impl Registry for Shelf {
         self.sight(play, self.tag(tag.as_str()))
     }
 
+    async fn first_sight(
+        &self,
+        caller: &Caller,
+        name: &RepositoryName,
+        tag: &Tag,
+        _: Reading,
+    ) -> Sighting {
+        self.resolve(caller, name, tag).await
+    }
+
+    async fn serve(&self, _: &Caller, _: &RepositoryName, digest: &Digest, _: Reading) -> Serving {
+        let found = self.manifests.lock().unwrap().get(digest).cloned();
+        match (self.play("serve", ""), found) {
+            (Play::Deny, _) => Serving::Other(answer(403)),
+            (Play::NotFound, _) | (_, None) => Serving::NotFound(answer(404)),
+            (Play::Refuse, _) => Serving::Wrong("other bytes"),
+            (Play::Unclear | Play::DoneButUnclear, _) => Serving::Unclear(Trouble::TimedOut),
+            (Play::Truth, Some(found)) => {
+                Serving::Good(Answer { body: found.bytes, ..answer(200) })
+            }
+        }
+    }
+
     async fn put(
         &self,
         _: &Caller,
@@ -202,7 +227,8 @@ impl House {
 
     fn with(shelf: Shelf) -> Self {
         let (ledger, shelf) = (Arc::new(Memory::new()), Arc::new(shelf));
-        let judge = Judge::new(Arc::<Memory>::clone(&ledger), Arc::<Shelf>::clone(&shelf));
+        let witness = Witness::new(Arc::<Memory>::clone(&ledger), Remembering::default());
+        let judge = Judge::new(Arc::new(witness), Arc::<Shelf>::clone(&shelf));
         Self { judge, ledger, shelf, options: Options::default() }
     }
 

@@ -5,6 +5,8 @@
 
 mod deletes;
 mod listing;
+mod meaning;
+mod serving;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +14,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use http::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, FORWARDED, HOST, LOCATION, USER_AGENT,
+    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, FORWARDED, HOST, IF_NONE_MATCH, LOCATION,
+    USER_AGENT,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use pingora::ErrorType;
@@ -24,10 +27,11 @@ use super::idle::Connections;
 use super::media::MediaTypes;
 use super::peer::{Origin, Peers};
 use super::{
-    Answer, Caller, Deleted, Fetched, Listing, Manifest, Place, Registry, Sighting, Trouble,
-    Written,
+    Answer, Caller, Deleted, Fetched, Listing, Manifest, Place, Reading, Registry, Serving,
+    Sighting, Trouble, Written,
 };
 use crate::name::{Algorithm, Digest, Reference, RepositoryName, Tag};
+use meaning::{digest_of, is_redirect, sighted, written};
 
 pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
@@ -53,12 +57,16 @@ const LOOKUP_HEADERS: [HeaderName; 8] = [
     HeaderName::from_static("x-request-id"),
 ];
 
+/// What of them goes to a host that the registry redirects to.
+const REDIRECT_HEADERS: [HeaderName; 4] =
+    [ACCEPT, IF_NONE_MATCH, USER_AGENT, HeaderName::from_static("x-request-id")];
+
 pub struct Client {
     peers: Arc<Peers>,
     media: Arc<MediaTypes>,
     /// Hosts (`name` or `name:port`) that the client's own reads may be redirected to.
     redirect_hosts: Vec<String>,
-    /// The largest manifest that is fetched.
+    /// The largest manifest that is read.
     max_manifest: usize,
     connections: Connections,
 }
@@ -79,6 +87,7 @@ impl Client {
         redirect_hosts: Vec<String>,
         max_manifest: usize,
     ) -> Self {
+        let max_manifest = max_manifest.max(serving::MAX_READ);
         let connections = Connections::new();
         Self { peers, media, redirect_hosts, max_manifest, connections }
     }
@@ -91,7 +100,17 @@ impl Client {
         path: &str,
         max: usize,
     ) -> Result<Answer, Trouble> {
-        let headers = self.lookup_headers(caller);
+        self.read_with(self.lookup_headers(caller), caller, method, path, max).await
+    }
+
+    async fn read_with(
+        &self,
+        mut headers: HeaderMap,
+        caller: &Caller,
+        method: &Method,
+        path: &str,
+        max: usize,
+    ) -> Result<Answer, Trouble> {
         let target = with_query(path, None, caller.namespace.as_deref());
         let request = request(method, &target, &headers)?;
         let mut answer = self.exchange(&self.peers, request, None, max, Repeat::Harmless).await?;
@@ -100,8 +119,8 @@ impl Client {
                 return Ok(answer);
             }
             let (origin, target) = self.redirect(&answer)?;
-            let mut headers = headers.clone();
-            headers.remove(AUTHORIZATION);
+            // Nothing of the client's but what it wants: another host is no business of its own.
+            headers = headers_of(&headers, &REDIRECT_HEADERS);
             headers.insert(HOST, header_value(&origin.authority())?);
             // Another host: its own addresses, the system's roots, no client certificate.
             let peers = Peers::new(origin, self.peers.timeouts().clone(), None, None);
@@ -112,12 +131,7 @@ impl Client {
     }
 
     fn lookup_headers(&self, caller: &Caller) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        for name in LOOKUP_HEADERS {
-            for value in caller.headers.get_all(&name) {
-                headers.append(&name, value.clone());
-            }
-        }
+        let mut headers = headers_of(&caller.headers, &LOOKUP_HEADERS);
         headers.insert(ACCEPT, self.media.accept().clone());
         headers
     }
@@ -287,6 +301,34 @@ impl Registry for Client {
         }
     }
 
+    async fn first_sight(
+        &self,
+        caller: &Caller,
+        repository: &RepositoryName,
+        tag: &Tag,
+        reading: Reading,
+    ) -> Sighting {
+        match reading {
+            Reading::Head => self.resolve(caller, repository, tag).await,
+            // The bytes are needed in any case, and a no has a body, as the client expects it.
+            Reading::Get => {
+                let path = manifest_path(repository, &Reference::Tag(tag.clone()));
+                self.read_and_hash(caller, &path).await
+            }
+        }
+    }
+
+    async fn serve(
+        &self,
+        caller: &Caller,
+        repository: &RepositoryName,
+        digest: &Digest,
+        reading: Reading,
+    ) -> Serving {
+        let path = manifest_path(repository, &Reference::Digest(*digest));
+        self.serve_manifest(caller, &path, digest, reading).await
+    }
+
     async fn put(
         &self,
         caller: &Caller,
@@ -397,45 +439,9 @@ impl Client {
     }
 }
 
-/// The answer of a look-up that found something, or what it means otherwise.
-#[expect(clippy::result_large_err, reason = "either side is the answer itself, moved once")]
-fn sighted(answer: Answer) -> Result<Answer, Sighting> {
-    match answer.status {
-        StatusCode::OK => Ok(answer),
-        StatusCode::NOT_FOUND => Err(Sighting::NotFound(answer)),
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS => {
-            Err(Sighting::Denied(answer))
-        }
-        status => Err(Sighting::Unclear(Trouble::Status(status.as_u16()))),
-    }
-}
-
-/// What the answer to a PUT says of it. Definitive is only what a registry says having looked at
-/// the request; a time-out or a failure on its side may still be carried out.
-fn written(answer: Answer, manifest: &Manifest) -> Written {
-    match answer.status.as_u16() {
-        201 => match answer.headers.get(CONTENT_DIGEST).map(digest_of).transpose() {
-            Ok(Some(digest)) if !digest.matches(&manifest.bytes) => {
-                tracing::error!(%digest, "the registry reports another digest than was pushed");
-                Written::Unknown(Trouble::Garbage("it reports another digest than was pushed"))
-            }
-            Err(trouble) => Written::Unknown(trouble),
-            Ok(_) => Written::Created(answer),
-        },
-        401 | 403 | 429 => Written::Denied(answer),
-        // A redirect of a write is "not written": taglock doesn't follow it, the client must not.
-        300..=399 | 400 | 404 | 405 | 409 | 412 | 413 | 415 | 422 => Written::Refused(answer),
-        status => Written::Unknown(Trouble::Status(status)),
-    }
-}
-
-fn digest_of(value: &HeaderValue) -> Result<Digest, Trouble> {
-    let text = value.to_str().ok().and_then(|text| Digest::parse(text).ok());
-    text.ok_or(Trouble::Garbage("its Docker-Content-Digest is no digest"))
-}
-
-fn is_redirect(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+fn headers_of(headers: &HeaderMap, names: &[HeaderName]) -> HeaderMap {
+    let values = names.iter().flat_map(|name| headers.get_all(name).iter().map(move |v| (name, v)));
+    values.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 /// The upstream target is built from parsed values, never from what the client sent.

@@ -60,6 +60,14 @@ impl ManifestQuery {
     }
 }
 
+/// `?ns=` of a read, which is passed on. Whatever else stands in the query of a read says nothing to a
+/// registry that is asked by digest.
+pub fn namespace(raw: Option<&str>) -> Option<String> {
+    let pairs = raw?.split('&').filter_map(|pair| pair.split_once('='));
+    let values = pairs.filter(|(key, _)| *key == "ns").filter_map(|(_, value)| decode(value).ok());
+    values.into_iter().find(|value| is_host(value))
+}
+
 fn decode(text: &str) -> Result<String, Rejection> {
     percent_decode_str(text)
         .decode_utf8()

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 
+use crate::ledger::witness::Witness;
 use crate::ledger::{Announcement, Ledger};
 use crate::rules::Rules;
 use crate::telemetry::Metrics;
@@ -21,7 +22,7 @@ const ROLL_OUT: u32 = 3;
 
 pub(super) struct Fleet {
     proxy: String,
-    ledger: Arc<dyn Ledger>,
+    ledger: Arc<Witness>,
     rules: Arc<ArcSwap<Rules>>,
     metrics: Arc<Metrics>,
     notices: Arc<Notices>,
@@ -29,7 +30,7 @@ pub(super) struct Fleet {
 
 impl Fleet {
     pub fn new(
-        ledger: Arc<dyn Ledger>,
+        ledger: Arc<Witness>,
         rules: Arc<ArcSwap<Rules>>,
         metrics: Arc<Metrics>,
         notices: Arc<Notices>,
@@ -49,6 +50,8 @@ impl Fleet {
             let text = "it lost entries, and what this proxy and the registry remember is bound anew; \
                         compare it with a backup";
             self.notices.put(Topic::Ledger, text);
+            let restored = self.ledger.restore_all().await;
+            tracing::error!(restored, "the ledger lost entries; what is remembered is bound again");
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::file::{default_address, plain_upstream};
 use super::problem::{Problem, Problems};
 use super::{Admin, Ledger, Limits, Listen, Log, OnOutage, Settings, Store, values};
+use crate::ledger::witness::Remembering;
 use crate::rules::{Deletes, Mutability, RefusalStyle, RepositoryPattern, Rule, Rules, Source};
 
 /// What `taglock serve` was given instead of a file.
@@ -68,6 +69,7 @@ pub fn from_flags(flags: Flags) -> Result<Settings, Problems> {
                 store: Store::Embedded { path: data },
                 id: None,
                 on_outage: OnOutage::Serve,
+                remembering: Remembering::default(),
             },
             admin: admin.map(|address| Admin { address, token: None }),
             limits: Limits::default(),

@@ -4,12 +4,14 @@ use std::path::PathBuf;
 
 use super::reader::Table;
 use super::{KeyPair, Ledger, OnOutage, Redis, Secret, Server, Servers, Store, pem, values};
+use crate::ledger::witness::Remembering;
 
 pub(super) fn ledger(table: Option<Table<'_>>) -> Option<Ledger> {
     let default = "taglock-data".into();
     let Some(mut table) = table else {
         let store = Store::Embedded { path: default };
-        return Some(Ledger { store, id: None, on_outage: OnOutage::Serve });
+        let remembering = Remembering::default();
+        return Some(Ledger { store, id: None, on_outage: OnOutage::Serve, remembering });
     };
     let stores = [("embedded", false), ("redis", true)];
     let shared = table.text("store", |t| values::word(t, &stores)).unwrap_or(false);
@@ -18,13 +20,20 @@ pub(super) fn ledger(table: Option<Table<'_>>) -> Option<Ledger> {
     let id = table.text("id", values::ledger_id);
     let outage = [("serve", OnOutage::Serve), ("strict", OnOutage::Strict)];
     let on_outage = table.text("on_ledger_outage", |t| values::word(t, &outage));
+    let defaults = Remembering::default();
+    let remembering = Remembering {
+        ttl: table.text("cache_ttl", values::duration).unwrap_or(defaults.ttl),
+        bytes: table
+            .text("cache_size", |t| values::size(t, 64 << 10..=64 << 30))
+            .map_or(defaults.bytes, |bytes| bytes as u64),
+    };
     table.finish();
     let store = if shared {
         Store::Redis(Box::new(redis?))
     } else {
         Store::Embedded { path: path.unwrap_or(default) }
     };
-    Some(Ledger { store, id, on_outage: on_outage.unwrap_or(OnOutage::Serve) })
+    Some(Ledger { store, id, on_outage: on_outage.unwrap_or(OnOutage::Serve), remembering })
 }
 
 /// The keys of the store `redis`; `None` where it is not the store, or can't be reached by them.

@@ -321,3 +321,63 @@ fn the_documented_file_has_every_key_and_no_other() {
     let settings = parse(documented).expect("the documented file is a working one");
     assert_eq!(settings.rules.iter().count(), 2);
 }
+
+/// The worked example for a mirror holds what names one release, and nothing that moves by design.
+#[test]
+fn the_example_for_a_docker_hub_mirror_pins_full_versions_alone() {
+    let settings = parse(include_str!("../../config/docker-hub-mirror.toml")).unwrap();
+    let repository = RepositoryName::parse("library/nginx").unwrap();
+    let rule = settings.rules.protecting(&repository).expect("it is in protected scope");
+    let held = |name: &str| rule.mutability_of(&Tag::parse(name).unwrap()) == Mutability::Immutable;
+    for name in [
+        "1.27.3",
+        "v2.10.0",
+        "3.20.1-alpine",
+        "1.27.3-alpine3.20",
+        "17.2.0-bookworm",
+        "8.0.404-jammy-amd64",
+        "10.0.14393.6529",
+        "2025-01-31",
+        "20250131",
+        "20250131-slim",
+        "1.0.0-rc.1",
+    ] {
+        assert!(held(name), "{name} names one release");
+    }
+    for name in [
+        "latest",
+        "edge",
+        "stable",
+        "stable-alpine",
+        "stable-alpine3.20",
+        "mainline",
+        "1",
+        "1.27",
+        "1-alpine",
+        "1.27-alpine",
+        "1.27-alpine3.20",
+        "v2",
+        "v2.10",
+        "bookworm",
+        "bookworm-slim",
+        "24.04",
+        "noble",
+        "nightly",
+        "17-bookworm",
+        "17.2-bookworm",
+        "sha256-0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef.sig",
+    ] {
+        assert!(!held(name), "{name} moves by design");
+    }
+    let postgres = RepositoryName::parse("library/postgres").unwrap();
+    let rule = settings.rules.protecting(&postgres).expect("it is in protected scope");
+    for (name, held) in [
+        ("17.2", Mutability::Immutable),
+        ("17.2-bookworm", Mutability::Immutable),
+        ("17", Mutability::Mutable),
+        ("17-bookworm", Mutability::Mutable),
+        ("latest", Mutability::Mutable),
+    ] {
+        assert_eq!(rule.mutability_of(&Tag::parse(name).unwrap()), held, "{name}");
+    }
+}

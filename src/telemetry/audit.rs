@@ -25,6 +25,8 @@ pub struct Decision {
 #[derive(Clone, Debug)]
 pub enum Subject {
     Push(Digest),
+    /// What a pull found, and bound the tag to.
+    Pull,
     Delete(Reference),
 }
 
@@ -32,13 +34,13 @@ impl Subject {
     fn pushed(&self) -> Option<String> {
         match self {
             Self::Push(digest) => Some(digest.to_string()),
-            Self::Delete(_) => None,
+            Self::Pull | Self::Delete(_) => None,
         }
     }
 
     fn deleted(&self) -> Option<String> {
         match self {
-            Self::Push(_) => None,
+            Self::Push(_) | Self::Pull => None,
             Self::Delete(reference) => Some(reference.to_string()),
         }
     }

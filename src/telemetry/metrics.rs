@@ -14,6 +14,7 @@ pub struct Metrics {
     refusals: IntCounterVec,
     dry_run: IntCounterVec,
     pushes: HistogramVec,
+    pulls: HistogramVec,
     ledger: HistogramVec,
     in_flight: IntGauge,
     settling: IntGauge,
@@ -27,6 +28,9 @@ const LEDGER_BUCKETS: [f64; 10] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 2.5];
 /// A push takes several round trips to the registry, and may wait for a rival.
 const PUSH_BUCKETS: [f64; 8] = [0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 5.0, 30.0];
+
+/// A pull is usually one round trip to the registry.
+const PULL_BUCKETS: [f64; 8] = [0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0];
 
 impl Default for Metrics {
     fn default() -> Self {
@@ -67,6 +71,12 @@ impl Metrics {
                 "Time from the last byte of a protected manifest to its verdict, by verdict.",
                 &["verdict"],
                 &PUSH_BUCKETS,
+            ),
+            pulls: histogram(
+                "taglock_protected_pull_seconds",
+                "Time from the request for a protected tag to what is answered, by outcome.",
+                &["outcome"],
+                &PULL_BUCKETS,
             ),
             ledger: histogram(
                 "taglock_ledger_call_seconds",
@@ -133,6 +143,10 @@ impl Metrics {
 
     pub fn push(&self, verdict: &'static str, took: Duration) {
         self.pushes.with_label_values(&[verdict]).observe(took.as_secs_f64());
+    }
+
+    pub fn pull(&self, outcome: &'static str, took: Duration) {
+        self.pulls.with_label_values(&[outcome]).observe(took.as_secs_f64());
     }
 
     pub fn ledger_call(&self, operation: &'static str, result: &'static str, took: Duration) {

@@ -152,7 +152,7 @@ fn skopeo_copies_an_index_with_all_its_images() {
 }
 
 /// podman and buildah share their options for storage.
-fn containers(program: &str, storage: &Path) -> Command {
+pub fn containers(program: &str, storage: &Path) -> Command {
     let mut command = Command::new(program);
     command.arg("--root").arg(storage.join("root")).arg("--runroot").arg(storage.join("run"));
     command.args(["--storage-driver", "vfs"]);
@@ -194,6 +194,10 @@ pub struct Docker {
 
 impl Docker {
     pub fn start() -> Self {
+        Self::with(&[])
+    }
+
+    pub fn with(more: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path();
         let mut command = Command::new("dockerd");
@@ -202,7 +206,7 @@ impl Docker {
         command.arg("--pidfile").arg(dir.join("pid"));
         command.arg("-H").arg(format!("unix://{}", dir.join("sock").display()));
         command.args(["--iptables=false", "--ip6tables=false", "--bridge=none"]);
-        command.args(["--storage-driver", "vfs"]);
+        command.args(["--storage-driver", "vfs"]).args(more);
         let daemon = Process::start("dockerd", command, dir);
         let docker = Self { _daemon: daemon, folder };
         eventually("docker", || run(docker.command().arg("version")).status.success());

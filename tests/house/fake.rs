@@ -47,6 +47,8 @@ struct State {
     tags: HashMap<(String, String), String>,
     plans: Vec<Plan>,
     seen: Vec<String>,
+    /// Paths with their queries.
+    targets: Vec<String>,
     /// The headers of each, as `name: value`.
     headers: Vec<Vec<String>>,
     violations: Vec<String>,
@@ -123,6 +125,11 @@ impl Fake {
         self.connections.load(Ordering::Relaxed)
     }
 
+    /// The paths of the requests so far, with their queries.
+    pub fn targets(&self) -> Vec<String> {
+        self.state.lock().unwrap().targets.clone()
+    }
+
     /// The headers of the last request.
     pub fn last_headers(&self) -> Vec<String> {
         self.state.lock().unwrap().headers.last().cloned().unwrap_or_default()
@@ -149,6 +156,7 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Reply {
     let method = request.method().to_string();
     let path = request.uri().path().to_owned();
     let query = request.uri().query().unwrap_or_default().to_owned();
+    let target = request.uri().to_string();
     let media_type = request
         .headers()
         .get("content-type")
@@ -162,6 +170,7 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Reply {
         let mut state = state.lock().unwrap();
         state.seen.push(format!("{method} {path}"));
         state.headers.push(headers);
+        state.targets.push(target);
         let plan = state
             .plans
             .iter_mut()

@@ -33,12 +33,12 @@ impl Redis {
         process
     }
 
-    fn stop(&mut self) {
+    pub fn stop(&mut self) {
         self.process.signal("-KILL");
         self.process.wait_for_end();
     }
 
-    fn restart(&mut self) {
+    pub fn restart(&mut self) {
         self.process = Self::spawn(&self.address, &self.folder, &[]);
     }
 
@@ -48,7 +48,7 @@ impl Redis {
     }
 }
 
-fn proxy(registry: &str, redis: &str, more: &str) -> Taglock {
+pub fn proxy(registry: &str, redis: &str, more: &str) -> Taglock {
     proxy_with(registry, redis, more, RULES)
 }
 
@@ -273,4 +273,30 @@ fn an_expected_ledger_that_is_gone_is_begun_only_by_an_operator() {
             assert!(fail(&mut taglock(verb)).contains("`ledger.id` names `other`"));
         }
     }
+}
+
+#[test]
+fn what_a_proxy_remembers_outlives_a_redis_that_lost_everything() {
+    let registry = Registry::start();
+    let redis = Redis::start(&[]);
+    let (first, second) = (
+        proxy(&registry.address, &redis.address, ""),
+        proxy(&registry.address, &redis.address, ""),
+    );
+    let (one, two) = (manifest("one"), manifest("two"));
+    for tag in ["v1", "v2"] {
+        assert_eq!(put(&first.address, "prod/app", tag, &one).status, 201);
+        // Behind taglock, where only the ledger tells that it is not so.
+        assert_eq!(put(&registry.address, "prod/app", tag, &two).status, 201);
+    }
+    redis.cli(&["FLUSHALL"]);
+    // The one that remembers refuses at once.
+    assert_eq!(put(&first.address, "prod/app", "v1", &two).status, 409);
+    assert_eq!(tag_of(&first.address, "prod/app", "v1"), Some(digest(&one)));
+    // What it was not asked for it binds again for the other one.
+    eventually("the binding", || first.process.log().contains("what is remembered is bound again"));
+    assert_eq!(put(&second.address, "prod/app", "v2", &two).status, 409);
+    assert_eq!(tag_of(&second.address, "prod/app", "v2"), Some(digest(&one)));
+    assert_eq!(put(&second.address, "prod/app", "v2", &one).status, 201, "and healed");
+    assert_eq!(tag_of(&registry.address, "prod/app", "v2"), Some(digest(&one)));
 }

@@ -20,6 +20,7 @@ mod harness;
 mod http;
 mod policies;
 mod program;
+mod pulls;
 mod pushes;
 mod reload;
 mod routes;

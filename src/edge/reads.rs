@@ -1,0 +1,140 @@
+//! Pulls of protected tags: from the client to the judge, and what it found back to the client.
+
+use std::time::Instant;
+
+use http::header::{CONTENT_LENGTH, HeaderValue};
+use http::{Method, StatusCode};
+use pingora::Result;
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+
+use super::Edge;
+use super::passage::Passage;
+use super::refusal::Refusal;
+use super::writes::{is_of_the_connection, legible, title_case};
+use crate::judge::pull::{Basis, Pull, Pulled};
+use crate::name::{RepositoryName, Tag};
+use crate::registry::{Answer, Reading};
+use crate::route::namespace;
+use crate::telemetry::audit::{Decision, Outcome, Subject, user_of};
+
+/// RFC 7234, section 5.5.7: a miscellaneous persistent warning, of an agent with no name.
+const UNVERIFIED: HeaderValue = HeaderValue::from_static(
+    "299 - \"taglock's ledger is down and this tag was not seen before: it is what the registry says\"",
+);
+
+impl Edge {
+    /// A GET or HEAD of a protected tag. False where the request is to stream after all.
+    pub(super) async fn read(
+        &self,
+        session: &mut Session,
+        passage: &mut Passage,
+        repository: &RepositoryName,
+        tag: &Tag,
+    ) -> Result<bool> {
+        let started = Instant::now();
+        let header = session.req_header();
+        let reading = if header.method == Method::HEAD { Reading::Head } else { Reading::Get };
+        let caller = self.caller(session, passage, namespace(header.uri.query()));
+        let pull =
+            Pull { repository: self.key(repository), tag: tag.clone(), strict: self.config.strict };
+        let pulled = self.rooms.judge.pull(pull, &caller, reading).await;
+        self.rooms.metrics.pull(pulled.label(), started.elapsed());
+        match pulled {
+            Pulled::Served { digest, answer, basis } => {
+                if basis == Basis::FirstSight {
+                    self.audit_first_sight(session, passage, repository, tag, digest);
+                }
+                self.pass_on(session, passage, reading, answer).await?;
+            }
+            Pulled::Relayed(answer) => {
+                let answer = if reading == Reading::Get { legible(answer) } else { answer };
+                self.pass_on(session, passage, reading, answer).await?;
+            }
+            Pulled::Unverified => {
+                tracing::warn!(
+                    id = %passage.id, %repository, %tag,
+                    "the ledger is down and the tag was never seen: the registry's answer is passed on"
+                );
+                passage.warning = Some(UNVERIFIED);
+                return Ok(false);
+            }
+            Pulled::Unknown => {
+                self.refuse(session, passage, Refusal::manifest_unknown()).await?;
+            }
+            Pulled::Wrong { digest, what } => {
+                tracing::error!(
+                    id = %passage.id, %repository, %tag, %digest, what,
+                    "the registry serves other bytes than it was asked for"
+                );
+                self.refuse(session, passage, Refusal::wrong_bytes(&digest, what)).await?;
+            }
+            Pulled::Undecided(unsure) => {
+                self.refuse(session, passage, Refusal::unsure(&unsure)).await?;
+            }
+        }
+        Ok(true)
+    }
+
+    fn audit_first_sight(
+        &self,
+        session: &Session,
+        passage: &Passage,
+        repository: &RepositoryName,
+        tag: &Tag,
+        digest: crate::name::Digest,
+    ) {
+        let rules = self.rooms.rules.load();
+        let decision = Decision {
+            id: passage.id.to_string(),
+            user: user_of(&session.req_header().headers),
+            client: passage.client.address,
+            repository: repository.clone(),
+            tags: vec![tag.clone()],
+            subject: Subject::Pull,
+            rule: rules.protecting(repository).map(|rule| rule.name.clone()),
+        };
+        let bound = Some(digest);
+        let outcome =
+            Outcome { label: "first-sight", bound, registry_status: Some(200), detail: None };
+        self.rooms.audit.record(&decision, &outcome);
+    }
+
+    /// Passes on what the registry said, as its answer to the request by tag would look.
+    async fn pass_on(
+        &self,
+        session: &mut Session,
+        passage: &Passage,
+        reading: Reading,
+        answer: Answer,
+    ) -> Result<()> {
+        let Answer { status, mut headers, body } = answer;
+        self.rewriting(passage).apply_to(&mut headers);
+        let mut header = ResponseHeader::build(status, Some(headers.len() + 2))?;
+        for (name, value) in &headers {
+            if !is_of_the_connection(name) {
+                header.append_header(title_case(name), value.clone())?;
+            }
+        }
+        if let Some(warning) = &passage.warning {
+            header.append_header("Warning", warning.clone())?;
+        }
+        let bodiless = reading == Reading::Head || status == StatusCode::NOT_MODIFIED;
+        if !bodiless {
+            header.insert_header("Content-Length", body.len())?;
+        } else if let Some(length) = headers.get(CONTENT_LENGTH) {
+            // The length of what a GET would bring.
+            header.insert_header("Content-Length", length.clone())?;
+        }
+        if !session.downstream_session.is_body_done() {
+            // A GET with a body is none of ours: what is left of it must not be the next request.
+            session.set_keepalive(None);
+        }
+        let empty = bodiless || body.is_empty();
+        session.write_response_header(Box::new(header), empty).await?;
+        if !empty {
+            session.write_response_body(Some(body), true).await?;
+        }
+        Ok(())
+    }
+}

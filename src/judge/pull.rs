@@ -1,0 +1,306 @@
+//! The protocol of a pull by tag as a step machine: no I/O, no clock.
+//!
+//! What the ledger holds decides what is served, never what the registry has under the tag: a tag
+//! that was moved behind taglock is the image it was. Only a tag that the ledger has never heard of
+//! is asked for in the registry, and bound to what is there, before anything is served.
+
+use crate::ledger::witness::Known;
+use crate::ledger::{Entry, Origin, RepositoryKey, Seal, Unavailable};
+use crate::name::{Digest, Tag};
+use crate::registry::{Serving, Sighting, Trouble};
+
+/// How often a pull may start over: each time, somebody else has got ahead of it.
+const LOOKUPS: u8 = 8;
+
+/// GET or HEAD of a manifest by a tag that a rule makes immutable.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Pull {
+    pub repository: RepositoryKey,
+    pub tag: Tag,
+    /// Whether a tag never seen is refused while the ledger is down (`on_ledger_outage`).
+    pub strict: bool,
+}
+
+/// What the machine wants done next; each action is answered by one event.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// What the tag is bound to, as far as memory or the ledger tells. → [`Event::Known`]
+    Recall,
+    /// As `Recall`, and the ledger is asked in any case. → [`Event::Known`]
+    Lookup,
+    /// HEAD by tag. → [`Event::Seen`]
+    Look,
+    /// The tag, checked against the bytes. → [`Event::Seen`]
+    Resolve,
+    /// HEAD by digest. → [`Event::Seen`]
+    LookAt(Digest),
+    /// → [`Event::Sealed`]
+    Seal { digest: Digest, origin: Origin },
+    /// The client's own request, by digest. → [`Event::Served`]
+    Serve(Digest),
+}
+
+/// What became of an action.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event<A> {
+    Known(Known),
+    Seen(Sighting<A>),
+    Sealed(Result<Seal, Unavailable>),
+    Served(Serving<A>),
+}
+
+/// What the machine says after an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step<A> {
+    Do(Action),
+    Done(Pulled<A>),
+}
+
+/// The end of a pull.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pulled<A> {
+    /// The registry's answer for what the tag is bound to.
+    Served { digest: Digest, answer: A, basis: Basis },
+    /// The registry let this client in, and no image may be served under the tag.
+    Unknown,
+    /// The registry's own no.
+    Relayed(A),
+    /// Nobody knows what the tag is bound to: the registry's answer by tag, with a warning.
+    Unverified,
+    /// The registry has other bytes under the digest, or says so.
+    Wrong { digest: Digest, what: &'static str },
+    /// The truth could not be found out.
+    Undecided(Unsure),
+}
+
+/// What a served digest rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Basis {
+    /// The ledger's word, now or a moment ago.
+    Ledger,
+    /// This pull has bound the tag.
+    FirstSight,
+    /// What was last seen, while the ledger is down.
+    Memory,
+}
+
+/// Why a pull has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Unsure {
+    #[error(transparent)]
+    Ledger(#[from] Unavailable),
+    #[error("{0}")]
+    Registry(#[from] Trouble),
+    #[error("the tag is being written; pull again")]
+    Busy,
+}
+
+impl<A> Pulled<A> {
+    /// The closed set of outcomes in metrics.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Served { basis: Basis::Ledger, .. } => "served",
+            Self::Served { basis: Basis::FirstSight, .. } => "first-sight",
+            Self::Served { basis: Basis::Memory, .. } => "remembered",
+            Self::Unknown => "unknown",
+            Self::Relayed(_) => "relayed",
+            Self::Unverified => "unverified",
+            Self::Wrong { .. } => "wrong",
+            Self::Undecided(_) => "undecided",
+        }
+    }
+}
+
+/// One pull on its way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Machine<A> {
+    pub(super) pull: Pull,
+    phase: Phase<A>,
+    lookups: u8,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Phase<A> {
+    Recalling,
+    /// The ledger is asked again, because what memory named is not in the registry: this digest,
+    /// with this answer.
+    Doubting(Digest, A),
+    /// The registry is asked whether it has what is claimed.
+    Looking(Digest),
+    Resolving,
+    Sealing(Digest, Origin),
+    /// Whether this client may know of a withdrawn tag.
+    LettingIn,
+    Serving(Digest, Source),
+    Ended,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Source {
+    Sure(Basis),
+    /// Memory, younger than its time to live.
+    Fresh,
+}
+
+impl<A: Clone> Machine<A> {
+    /// A machine and its first action.
+    pub fn new(pull: Pull) -> (Self, Action) {
+        (Self { pull, phase: Phase::Recalling, lookups: 1 }, Action::Recall)
+    }
+
+    pub fn pull(&self) -> &Pull {
+        &self.pull
+    }
+
+    /// Takes the outcome of the last action.
+    ///
+    /// # Panics
+    /// When the event does not answer the action: a mistake of the driver, not of the world.
+    pub fn on(&mut self, event: Event<A>) -> Step<A> {
+        match (std::mem::replace(&mut self.phase, Phase::Ended), event) {
+            (Phase::Recalling, Event::Known(known)) => self.known(known),
+            (Phase::Doubting(digest, answer), Event::Known(known)) => {
+                self.doubted(digest, answer, known)
+            }
+            (Phase::Looking(digest), Event::Seen(seen)) => self.looked(digest, seen),
+            (Phase::Resolving, Event::Seen(seen)) => self.resolved(seen),
+            (Phase::Sealing(digest, origin), Event::Sealed(sealed)) => {
+                self.sealed(digest, origin, sealed)
+            }
+            (Phase::LettingIn, Event::Seen(seen)) => match seen {
+                // The image may be there still, under another tag.
+                Sighting::Found(_) | Sighting::NotFound(_) => Step::Done(Pulled::Unknown),
+                Sighting::Denied(answer) => Step::Done(Pulled::Relayed(answer)),
+                Sighting::Unclear(trouble) => self.unsure(trouble),
+            },
+            (Phase::Serving(digest, source), Event::Served(serving)) => {
+                self.served(digest, source, serving)
+            }
+            (_, _) => panic!("an event that answers no action"),
+        }
+    }
+
+    fn known(&mut self, known: Known) -> Step<A> {
+        match known {
+            Known::Fresh(digest) => self.serve(digest, Source::Fresh),
+            Known::Remembered(digest) => self.serve(digest, Source::Sure(Basis::Memory)),
+            Known::Nothing(error) => self.outage(error),
+            Known::Entry(Entry::Absent) => self.act(Phase::Resolving, Action::Resolve),
+            // A claim is what its tag will be, if anything: another image there was written behind
+            // taglock, and none may still become none.
+            Known::Entry(Entry::Pending(pending)) => {
+                self.act(Phase::Looking(pending.digest), Action::Look)
+            }
+            Known::Entry(Entry::Sealed(sealed)) => match sealed.withdrawn {
+                None => self.serve(sealed.digest, Source::Sure(Basis::Ledger)),
+                // Deleted, whatever the registry may still have under its digest.
+                Some(_) => self.act(Phase::LettingIn, Action::LookAt(sealed.digest)),
+            },
+        }
+    }
+
+    fn looked(&mut self, claimed: Digest, seen: Sighting<A>) -> Step<A> {
+        match seen {
+            Sighting::Found(digest) if digest == claimed => self.seal(digest, Origin::Push),
+            Sighting::Found(_) | Sighting::NotFound(_) => Step::Done(Pulled::Unknown),
+            Sighting::Denied(answer) => Step::Done(Pulled::Relayed(answer)),
+            Sighting::Unclear(trouble) => self.unsure(trouble),
+        }
+    }
+
+    fn resolved(&mut self, seen: Sighting<A>) -> Step<A> {
+        match seen {
+            Sighting::Found(digest) => self.seal(digest, Origin::FirstSight),
+            Sighting::NotFound(answer) | Sighting::Denied(answer) => {
+                Step::Done(Pulled::Relayed(answer))
+            }
+            Sighting::Unclear(trouble) => self.unsure(trouble),
+        }
+    }
+
+    /// Binds the tag before anything is served: two first pulls of a moving tag get one image.
+    fn seal(&mut self, digest: Digest, origin: Origin) -> Step<A> {
+        self.act(Phase::Sealing(digest, origin), Action::Seal { digest, origin })
+    }
+
+    fn sealed(
+        &mut self,
+        digest: Digest,
+        origin: Origin,
+        sealed: Result<Seal, Unavailable>,
+    ) -> Step<A> {
+        match sealed {
+            Ok(Seal::Sealed) => {
+                let basis = match origin {
+                    Origin::FirstSight => Basis::FirstSight,
+                    Origin::Push | Origin::Import => Basis::Ledger,
+                };
+                self.serve(digest, Source::Sure(basis))
+            }
+            Ok(Seal::Conflict(_)) if self.lookups < LOOKUPS => {
+                self.lookups += 1;
+                self.act(Phase::Recalling, Action::Lookup)
+            }
+            Ok(Seal::Conflict(_)) => Step::Done(Pulled::Undecided(Unsure::Busy)),
+            Err(error) => self.outage(error),
+        }
+    }
+
+    /// The ledger can't be asked, and this proxy has never seen what the tag is bound to.
+    fn outage(&mut self, error: Unavailable) -> Step<A> {
+        Step::Done(if self.pull.strict {
+            Pulled::Undecided(error.into())
+        } else {
+            Pulled::Unverified
+        })
+    }
+
+    fn serve(&mut self, digest: Digest, source: Source) -> Step<A> {
+        self.act(Phase::Serving(digest, source), Action::Serve(digest))
+    }
+
+    fn served(&mut self, digest: Digest, source: Source, serving: Serving<A>) -> Step<A> {
+        match (serving, source) {
+            (Serving::Good(answer), Source::Fresh) => {
+                Step::Done(Pulled::Served { digest, answer, basis: Basis::Ledger })
+            }
+            (Serving::Good(answer), Source::Sure(basis)) => {
+                Step::Done(Pulled::Served { digest, answer, basis })
+            }
+            // The name may have been let go of elsewhere.
+            (Serving::NotFound(answer), Source::Fresh) => {
+                self.lookups += 1;
+                self.act(Phase::Doubting(digest, answer), Action::Lookup)
+            }
+            (Serving::NotFound(answer), Source::Sure(_)) | (Serving::Other(answer), _) => {
+                Step::Done(Pulled::Relayed(answer))
+            }
+            (Serving::Wrong(what), _) => Step::Done(Pulled::Wrong { digest, what }),
+            (Serving::Unclear(trouble), _) => self.unsure(trouble),
+        }
+    }
+
+    fn doubted(&mut self, digest: Digest, answer: A, known: Known) -> Step<A> {
+        match &known {
+            // A deleted image: the name stays bound.
+            Known::Entry(Entry::Sealed(sealed))
+                if sealed.digest == digest && sealed.withdrawn.is_none() =>
+            {
+                Step::Done(Pulled::Relayed(answer))
+            }
+            Known::Fresh(_) | Known::Remembered(_) | Known::Nothing(_) => {
+                Step::Done(Pulled::Relayed(answer))
+            }
+            Known::Entry(_) => self.known(known),
+        }
+    }
+
+    fn unsure(&mut self, trouble: Trouble) -> Step<A> {
+        Step::Done(Pulled::Undecided(trouble.into()))
+    }
+
+    fn act(&mut self, phase: Phase<A>, action: Action) -> Step<A> {
+        self.phase = phase;
+        Step::Do(action)
+    }
+}

@@ -1,0 +1,63 @@
+//! The driver of a pull: what [`pull::Machine`] asks for, done.
+
+use super::pull::{Action, Event, Machine, Pull, Pulled, Step, Unsure};
+use super::{Judge, OLDER_WRITES};
+use crate::ledger::Ledger;
+use crate::name::Reference;
+use crate::registry::{Answer, Caller, Reading};
+
+impl Judge {
+    /// Takes a GET or HEAD of a protected tag to its end.
+    pub async fn pull(&self, pull: Pull, caller: &Caller, reading: Reading) -> Pulled<Answer> {
+        let (mut machine, mut action) = Machine::new(pull);
+        loop {
+            let event = match self.act_for_pull(machine.pull(), caller, reading, action).await {
+                Ok(event) => event,
+                Err(unsure) => return Pulled::Undecided(unsure),
+            };
+            match machine.on(event) {
+                Step::Do(next) => action = next,
+                Step::Done(pulled) => return pulled,
+            }
+        }
+    }
+
+    async fn act_for_pull(
+        &self,
+        pull: &Pull,
+        caller: &Caller,
+        reading: Reading,
+        action: Action,
+    ) -> Result<Event<Answer>, Unsure> {
+        let Pull { repository: key, tag, strict: _ } = pull;
+        let name = &key.repository;
+        let tags = std::slice::from_ref(tag);
+        Ok(match action {
+            Action::Recall => Event::Known(self.ledger.known(key, tag).await),
+            Action::Lookup => Event::Known(self.ledger.asked(key, tag).await),
+            Action::Look => {
+                let reference = Reference::Tag(tag.clone());
+                Event::Seen(self.registry.look(caller, name, &reference).await)
+            }
+            Action::Resolve => {
+                // A write that older rules let through unjudged could move what is seen now.
+                if self.unjudged.none(key, tags, OLDER_WRITES).await.is_err() {
+                    return Err(Unsure::Busy);
+                }
+                Event::Seen(self.registry.first_sight(caller, name, tag, reading).await)
+            }
+            Action::LookAt(digest) => {
+                let reference = Reference::Digest(digest);
+                Event::Seen(self.registry.look(caller, name, &reference).await)
+            }
+            Action::Seal { digest, origin } => {
+                let sealed = self.ledger.seal(key, tags, &digest, origin).await;
+                self.rivals.wake(key, tags);
+                Event::Sealed(sealed)
+            }
+            Action::Serve(digest) => {
+                Event::Served(self.registry.serve(caller, name, &digest, reading).await)
+            }
+        })
+    }
+}

@@ -1,0 +1,392 @@
+//! Any ledger, and what this proxy has seen in it: sealed entries, remembered for pulls.
+//!
+//! A sealed entry changes only when an operator, a delete or a mutable rule lets go of its name, so
+//! a pull may go by one that was seen a minute ago, and by any that was seen while the ledger is
+//! down. Pushes never do: `lookup` asks the store. Absent and pending entries are not remembered.
+//!
+//! A ledger that is known to have lost entries is met with caution: what was remembered from before the
+//! loss is bound again, before anything else may be. See `docs/decisions/0010-lost-ledgers.md`.
+
+mod restore;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+use tokio::time::{Instant, timeout};
+
+use super::losses::Losses;
+use super::{
+    Announcement, AttemptId, Claim, Entry, Holder, Identity, Ledger, Listed, Origin, Position,
+    Release, RepositoryKey, Seal, Sealed, Timestamp, Token, Unavailable,
+};
+use crate::name::{Digest, Tag};
+
+/// After a failure, what is remembered is served for so long before the ledger is asked again.
+const DOWN: Duration = Duration::from_secs(3);
+/// How long a pull waits for a ledger that it can do without, or that was down a moment ago.
+const SHORT: Duration = Duration::from_millis(300);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remembering {
+    /// How long a pull may go by an entry without asking for it again.
+    pub ttl: Duration,
+    /// The memory all remembered entries may take, in bytes.
+    pub bytes: u64,
+}
+
+impl Default for Remembering {
+    fn default() -> Self {
+        Self { ttl: Duration::from_secs(60), bytes: 32 << 20 }
+    }
+}
+
+/// What a pull has to go by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// The ledger's word of this moment.
+    Entry(Entry),
+    /// Sealed with this, seen less than the time to live ago.
+    Fresh(Digest),
+    /// Sealed with this when it was last seen; the ledger can't be asked now.
+    Remembered(Digest),
+    /// The ledger can't be asked, and this proxy has not seen the tag.
+    Nothing(Unavailable),
+}
+
+/// The last this proxy has seen of a sealed tag.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recollection {
+    pub digest: Digest,
+    /// `None` where this proxy sealed it, or met its seal, and has not looked it up since.
+    pub details: Option<Details>,
+    /// False once the ledger was seen to hold something else, or nothing: not served any more.
+    pub stands: bool,
+    seen: Instant,
+    /// How often the ledger was known to have lost entries of the repository when this was seen.
+    losses: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Details {
+    pub origin: Origin,
+    pub since: Timestamp,
+    pub sequence: u64,
+}
+
+/// A ledger whose sealed entries are remembered.
+pub struct Witness {
+    inner: Arc<dyn Ledger>,
+    memory: Cache<Box<str>, Recollection, Weight>,
+    ttl: Duration,
+    /// Counts what was forgotten: a look-up that began before must not bring it back.
+    forgotten: AtomicU64,
+    /// When the ledger last failed, until it answers again.
+    failed: Mutex<Option<Instant>>,
+}
+
+/// The bytes an entry takes: its key, itself, and the cache's own book-keeping.
+#[derive(Clone)]
+struct Weight;
+
+impl Weighter<Box<str>, Recollection> for Weight {
+    fn weight(&self, key: &Box<str>, _: &Recollection) -> u64 {
+        const OVERHEAD: usize = 64;
+        (key.len() + size_of::<Box<str>>() + size_of::<Recollection>() + OVERHEAD) as u64
+    }
+}
+
+fn key_of(repository: &RepositoryKey, tag: &Tag) -> Box<str> {
+    // Neither a name nor a tag holds a colon.
+    format!("{}:{}:{tag}", repository.upstream, repository.repository).into()
+}
+
+impl Witness {
+    pub fn new(inner: Arc<dyn Ledger>, remembering: Remembering) -> Self {
+        let Remembering { ttl, bytes } = remembering;
+        // A guess at the number of entries, for the cache's first allocations.
+        let entries = usize::try_from(bytes / 256).unwrap_or(usize::MAX).max(16);
+        let memory = Cache::with_weighter(entries, bytes, Weight);
+        Self { inner, memory, ttl, forgotten: AtomicU64::new(0), failed: Mutex::new(None) }
+    }
+
+    /// What a pull has to go by, without a round trip where memory will do.
+    pub async fn known(&self, repository: &RepositoryKey, tag: &Tag) -> Known {
+        match self.recall(repository, tag) {
+            Some(seen) if seen.seen.elapsed() < self.ttl => Known::Fresh(seen.digest),
+            Some(seen) if self.failed_lately() => Known::Remembered(seen.digest),
+            _ => self.asked(repository, tag).await,
+        }
+    }
+
+    /// As `known`, and the ledger is asked in any case.
+    pub async fn asked(&self, repository: &RepositoryKey, tag: &Tag) -> Known {
+        let lookup = self.lookup(repository, std::slice::from_ref(tag));
+        let result = if self.recall(repository, tag).is_some() || self.failed_lately() {
+            match timeout(SHORT, lookup).await {
+                Ok(result) => result,
+                Err(_) => self.noted(Err(Unavailable::TimedOut)),
+            }
+        } else {
+            // Whatever patience the ledger itself has.
+            lookup.await
+        };
+        let error = match result.map(|mut entries| entries.pop()) {
+            Ok(Some(entry)) => return Known::Entry(entry),
+            Ok(None) => Unavailable::Store("no entry was returned".into()),
+            Err(error) => error,
+        };
+        match self.recall(repository, tag) {
+            Some(seen) => Known::Remembered(seen.digest),
+            None => Known::Nothing(error),
+        }
+    }
+
+    /// The last this proxy has seen of a sealed tag, whether or not it stands: a witness where a
+    /// ledger has lost data.
+    pub fn last_seen(&self, repository: &RepositoryKey, tag: &Tag) -> Option<Recollection> {
+        self.memory.get(&key_of(repository, tag))
+    }
+
+    fn recall(&self, repository: &RepositoryKey, tag: &Tag) -> Option<Recollection> {
+        self.last_seen(repository, tag).filter(|seen| seen.stands)
+    }
+
+    fn failed_lately(&self) -> bool {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.is_some_and(|failed| failed.elapsed() < DOWN)
+    }
+
+    /// Passes a result on, having noted whether the ledger answers.
+    fn noted<T>(&self, result: Result<T, Unavailable>) -> Result<T, Unavailable> {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        match &result {
+            Ok(_) => *failed = None,
+            Err(_) => *failed = Some(Instant::now()),
+        }
+        result
+    }
+
+    /// When a call begins: what it brings is as old as that.
+    fn begin(&self, repository: &RepositoryKey) -> Beginning {
+        Beginning {
+            at: Instant::now(),
+            forgotten: self.forgotten.load(Ordering::Acquire),
+            losses: self.lost(repository),
+        }
+    }
+
+    fn lost(&self, repository: &RepositoryKey) -> u64 {
+        self.inner.losses().map_or(0, |losses| losses.of(repository))
+    }
+
+    fn note(&self, repository: &RepositoryKey, tag: &Tag, entry: &Entry, beginning: &Beginning) {
+        match entry {
+            Entry::Sealed(sealed) if sealed.withdrawn.is_none() => {
+                let Sealed { digest, origin, since, sequence, withdrawn: _ } = *sealed;
+                let details = Some(Details { origin, since, sequence });
+                self.remember(repository, tag, digest, details, beginning);
+            }
+            Entry::Absent | Entry::Pending(_) | Entry::Sealed(_) => self.stop(repository, tag),
+        }
+    }
+
+    fn remember(
+        &self,
+        repository: &RepositoryKey,
+        tag: &Tag,
+        digest: Digest,
+        details: Option<Details>,
+        beginning: &Beginning,
+    ) {
+        let known = self.last_seen(repository, tag).filter(|seen| seen.digest == digest);
+        let details = details.or(known.and_then(|seen| seen.details));
+        let Beginning { at, losses, .. } = *beginning;
+        let recollection = Recollection { digest, details, stands: true, seen: at, losses };
+        let key = key_of(repository, tag);
+        self.memory.insert(key.clone(), recollection);
+        // Something was forgotten meanwhile, perhaps this: it is asked for again.
+        if self.forgotten.load(Ordering::Acquire) != beginning.forgotten {
+            self.memory.remove(&key);
+        }
+    }
+
+    /// Serves it no more, but knows it still.
+    fn stop(&self, repository: &RepositoryKey, tag: &Tag) {
+        if let Some(seen) = self.recall(repository, tag) {
+            self.forgotten.fetch_add(1, Ordering::AcqRel);
+            let seen = Recollection { stands: false, ..seen };
+            self.memory.insert(key_of(repository, tag), seen);
+        }
+    }
+
+    /// The name was let go of, on purpose: there is nothing to witness.
+    fn forget(&self, repository: &RepositoryKey, tag: &Tag) {
+        self.forgotten.fetch_add(1, Ordering::AcqRel);
+        self.memory.remove(&key_of(repository, tag));
+    }
+
+    fn note_holders(&self, repository: &RepositoryKey, holders: &[Holder], begun: &Beginning) {
+        for Holder { tag, entry } in holders {
+            self.note(repository, tag, entry, begun);
+        }
+    }
+}
+
+struct Beginning {
+    at: Instant,
+    forgotten: u64,
+    losses: u64,
+}
+
+#[async_trait]
+impl Ledger for Witness {
+    async fn lookup(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+    ) -> Result<Vec<Entry>, Unavailable> {
+        let begun = self.begin(repository);
+        let mut entries = self.noted(self.inner.lookup(repository, tags).await)?;
+        if self.restored(repository, tags, &entries).await? {
+            entries = self.noted(self.inner.lookup(repository, tags).await)?;
+        }
+        for (tag, entry) in tags.iter().zip(&entries) {
+            self.note(repository, tag, entry, &begun);
+        }
+        Ok(entries)
+    }
+
+    async fn claim(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+        digest: &Digest,
+        attempt: AttemptId,
+    ) -> Result<Claim, Unavailable> {
+        let begun = self.begin(repository);
+        let claim = self.noted(self.inner.claim(repository, tags, digest, attempt).await)?;
+        match &claim {
+            Claim::Granted { sealed, .. } => {
+                for tag in tags {
+                    if sealed.contains(tag) {
+                        self.remember(repository, tag, *digest, None, &begun);
+                    } else {
+                        self.stop(repository, tag);
+                    }
+                }
+            }
+            Claim::Held(holders) => self.note_holders(repository, holders, &begun),
+        }
+        Ok(claim)
+    }
+
+    async fn seal(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+        digest: &Digest,
+        origin: Origin,
+    ) -> Result<Seal, Unavailable> {
+        let begun = self.begin(repository);
+        let seal = self.noted(self.inner.seal(repository, tags, digest, origin).await)?;
+        match &seal {
+            Seal::Sealed => {
+                for tag in tags {
+                    self.remember(repository, tag, *digest, None, &begun);
+                }
+            }
+            Seal::Conflict(holders) => self.note_holders(repository, holders, &begun),
+        }
+        Ok(seal)
+    }
+
+    async fn abort(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+        digest: &Digest,
+        attempt: AttemptId,
+    ) -> Result<(), Unavailable> {
+        self.noted(self.inner.abort(repository, tags, digest, attempt).await)
+    }
+
+    async fn release(
+        &self,
+        repository: &RepositoryKey,
+        tag: &Tag,
+        token: Token,
+    ) -> Result<Release, Unavailable> {
+        let result = self.noted(self.inner.release(repository, tag, token).await);
+        // One that failed may have happened.
+        self.forget(repository, tag);
+        result
+    }
+
+    async fn withdraw(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+        digest: &Digest,
+    ) -> Result<(), Unavailable> {
+        let result = self.noted(self.inner.withdraw(repository, tags, digest).await);
+        for tag in tags {
+            self.stop(repository, tag);
+        }
+        result
+    }
+
+    async fn supersede(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+    ) -> Result<Vec<Holder>, Unavailable> {
+        let result = self.noted(self.inner.supersede(repository, tags).await);
+        for tag in tags {
+            self.forget(repository, tag);
+        }
+        result
+    }
+
+    async fn bound_to(
+        &self,
+        repository: &RepositoryKey,
+        digest: &Digest,
+    ) -> Result<Vec<Tag>, Unavailable> {
+        self.noted(self.inner.bound_to(repository, digest).await)
+    }
+
+    async fn list(
+        &self,
+        after: Option<&Position>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, Unavailable> {
+        self.noted(self.inner.list(after, limit).await)
+    }
+
+    async fn identity(&self) -> Result<Identity, Unavailable> {
+        self.noted(self.inner.identity().await)
+    }
+
+    async fn sequence(&self, repository: &RepositoryKey) -> Result<u64, Unavailable> {
+        self.noted(self.inner.sequence(repository).await)
+    }
+
+    async fn announce(&self, own: &Announcement) -> Result<Vec<Announcement>, Unavailable> {
+        self.noted(self.inner.announce(own).await)
+    }
+
+    fn losses(&self) -> Option<&Losses> {
+        self.inner.losses()
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,371 @@
+use super::*;
+use crate::ledger::contract;
+use crate::ledger::memory::Memory;
+use crate::name::{Algorithm, RepositoryName, UpstreamName};
+
+/// A ledger that can be taken away and brought back, and counts its look-ups.
+struct Switch {
+    inner: Memory,
+    fault: Mutex<Option<Fault>>,
+    lookups: AtomicU64,
+}
+
+#[derive(Clone, Copy)]
+enum Fault {
+    Fails,
+    Hangs,
+}
+
+impl Switch {
+    fn set(&self, fault: Option<Fault>) {
+        *self.fault.lock().unwrap() = fault;
+    }
+
+    fn lookups(&self) -> u64 {
+        self.lookups.swap(0, Ordering::Relaxed)
+    }
+
+    async fn up(&self) -> Result<(), Unavailable> {
+        let fault = *self.fault.lock().unwrap();
+        match fault {
+            None => Ok(()),
+            Some(Fault::Fails) => Err(Unavailable::Store("down".into())),
+            Some(Fault::Hangs) => std::future::pending().await,
+        }
+    }
+}
+
+#[async_trait]
+impl Ledger for Switch {
+    async fn lookup(&self, key: &RepositoryKey, tags: &[Tag]) -> Result<Vec<Entry>, Unavailable> {
+        self.lookups.fetch_add(1, Ordering::Relaxed);
+        self.up().await?;
+        self.inner.lookup(key, tags).await
+    }
+
+    async fn claim(
+        &self,
+        key: &RepositoryKey,
+        tags: &[Tag],
+        digest: &Digest,
+        attempt: AttemptId,
+    ) -> Result<Claim, Unavailable> {
+        self.up().await?;
+        self.inner.claim(key, tags, digest, attempt).await
+    }
+
+    async fn seal(
+        &self,
+        key: &RepositoryKey,
+        tags: &[Tag],
+        digest: &Digest,
+        origin: Origin,
+    ) -> Result<Seal, Unavailable> {
+        self.up().await?;
+        self.inner.seal(key, tags, digest, origin).await
+    }
+
+    async fn abort(
+        &self,
+        key: &RepositoryKey,
+        tags: &[Tag],
+        digest: &Digest,
+        attempt: AttemptId,
+    ) -> Result<(), Unavailable> {
+        self.inner.abort(key, tags, digest, attempt).await
+    }
+
+    async fn release(
+        &self,
+        key: &RepositoryKey,
+        tag: &Tag,
+        token: Token,
+    ) -> Result<Release, Unavailable> {
+        self.inner.release(key, tag, token).await
+    }
+
+    async fn withdraw(
+        &self,
+        key: &RepositoryKey,
+        tags: &[Tag],
+        digest: &Digest,
+    ) -> Result<(), Unavailable> {
+        self.inner.withdraw(key, tags, digest).await
+    }
+
+    async fn supersede(
+        &self,
+        key: &RepositoryKey,
+        tags: &[Tag],
+    ) -> Result<Vec<Holder>, Unavailable> {
+        self.inner.supersede(key, tags).await
+    }
+
+    async fn bound_to(
+        &self,
+        key: &RepositoryKey,
+        digest: &Digest,
+    ) -> Result<Vec<Tag>, Unavailable> {
+        self.inner.bound_to(key, digest).await
+    }
+
+    async fn list(
+        &self,
+        after: Option<&Position>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, Unavailable> {
+        self.inner.list(after, limit).await
+    }
+
+    async fn identity(&self) -> Result<Identity, Unavailable> {
+        self.inner.identity().await
+    }
+
+    async fn sequence(&self, key: &RepositoryKey) -> Result<u64, Unavailable> {
+        self.inner.sequence(key).await
+    }
+
+    async fn announce(&self, own: &Announcement) -> Result<Vec<Announcement>, Unavailable> {
+        self.inner.announce(own).await
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}
+
+const TTL: Duration = Duration::from_secs(60);
+
+fn house() -> (Arc<Switch>, Witness) {
+    let inner =
+        Switch { inner: Memory::new(), fault: Mutex::new(None), lookups: AtomicU64::new(0) };
+    let inner = Arc::new(inner);
+    let witness = Witness::new(Arc::<Switch>::clone(&inner), Remembering::default());
+    (inner, witness)
+}
+
+fn key() -> RepositoryKey {
+    RepositoryKey {
+        upstream: UpstreamName::parse("default").unwrap(),
+        repository: RepositoryName::parse("prod/app").unwrap(),
+    }
+}
+
+fn tag(name: &str) -> Tag {
+    Tag::parse(name).unwrap()
+}
+
+fn digest(seed: &str) -> Digest {
+    Digest::of(Algorithm::Sha256, seed.as_bytes())
+}
+
+async fn seal(ledger: &dyn Ledger, name: &str, seed: &str) {
+    let sealed = ledger.seal(&key(), &[tag(name)], &digest(seed), Origin::Push).await;
+    assert_eq!(sealed, Ok(Seal::Sealed));
+}
+
+async fn release(ledger: &dyn Ledger, name: &str) {
+    let Entry::Sealed(sealed) = ledger.lookup(&key(), &[tag(name)]).await.unwrap().remove(0) else {
+        panic!("it is not sealed");
+    };
+    let released = ledger.release(&key(), &tag(name), sealed.token()).await;
+    assert_eq!(released, Ok(Release::Freed));
+}
+
+#[tokio::test]
+async fn a_witnessed_ledger_keeps_the_contract() {
+    contract::holds(&house().1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn pulls_go_by_memory_within_its_time_and_pushes_never_do() {
+    let (inner, witness) = house();
+    seal(&*inner, "v1", "one").await;
+    assert!(matches!(witness.known(&key(), &tag("v1")).await, Known::Entry(Entry::Sealed(_))));
+    inner.lookups();
+    for _ in 0..5 {
+        assert_eq!(witness.known(&key(), &tag("v1")).await, Known::Fresh(digest("one")));
+    }
+    assert_eq!(inner.lookups(), 0);
+    witness.lookup(&key(), &[tag("v1")]).await.unwrap();
+    assert_eq!(inner.lookups(), 1, "a push's look-up asks the store");
+    tokio::time::advance(TTL).await;
+    assert!(matches!(witness.known(&key(), &tag("v1")).await, Known::Entry(_)));
+    assert_eq!(inner.lookups(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_push_sealed_or_met_is_remembered() {
+    let (inner, witness) = house();
+    seal(&witness, "v1", "one").await;
+    assert_eq!(witness.known(&key(), &tag("v1")).await, Known::Fresh(digest("one")));
+    seal(&*inner, "v2", "one").await;
+    let attempt = AttemptId::random();
+    let claim = witness.claim(&key(), &[tag("v2")], &digest("two"), attempt).await.unwrap();
+    assert!(matches!(claim, Claim::Held(_)));
+    assert_eq!(witness.known(&key(), &tag("v2")).await, Known::Fresh(digest("one")));
+    let seen = witness.last_seen(&key(), &tag("v2")).unwrap();
+    assert_eq!(seen.details.map(|d| d.origin), Some(Origin::Push));
+}
+
+#[tokio::test(start_paused = true)]
+async fn absent_pending_and_withdrawn_entries_are_never_served_from_memory() {
+    let (inner, witness) = house();
+    assert_eq!(witness.known(&key(), &tag("v1")).await, Known::Entry(Entry::Absent));
+    witness.claim(&key(), &[tag("v2")], &digest("one"), AttemptId::random()).await.unwrap();
+    seal(&witness, "v3", "one").await;
+    witness.withdraw(&key(), &[tag("v3")], &digest("one")).await.unwrap();
+    inner.lookups();
+    for _ in 0..2 {
+        let known = witness.known(&key(), &tag("v1")).await;
+        assert_eq!(known, Known::Entry(Entry::Absent));
+        let known = witness.known(&key(), &tag("v2")).await;
+        assert!(matches!(known, Known::Entry(Entry::Pending(_))), "{known:?}");
+        let known = witness.known(&key(), &tag("v3")).await;
+        assert!(matches!(known, Known::Entry(Entry::Sealed(s)) if s.withdrawn.is_some()));
+    }
+    assert_eq!(inner.lookups(), 6);
+    inner.set(Some(Fault::Fails));
+    for name in ["v1", "v2", "v3"] {
+        let known = witness.known(&key(), &tag(name)).await;
+        assert!(matches!(known, Known::Nothing(_)), "{name}: {known:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_released_or_superseded_name_is_forgotten_at_once() {
+    let (_, witness) = house();
+    seal(&witness, "v1", "one").await;
+    release(&witness, "v1").await;
+    assert_eq!(witness.known(&key(), &tag("v1")).await, Known::Entry(Entry::Absent));
+    assert_eq!(witness.last_seen(&key(), &tag("v1")), None);
+    seal(&witness, "v1", "two").await;
+    witness.supersede(&key(), &[tag("v1")]).await.unwrap();
+    assert_eq!(witness.known(&key(), &tag("v1")).await, Known::Entry(Entry::Absent));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_released_elsewhere_is_served_no_longer_than_the_time_to_live() {
+    let (inner, witness) = house();
+    seal(&witness, "v1", "one").await;
+    release(&*inner, "v1").await;
+    assert_eq!(witness.known(&key(), &tag("v1")).await, Known::Fresh(digest("one")));
+    tokio::time::advance(TTL).await;
+    assert_eq!(witness.known(&key(), &tag("v1")).await, Known::Entry(Entry::Absent));
+    let seen = witness.last_seen(&key(), &tag("v1")).expect("it is a witness still");
+    assert!(!seen.stands && seen.digest == digest("one"));
+    // And not by memory when the ledger goes down after that.
+    inner.set(Some(Fault::Fails));
+    assert!(matches!(witness.known(&key(), &tag("v1")).await, Known::Nothing(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_ledger_memory_is_served_whatever_its_age_and_at_once() {
+    for fault in [Fault::Fails, Fault::Hangs] {
+        let (inner, witness) = house();
+        seal(&witness, "v1", "one").await;
+        tokio::time::advance(TTL * 100).await;
+        inner.set(Some(fault));
+        let start = Instant::now();
+        assert_eq!(witness.known(&key(), &tag("v1")).await, Known::Remembered(digest("one")));
+        assert!(start.elapsed() <= SHORT);
+        // From now on it is not even asked, for a while.
+        let start = Instant::now();
+        inner.lookups();
+        for _ in 0..10 {
+            assert_eq!(witness.known(&key(), &tag("v1")).await, Known::Remembered(digest("one")));
+        }
+        assert_eq!((inner.lookups(), start.elapsed()), (0, Duration::ZERO));
+        let start = Instant::now();
+        assert!(matches!(witness.known(&key(), &tag("v2")).await, Known::Nothing(_)));
+        assert!(start.elapsed() <= SHORT);
+        inner.set(None);
+        tokio::time::advance(DOWN).await;
+        let known = witness.known(&key(), &tag("v1")).await;
+        assert!(matches!(known, Known::Entry(Entry::Sealed(_))), "it is back: {known:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_lookup_that_began_before_a_release_brings_nothing_back() {
+    let (_, witness) = house();
+    let sealed = Sealed {
+        digest: digest("one"),
+        origin: Origin::Push,
+        since: Timestamp::EPOCH,
+        sequence: 1,
+        withdrawn: None,
+    };
+    let begun = witness.begin(&key());
+    witness.forget(&key(), &tag("v1"));
+    witness.note(&key(), &tag("v1"), &Entry::Sealed(sealed), &begun);
+    assert_eq!(witness.last_seen(&key(), &tag("v1")), None);
+}
+
+#[tokio::test]
+async fn the_memory_is_bounded() {
+    let remembering = Remembering { bytes: 64 << 10, ..Remembering::default() };
+    let witness = Witness::new(Arc::new(Memory::new()), remembering);
+    for n in 0..2000 {
+        seal(&witness, &format!("v{n}"), "one").await;
+    }
+    assert!(witness.memory.weight() <= 64 << 10, "{}", witness.memory.weight());
+    assert!(witness.memory.len() > 50, "{}", witness.memory.len());
+}
+
+/// A ledger that can lose everything, as a Redis that comes back without its file.
+fn forgetful() -> (Arc<Memory>, Witness) {
+    let memory = Arc::new(Memory::new());
+    let witness = Witness::new(Arc::<Memory>::clone(&memory), Remembering::default());
+    (memory, witness)
+}
+
+#[tokio::test]
+async fn what_the_ledger_lost_is_bound_again_before_anything_else_is() {
+    let (memory, witness) = forgetful();
+    let (key, v1, v2) = (contract::key("app"), [contract::tag("v1")], [contract::tag("v2")]);
+    let (one, two) = (contract::digest(1), contract::digest(3));
+    witness.seal(&key, &v1, &one, Origin::Import).await.unwrap();
+    witness.lookup(&key, &v1).await.unwrap();
+    memory.lose();
+    let entries = witness.lookup(&key, &[v1[0].clone(), v2[0].clone()]).await.unwrap();
+    assert!(
+        matches!(&entries[0], Entry::Sealed(s) if s.digest == one && s.origin == Origin::Import)
+    );
+    assert_eq!(entries[1], Entry::Absent, "what is not remembered is the registry's to tell");
+    let claim = witness.claim(&key, &v1, &two, AttemptId::random()).await;
+    assert!(matches!(claim, Ok(Claim::Held(_))));
+}
+
+#[tokio::test]
+async fn a_name_that_is_let_go_of_after_a_loss_stays_free() {
+    let (memory, witness) = forgetful();
+    let (key, tags, digest) = (contract::key("app"), [contract::tag("v1")], contract::digest(1));
+    witness.seal(&key, &tags, &digest, Origin::Push).await.unwrap();
+    memory.lose();
+    assert_eq!(witness.restore_all().await, 1);
+    assert_eq!(witness.restore_all().await, 0, "once for each loss");
+    // Another proxy lets go of it; this one only sees that it is gone.
+    memory.supersede(&key, &tags).await.unwrap();
+    assert_eq!(witness.lookup(&key, &tags).await, Ok(vec![Entry::Absent]));
+    assert_eq!(witness.restore_all().await, 0);
+}
+
+#[tokio::test]
+async fn a_tag_that_was_free_before_a_loss_is_not_bound_by_it() {
+    let (memory, witness) = forgetful();
+    let (key, tags, digest) = (contract::key("app"), [contract::tag("v1")], contract::digest(1));
+    witness.seal(&key, &tags, &digest, Origin::Push).await.unwrap();
+    memory.supersede(&key, &tags).await.unwrap();
+    witness.lookup(&key, &tags).await.unwrap();
+    memory.lose();
+    assert_eq!(witness.lookup(&key, &tags).await, Ok(vec![Entry::Absent]));
+    // Nor is one that somebody else took in the meantime moved.
+    witness.seal(&key, &tags, &digest, Origin::Push).await.unwrap();
+    memory.lose();
+    let other = contract::digest(3);
+    memory.seal(&key, &tags, &other, Origin::Push).await.unwrap();
+    assert_eq!(witness.restore_all().await, 1);
+    let entries = witness.lookup(&key, &tags).await.unwrap();
+    assert_eq!(entries[0].digest(), Some(&other));
+}

@@ -1,0 +1,175 @@
+//! A client's own request for a manifest, by the digest its tag is bound to.
+
+use http::header::{ACCEPT_ENCODING, CONTENT_TYPE, HeaderName, IF_RANGE, RANGE};
+use http::{Method, StatusCode};
+
+use super::meaning::digest_of;
+use super::{CONTENT_DIGEST, Client};
+use crate::name::Digest;
+use crate::registry::media::MediaTypes;
+use crate::registry::{Answer, Caller, Reading, Serving, Trouble};
+
+/// What taglock reads of a manifest at least, whatever `limits.manifest` says of pushes: it must
+/// never refuse what the registry serves. Registries take 4 MiB, few up to 32; each manifest is in
+/// memory for the time of its check.
+pub(super) const MAX_READ: usize = 64 << 20;
+
+/// What is not sent on: a part can't be checked against the digest of the whole, nor can an
+/// encoded body.
+const UNSENT: [HeaderName; 3] = [RANGE, IF_RANGE, ACCEPT_ENCODING];
+
+impl Client {
+    pub(super) async fn serve_manifest(
+        &self,
+        caller: &Caller,
+        path: &str,
+        digest: &Digest,
+        reading: Reading,
+    ) -> Serving {
+        let answer = match self.read_as_client(caller, path, reading).await {
+            Ok(answer) => answer,
+            Err(trouble) => return Serving::Unclear(trouble),
+        };
+        match checked(answer, digest, reading) {
+            // It names the manifest by another algorithm: only the bytes can tell.
+            Checked::OtherAlgorithm(answer) => {
+                match self.read_as_client(caller, path, Reading::Get).await {
+                    Ok(whole) if whole.status == StatusCode::OK && digest.matches(&whole.body) => {
+                        Serving::Good(answer)
+                    }
+                    Ok(whole) if whole.status == StatusCode::OK => Serving::Wrong(BYTES),
+                    Ok(other) => Serving::Unclear(Trouble::Status(other.status.as_u16())),
+                    Err(trouble) => Serving::Unclear(trouble),
+                }
+            }
+            Checked::Serving(serving) => serving,
+        }
+    }
+
+    async fn read_as_client(
+        &self,
+        caller: &Caller,
+        path: &str,
+        reading: Reading,
+    ) -> Result<Answer, Trouble> {
+        let mut headers = caller.headers.clone();
+        for name in UNSENT {
+            headers.remove(name);
+        }
+        let method = match reading {
+            Reading::Get => Method::GET,
+            Reading::Head => Method::HEAD,
+        };
+        self.read_with(headers, caller, &method, path, self.max_manifest).await
+    }
+}
+
+const BYTES: &str = "the manifest's bytes do not have its digest";
+const NAMED: &str = "its Docker-Content-Digest names another manifest";
+
+enum Checked {
+    Serving(Serving),
+    OtherAlgorithm(Answer),
+}
+
+fn checked(answer: Answer, digest: &Digest, reading: Reading) -> Checked {
+    let serving = match answer.status {
+        StatusCode::OK | StatusCode::NOT_MODIFIED => {
+            let named = match answer.headers.get(CONTENT_DIGEST).map(digest_of).transpose() {
+                Ok(named) => named,
+                Err(trouble) => return Checked::Serving(Serving::Unclear(trouble)),
+            };
+            let whole = answer.status == StatusCode::OK && reading == Reading::Get;
+            let content_type = answer.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
+            match named {
+                // The digest of schema 1 leaves the signatures out, so only its registry can tell it.
+                Some(named)
+                    if named == *digest && content_type.is_some_and(MediaTypes::is_schema1) =>
+                {
+                    Serving::Good(answer)
+                }
+                _ if whole && !digest.matches(&answer.body) => Serving::Wrong(BYTES),
+                None => Serving::Good(answer),
+                Some(named) if named == *digest => Serving::Good(answer),
+                Some(named) if whole && named.matches(&answer.body) => Serving::Good(answer),
+                Some(named) if named.algorithm() != digest.algorithm() && !whole => {
+                    return Checked::OtherAlgorithm(answer);
+                }
+                Some(_) => Serving::Wrong(NAMED),
+            }
+        }
+        StatusCode::NOT_FOUND => Serving::NotFound(answer),
+        status if status.is_client_error() || status.is_server_error() => Serving::Other(answer),
+        status => Serving::Unclear(Trouble::Status(status.as_u16())),
+    };
+    Checked::Serving(serving)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http::{HeaderMap, HeaderValue};
+
+    use super::*;
+    use crate::name::Algorithm;
+
+    fn answer(status: u16, named: Option<&Digest>, content_type: &str, body: &str) -> Answer {
+        let mut headers = HeaderMap::new();
+        if let Some(named) = named {
+            headers.insert(CONTENT_DIGEST, named.to_string().parse().unwrap());
+        }
+        headers.insert(CONTENT_TYPE, HeaderValue::from_str(content_type).unwrap());
+        let status = StatusCode::from_u16(status).unwrap();
+        Answer { status, headers, body: Bytes::copy_from_slice(body.as_bytes()) }
+    }
+
+    fn label(checked: &Checked) -> &'static str {
+        match checked {
+            Checked::OtherAlgorithm(_) => "other algorithm",
+            Checked::Serving(Serving::Good(_)) => "good",
+            Checked::Serving(Serving::NotFound(_)) => "not found",
+            Checked::Serving(Serving::Other(_)) => "other",
+            Checked::Serving(Serving::Wrong(_)) => "wrong",
+            Checked::Serving(Serving::Unclear(_)) => "unclear",
+        }
+    }
+
+    #[test]
+    fn only_the_digests_own_bytes_are_good() {
+        const OCI: &str = "application/vnd.oci.image.manifest.v1+json";
+        const SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+        let one = Digest::of(Algorithm::Sha256, b"one");
+        let long = Digest::of(Algorithm::Sha512, b"one");
+        let two = Digest::of(Algorithm::Sha256, b"two");
+        let (get, head) = (Reading::Get, Reading::Head);
+        for (reading, status, named, content_type, body, expected) in [
+            (get, 200, Some(&one), OCI, "one", "good"),
+            (get, 200, None, OCI, "one", "good"),
+            (get, 200, Some(&long), OCI, "one", "good"),
+            (get, 200, Some(&one), OCI, "two", "wrong"),
+            (get, 200, None, OCI, "two", "wrong"),
+            (get, 200, Some(&two), OCI, "two", "wrong"),
+            (get, 200, Some(&two), OCI, "one", "wrong"),
+            (get, 200, Some(&one), SCHEMA1, "one and signatures", "good"),
+            (get, 200, Some(&two), SCHEMA1, "one and signatures", "wrong"),
+            (get, 200, None, SCHEMA1, "one and signatures", "wrong"),
+            (head, 200, Some(&one), OCI, "", "good"),
+            (head, 200, None, OCI, "", "good"),
+            (head, 200, Some(&two), OCI, "", "wrong"),
+            (head, 200, Some(&long), OCI, "", "other algorithm"),
+            (get, 304, None, OCI, "", "good"),
+            (get, 304, Some(&one), OCI, "", "good"),
+            (get, 304, Some(&two), OCI, "", "wrong"),
+            (get, 404, None, OCI, "", "not found"),
+            (get, 401, None, OCI, "", "other"),
+            (get, 429, None, OCI, "", "other"),
+            (head, 503, None, OCI, "", "other"),
+            (get, 206, Some(&one), OCI, "one", "unclear"),
+            (get, 307, None, OCI, "", "unclear"),
+        ] {
+            let answer = answer(status, named, content_type, body);
+            let found = label(&checked(answer.clone(), &one, reading));
+            assert_eq!(found, expected, "{reading:?} {answer:?}");
+        }
+    }
+}
