@@ -7,6 +7,8 @@ mod anchored;
 pub mod delete;
 mod mutable;
 pub mod permit;
+#[cfg(debug_assertions)]
+pub mod points;
 mod publish;
 pub mod pull;
 pub mod push;
@@ -46,6 +48,9 @@ pub struct Judge {
     registry: Arc<dyn Registry>,
     rivals: Rivals,
     unjudged: Arc<Unjudged>,
+    /// For tests that end the process between two steps.
+    #[cfg(debug_assertions)]
+    observer: Option<points::Observer>,
 }
 
 /// A verdict, and what else became of the ledger on the way.
@@ -80,7 +85,21 @@ struct Luggage {
 
 impl Judge {
     pub fn new(ledger: Arc<Witness>, registry: Arc<dyn Registry>) -> Self {
-        Self { ledger, registry, rivals: Rivals::default(), unjudged: Arc::default() }
+        Self {
+            ledger,
+            registry,
+            rivals: Rivals::default(),
+            unjudged: Arc::default(),
+            #[cfg(debug_assertions)]
+            observer: None,
+        }
+    }
+
+    /// A judge that tells an observer of each action it has done.
+    #[cfg(debug_assertions)]
+    pub fn observed(mut self, observer: Option<points::Observer>) -> Self {
+        self.observer = observer;
+        self
     }
 
     /// Where writes are entered that may turn out to need no judging.
@@ -102,7 +121,13 @@ impl Judge {
         let (mut machine, mut action) = Machine::new(push);
         let mut luggage = Luggage::default();
         loop {
+            #[cfg(debug_assertions)]
+            let point = points::Point::after(&action);
             let event = self.act(machine.push(), &cargo, &mut luggage, action).await;
+            #[cfg(debug_assertions)]
+            if let Some(observer) = &self.observer {
+                observer(point);
+            }
             match machine.on(event) {
                 Step::Do(next) => action = next,
                 Step::Done(verdict) => return Judged { verdict, superseded: luggage.superseded },

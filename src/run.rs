@@ -1,6 +1,8 @@
 //! The composition root: the only file that sees every room. It builds them from the settings,
 //! connects them, and ends them in order.
 
+#[cfg(debug_assertions)]
+mod crash;
 mod fleet;
 mod ledgers;
 mod reload;
@@ -143,8 +145,11 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
         Arc::clone(&notices),
     );
     server.add_service(background_service("fleet", fleet));
+    let judge = Judge::new(Arc::clone(&witness), Arc::clone(&registry));
+    #[cfg(debug_assertions)]
+    let judge = judge.observed(crash::observer()?);
     let rooms = Rooms {
-        judge: Arc::new(Judge::new(Arc::clone(&witness), Arc::clone(&registry))),
+        judge: Arc::new(judge),
         peers,
         rules,
         metrics: Arc::clone(&metrics),

@@ -81,7 +81,11 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            eprintln!("--- {} ---\n{}", self.name, self.log());
+            // The end of it: a run may have gone on for long.
+            let log = self.log();
+            let lines: Vec<_> = log.lines().collect();
+            let end = lines[lines.len().saturating_sub(100)..].join("\n");
+            eprintln!("--- {} ---\n{end}", self.name);
         } else if self.name == "taglock" {
             assert!(!self.log().contains("panicked"), "taglock panicked:\n{}", self.log());
         }

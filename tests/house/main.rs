@@ -10,10 +10,12 @@
 
 mod auth;
 mod bad_input;
+mod chaos;
 mod clients;
 mod deletes;
 mod disk;
 mod fake;
+mod fault_proxy;
 mod faults;
 mod fleet;
 mod harness;
