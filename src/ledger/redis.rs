@@ -5,6 +5,7 @@
 //! names the repositories, for listings, and a hash says who this ledger is.
 
 mod access;
+mod listing;
 mod open;
 mod reach;
 mod topology;
@@ -13,7 +14,6 @@ pub use access::{Access, Address, Tls};
 pub use open::{Config, OpenError};
 pub use topology::Topology;
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -55,6 +55,7 @@ pub struct Redis {
     found: Mutex<Option<String>>,
     /// Repositories that the sorted set is known to name, since so many changes of masters.
     named: DashMap<RepositoryKey, u64>,
+    rest: listing::Rest,
     closed: AtomicBool,
 }
 
@@ -389,25 +390,8 @@ impl Ledger for Redis {
         digest: &Digest,
     ) -> Result<Vec<Tag>, Unavailable> {
         self.open_still()?;
-        let mut tags = BTreeSet::new();
-        let mut cursor = 0_u64;
-        // In pieces: a repository may have many thousand tags, and Redis serves others meanwhile.
-        loop {
-            let mut call = cmd("HSCAN");
-            call.arg(hash_of(repository)).arg(cursor).arg("COUNT").arg(500);
-            let (next, page): (u64, Vec<(Vec<u8>, Vec<u8>)>) =
-                self.reach.ask(&hash_of(repository), &call).await?;
-            for (field, value) in page {
-                if field != SEQUENCE.as_bytes() && entry_of(&value)?.digest() == Some(digest) {
-                    let text = std::str::from_utf8(&field).map_err(failed)?;
-                    tags.insert(Tag::parse(text).map_err(failed)?);
-                }
-            }
-            if next == 0 {
-                return Ok(tags.into_iter().collect());
-            }
-            cursor = next;
-        }
+        let bound = |entry: &Entry| entry.digest() == Some(digest);
+        Ok(self.entries(repository, bound).await?.into_keys().collect())
     }
 
     async fn list(
@@ -416,35 +400,7 @@ impl Ledger for Redis {
         limit: usize,
     ) -> Result<Vec<Listed>, Unavailable> {
         self.open_still()?;
-        let mut out = Vec::new();
-        let mut from = after.map_or("-".to_owned(), |(key, _)| format!("[{}", member_of(key)));
-        while out.len() < limit {
-            let mut call = cmd("ZRANGE");
-            call.arg(REPOSITORIES).arg(&from).arg("+").arg("BYLEX").arg("LIMIT").arg(0).arg(1);
-            let found: Vec<String> = self.reach.ask(REPOSITORIES, &call).await?;
-            let Some(member) = found.into_iter().next() else { break };
-            let repository = repository_of(&member)?;
-            let hash = hash_of(&repository);
-            let fields: Vec<(Vec<u8>, Vec<u8>)> =
-                self.reach.ask(&hash, cmd("HGETALL").arg(&hash)).await?;
-            let mut entries = Vec::new();
-            for (field, value) in fields {
-                if field == SEQUENCE.as_bytes() {
-                    continue;
-                }
-                let text = std::str::from_utf8(&field).map_err(failed)?;
-                let tag = Tag::parse(text).map_err(failed)?;
-                if after.is_none_or(|after| (&repository, &tag) > (&after.0, &after.1)) {
-                    entries.push((tag, entry_of(&value)?));
-                }
-            }
-            entries.sort_by(|(a, _), (b, _)| a.cmp(b));
-            let listed = |(tag, entry)| Listed { repository: repository.clone(), tag, entry };
-            out.extend(entries.into_iter().map(listed));
-            from = format!("({member}");
-        }
-        out.truncate(limit);
-        Ok(out)
+        self.page(after, limit).await
     }
 
     async fn identity(&self) -> Result<Identity, Unavailable> {

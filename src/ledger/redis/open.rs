@@ -123,6 +123,7 @@ impl Redis {
             replicas: config.replicas,
             seen: DashMap::new(),
             named: DashMap::new(),
+            rest: super::listing::Rest::default(),
             closed: AtomicBool::new(false),
         })
     }

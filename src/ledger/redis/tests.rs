@@ -4,6 +4,7 @@ mod load;
 mod sentinel;
 mod servers;
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -82,6 +83,39 @@ async fn entries_stay_small_and_in_the_compact_form() {
         ledger.seal(&key, &tags, &digest, Origin::Push).await.unwrap();
     }
     assert!(server.cli(&["OBJECT", "ENCODING", &hash_of(&key)]).contains("listpack"));
+}
+
+#[tokio::test]
+async fn a_large_repository_is_read_once_for_all_its_pages() {
+    let server = Server::start(&[]);
+    let ledger = Redis::open(&server.config()).unwrap();
+    let (before, large, behind) =
+        (contract::key("large"), contract::key("large2"), contract::key("large3"));
+    let tags: Vec<_> = (0..3000).map(|n| contract::tag(&format!("v{n:04}"))).collect();
+    let digest = contract::digest(1);
+    for set in tags.chunks(500) {
+        ledger.seal(&large, set, &digest, Origin::Import).await.unwrap();
+    }
+    for key in [&before, &behind] {
+        ledger.seal(key, &tags[..1], &digest, Origin::Import).await.unwrap();
+    }
+    server.cli(&["CONFIG", "RESETSTAT"]);
+    let (mut listed, mut after) = (Vec::new(), None);
+    while let page = ledger.list(after.as_ref(), 100).await.unwrap()
+        && let Some(last) = page.last()
+    {
+        after = Some((last.repository.clone(), last.tag.clone()));
+        listed.extend(page.into_iter().map(|one| (one.repository, one.tag)));
+    }
+    let whole = tags.iter().map(|tag| (large.clone(), tag.clone()));
+    let first = std::iter::once((before, tags[0].clone()));
+    let expected: Vec<_> = first.chain(whole).chain([(behind, tags[0].clone())]).collect();
+    assert!(listed == expected, "{} of {} in order", listed.len(), expected.len());
+    // Thirty pages, and 500 tags or so in a piece.
+    let stats = server.cli(&["INFO", "commandstats"]);
+    let calls = stats.lines().find_map(|l| l.strip_prefix("cmdstat_hscan:calls="));
+    let calls: u32 = calls.unwrap().split(',').next().unwrap().parse().unwrap();
+    assert!(calls < 20, "{calls} pieces were read");
 }
 
 #[tokio::test]

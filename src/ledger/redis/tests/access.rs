@@ -181,5 +181,7 @@ async fn everything(ledger: &Redis) -> Result<(), Unavailable> {
     ledger.lookup(&key, &tags).await?;
     ledger.bound_to(&key, &digest).await?;
     ledger.list(None, 10).await?;
+    let announcement = Announcement { proxy: "one".into(), rules: "none".into() };
+    ledger.announce(&announcement).await?;
     ledger.sequence(&key).await.map(drop)
 }

@@ -1,0 +1,126 @@
+//! Reading repositories whole, and the ledger page by page.
+//!
+//! Redis keeps a repository's tags in no order, so a page needs all of them. What is left of a
+//! large one is kept for the next page: otherwise each page would read the whole again.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use redis::cmd;
+
+use super::{REPOSITORIES, Redis, SEQUENCE, entry_of, failed, hash_of, member_of, repository_of};
+use crate::ledger::{Entry, Listed, Position, RepositoryKey, Unavailable};
+use crate::name::Tag;
+
+/// A page that is asked for later than this after its repository was read reads it anew.
+const KEPT: Duration = Duration::from_secs(10);
+
+/// The cursor of the next piece, and fields with their values.
+type Piece = (u64, Vec<(Vec<u8>, Vec<u8>)>);
+
+/// The rest of the repository that was listed last.
+#[derive(Default)]
+pub(super) struct Rest(Mutex<Option<Left>>);
+
+struct Left {
+    repository: RepositoryKey,
+    /// The last tag that was handed out.
+    after: Tag,
+    entries: BTreeMap<Tag, Entry>,
+    read: Instant,
+}
+
+impl Rest {
+    /// What comes after this position, if it is known and fresh.
+    fn take(&self, (repository, tag): &Position) -> Option<Left> {
+        let mut rest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = |left: &mut Left| {
+            left.repository == *repository && left.after == *tag && left.read.elapsed() < KEPT
+        };
+        rest.take_if(fits)
+    }
+
+    fn keep(&self, left: Left) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(left);
+    }
+}
+
+impl Redis {
+    /// The entries of a repository that are wanted. Reads it in pieces: it may have many thousand
+    /// tags, and Redis serves others meanwhile.
+    pub(super) async fn entries(
+        &self,
+        repository: &RepositoryKey,
+        wanted: impl Fn(&Entry) -> bool + Send,
+    ) -> Result<BTreeMap<Tag, Entry>, Unavailable> {
+        let hash = hash_of(repository);
+        let mut entries = BTreeMap::new();
+        let mut cursor = 0_u64;
+        loop {
+            let mut call = cmd("HSCAN");
+            call.arg(&hash).arg(cursor).arg("COUNT").arg(500);
+            let (next, fields): Piece = self.reach.ask(&hash, &call).await?;
+            for (field, value) in fields {
+                if field == SEQUENCE.as_bytes() {
+                    continue;
+                }
+                let entry = entry_of(&value)?;
+                if wanted(&entry) {
+                    let text = std::str::from_utf8(&field).map_err(failed)?;
+                    entries.insert(Tag::parse(text).map_err(failed)?, entry);
+                }
+            }
+            if next == 0 {
+                return Ok(entries);
+            }
+            cursor = next;
+        }
+    }
+
+    pub(super) async fn page(
+        &self,
+        after: Option<&Position>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, Unavailable> {
+        let mut out = Vec::new();
+        let mut from = after.map_or("-".to_owned(), |(key, _)| format!("[{}", member_of(key)));
+        let mut left = after.and_then(|after| self.rest.take(after));
+        while out.len() < limit {
+            let (repository, mut entries, read) = match left.take() {
+                Some(left) => (left.repository, left.entries, left.read),
+                None => {
+                    let Some(repository) = self.repository_from(&from).await? else { break };
+                    let read = Instant::now();
+                    let mut entries = self.entries(&repository, |_| true).await?;
+                    if let Some((_, tag)) = after.filter(|(key, _)| *key == repository) {
+                        entries = entries.split_off(tag);
+                        entries.remove(tag);
+                    }
+                    (repository, entries, read)
+                }
+            };
+            from = format!("({}", member_of(&repository));
+            while out.len() < limit
+                && let Some((tag, entry)) = entries.pop_first()
+            {
+                out.push(Listed { repository: repository.clone(), tag, entry });
+            }
+            if let Some(last) = out.last()
+                && out.len() == limit
+            {
+                let after = last.tag.clone();
+                self.rest.keep(Left { repository, after, entries, read });
+            }
+        }
+        Ok(out)
+    }
+
+    /// The first repository of the sorted set from here.
+    async fn repository_from(&self, from: &str) -> Result<Option<RepositoryKey>, Unavailable> {
+        let mut call = cmd("ZRANGE");
+        call.arg(REPOSITORIES).arg(from).arg("+").arg("BYLEX").arg("LIMIT").arg(0).arg(1);
+        let found: Vec<String> = self.reach.ask(REPOSITORIES, &call).await?;
+        found.first().map(|member| repository_of(member)).transpose()
+    }
+}
