@@ -3,8 +3,9 @@
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 
-use redis::aio::{ConnectionManager, MultiplexedConnection};
-use redis::{Client, cmd, pipe};
+use redis::aio::MultiplexedConnection;
+use redis::io::tcp::TcpSettings;
+use redis::{Client, IntoConnectionInfo, cmd, pipe};
 use taglock::name::Tag;
 
 use crate::redis_server::RedisServer;
@@ -15,7 +16,7 @@ const ENTRY: [u8; 45] = [b'x'; 45];
 /// Commands on hashes that look like the ledger's, in a database of their own.
 #[derive(Clone)]
 pub struct Bare {
-    connection: ConnectionManager,
+    connection: MultiplexedConnection,
     /// As the ledger's: `WAIT` blocks its connection.
     waiting: MultiplexedConnection,
     script: String,
@@ -23,8 +24,11 @@ pub struct Bare {
 
 impl Bare {
     pub async fn connect(server: &RedisServer, database: u8) -> Self {
-        let client = Client::open(server.url(database)).unwrap();
-        let mut connection = ConnectionManager::new(client.clone()).await.unwrap();
+        // As the ledger's connections are.
+        let at_once = TcpSettings::default().set_nodelay(true);
+        let info = server.url(database).into_connection_info().unwrap();
+        let client = Client::open(info.set_tcp_settings(at_once)).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
         let load = cmd("SCRIPT").arg("LOAD").arg("return 1").to_owned();
         let script = load.query_async(&mut connection).await.unwrap();
         let waiting = client.get_multiplexed_async_connection().await.unwrap();

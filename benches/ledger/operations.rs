@@ -203,11 +203,11 @@ fn report(stores: &[Store], rivals: &[Rival]) {
                 ("Redis, always", true) => Some(find("HMGET", "always")),
                 ("Redis, always", false) => Some(find("HSET", "always")),
                 ("Redis, replica, WAIT", true) => Some(find("HMGET", "replica")),
-                // Only a claim waits for the replica.
-                ("Redis, replica, WAIT", false) if operation.starts_with("claim") => {
-                    Some(find("HSET and WAIT 1", "replica"))
+                // An abort need not wait for the replica.
+                ("Redis, replica, WAIT", false) if operation.starts_with("abort") => {
+                    Some(find("HSET", "replica"))
                 }
-                ("Redis, replica, WAIT", false) => Some(find("HSET", "replica")),
+                ("Redis, replica, WAIT", false) => Some(find("HSET and WAIT 1", "replica")),
                 _ => None,
             };
             rows.push(vec![

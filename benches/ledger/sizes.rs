@@ -23,11 +23,12 @@ const ROUNDS: usize = 20;
 const TURN: usize = 10;
 const PAGE: usize = 100;
 
-const LOOKS: [&str; 6] = [
+const LOOKS: [&str; 7] = [
     "lookup, sealed",
     "lookup, absent",
     "tags bound to a digest",
     "first page of a listing",
+    "the page after it",
     "page in the middle",
     "sequence number",
 ];
@@ -167,11 +168,16 @@ async fn looks(filled: &Filled, look: usize) -> Vec<Duration> {
     let Filled { shape, ledger, .. } = filled;
     let mut times = Vec::new();
     // A few of the dear ones are enough.
-    let turn = if look == 2 || look == 4 { TURN / 2 } else { TURN };
+    let turn = if (2..6).contains(&look) { TURN / 2 } else { TURN };
     for n in 0..turn {
         let place = (n * 7919 + 13) * 104_729;
         let (r, t) = (place % shape.repositories, place / 7 % shape.tags);
         let key = repository(r);
+        let mut after = (key.clone(), tag(t));
+        if look == 4 {
+            let last = ledger.list(None, PAGE).await.unwrap().pop().unwrap();
+            after = (last.repository, last.tag);
+        }
         let start = Instant::now();
         match look {
             0 => {
@@ -187,8 +193,7 @@ async fn looks(filled: &Filled, look: usize) -> Vec<Duration> {
                 assert_eq!(tags.len(), ALIKE);
             }
             3 => assert_eq!(ledger.list(None, PAGE).await.unwrap().len(), PAGE),
-            4 => {
-                let after = (key, tag(t));
+            4 | 5 => {
                 assert!(ledger.list(Some(&after), PAGE).await.unwrap().len() <= PAGE);
             }
             _ => assert!(ledger.sequence(&key).await.unwrap() >= (shape.tags / ALIKE) as u64),

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use taglock::ledger::redis::{Config, Redis};
+use taglock::ledger::redis::{Config, Redis, Tls};
 use tempfile::TempDir;
 
 use crate::harness::{Process, port};
@@ -35,7 +35,7 @@ impl RedisServer {
 
     /// A ledger in one of its databases, through the store's own code.
     pub fn ledger(&self, database: u8, replicas: u32) -> Redis {
-        let config = Config::new(&self.url(database), None, None, self.address.clone()).unwrap();
+        let config = Config::at(&self.url(database), Tls::default(), self.address.clone()).unwrap();
         Redis::open(&Config { replicas, ..config }).unwrap()
     }
 }

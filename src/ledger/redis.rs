@@ -391,7 +391,7 @@ impl Ledger for Redis {
     ) -> Result<Vec<Tag>, Unavailable> {
         self.open_still()?;
         let bound = |entry: &Entry| entry.digest() == Some(digest);
-        Ok(self.entries(repository, bound).await?.into_keys().collect())
+        Ok(self.entries(repository, bound).await?.into_iter().map(|(tag, _)| tag).collect())
     }
 
     async fn list(

@@ -3,9 +3,9 @@
 //! Redis keeps a repository's tags in no order, so a page needs all of them. What is left of a
 //! large one is kept for the next page: otherwise each page would read the whole again.
 
-use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use std::vec::IntoIter;
 
 use redis::cmd;
 
@@ -27,7 +27,7 @@ struct Left {
     repository: RepositoryKey,
     /// The last tag that was handed out.
     after: Tag,
-    entries: BTreeMap<Tag, Entry>,
+    entries: IntoIter<(Tag, Entry)>,
     read: Instant,
 }
 
@@ -47,15 +47,15 @@ impl Rest {
 }
 
 impl Redis {
-    /// The entries of a repository that are wanted. Reads it in pieces: it may have many thousand
+    /// The entries of a repository that are wanted, in the order of their tags. Reads it in pieces: it may have many thousand
     /// tags, and Redis serves others meanwhile.
     pub(super) async fn entries(
         &self,
         repository: &RepositoryKey,
         wanted: impl Fn(&Entry) -> bool + Send,
-    ) -> Result<BTreeMap<Tag, Entry>, Unavailable> {
+    ) -> Result<Vec<(Tag, Entry)>, Unavailable> {
         let hash = hash_of(repository);
-        let mut entries = BTreeMap::new();
+        let mut entries = Vec::new();
         let mut cursor = 0_u64;
         loop {
             let mut call = cmd("HSCAN");
@@ -68,10 +68,13 @@ impl Redis {
                 let entry = entry_of(&value)?;
                 if wanted(&entry) {
                     let text = std::str::from_utf8(&field).map_err(failed)?;
-                    entries.insert(Tag::parse(text).map_err(failed)?, entry);
+                    entries.push((Tag::parse(text).map_err(failed)?, entry));
                 }
             }
             if next == 0 {
+                entries.sort_by(|(a, _), (b, _)| a.cmp(b));
+                // What moves within Redis meanwhile may come twice.
+                entries.dedup_by(|(a, _), (b, _)| a == b);
                 return Ok(entries);
             }
             cursor = next;
@@ -93,19 +96,19 @@ impl Redis {
                     let Some(repository) = self.repository_from(&from).await? else { break };
                     let read = Instant::now();
                     let mut entries = self.entries(&repository, |_| true).await?;
-                    if let Some((_, tag)) = after.filter(|(key, _)| *key == repository) {
-                        entries = entries.split_off(tag);
-                        entries.remove(tag);
+                    if let Some((_, after)) = after.filter(|(key, _)| *key == repository) {
+                        entries.drain(..entries.partition_point(|(tag, _)| tag <= after));
                     }
-                    (repository, entries, read)
+                    (repository, entries.into_iter(), read)
                 }
             };
             from = format!("({}", member_of(&repository));
-            while out.len() < limit
-                && let Some((tag, entry)) = entries.pop_first()
-            {
-                out.push(Listed { repository: repository.clone(), tag, entry });
-            }
+            let page = entries.by_ref().take(limit - out.len());
+            out.extend(page.map(|(tag, entry)| Listed {
+                repository: repository.clone(),
+                tag,
+                entry,
+            }));
             if let Some(last) = out.last()
                 && out.len() == limit
             {
