@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::name::{RepositoryName, Tag};
-use crate::rules::{Mutability, RefusalStyle};
+use crate::rules::{Deletes, Mutability, RefusalStyle};
 
 /// The file of the README and of the issue that asked for it.
 const USUAL: &str = r#"
@@ -62,6 +62,43 @@ fn the_four_modes_of_ecr_are_one_rule_each() {
         assert_eq!(rule.mutability_of(&Tag::parse("latest").unwrap()), latest);
         assert_eq!(rule.refusal, RefusalStyle::Ecr, "the file's style is the rule's default");
     }
+}
+
+#[test]
+fn policies_of_a_rule_are_read_shown_and_checked() {
+    let with = |more: &str| parse(&format!("{USUAL}{more}\n"));
+    let rule = |settings: &Settings| settings.rules.iter().next().unwrap().clone();
+    let plain = with("").unwrap();
+    let usual = rule(&plain);
+    assert_eq!(usual.deletes, Deletes::Refuse);
+    assert!(usual.enforce && !usual.except_must_be_bound);
+    assert!(describe(&plain).contains("deletes       refused\n"));
+    for (word, deletes, shown) in [
+        ("refuse", Deletes::Refuse, "refused"),
+        ("keep", Deletes::Keep, "the name stays bound"),
+        ("release", Deletes::Release, "the name is free"),
+    ] {
+        let settings = with(&format!("delete = \"{word}\"")).unwrap();
+        assert_eq!(rule(&settings).deletes, deletes);
+        assert!(describe(&settings).contains(shown), "{}", describe(&settings));
+    }
+    let settings = with("except_must_be_bound = true\nenforce = false").unwrap();
+    assert!(rule(&settings).except_must_be_bound && !rule(&settings).enforce);
+    let shown = describe(&settings);
+    assert!(shown.contains("move only to what an immutable tag is bound to"), "{shown}");
+    assert!(shown.contains("a dry run, nothing is refused nor bound"), "{shown}");
+    for (more, told) in [
+        ("delete = \"never\"", "must be `refuse` or `keep` or `release`"),
+        ("enforce = \"no\"", "is not `true` or `false`"),
+    ] {
+        let problems = with(more).unwrap_err().to_string();
+        assert!(problems.contains(told), "{problems}");
+    }
+    let pointless =
+        USUAL.replace("except = [\"latest\", \"dev-*\"]", "except_must_be_bound = true");
+    assert!(problems(&pointless)[0].contains("excepts no mutable tags"));
+    let mutable = USUAL.replace("\"immutable\"\n", "\"mutable\"\nexcept_must_be_bound = true\n");
+    assert!(problems(&mutable)[0].contains("excepts no mutable tags"));
 }
 
 #[test]
