@@ -1,13 +1,15 @@
-//! The claim protocol against everything that can happen: the production step machine itself, in a
-//! world of delayed and lost PUTs, lost answers, crashes, refusals and failovers.
+//! The claim protocol and pulls against everything that can happen: the production step machines
+//! themselves, in a world of delayed and lost PUTs, lost answers, crashes, refusals, failovers, and
+//! tags that are moved behind taglock.
 //!
 //! Small worlds are searched exhaustively, large ones by seeded random schedules. A world may
 //! also have a *flaw*: a ledger or a registry that behaves as a known unsafe protocol would. Each of
 //! them must be found violated, so that the search keeps its teeth.
 
-use std::collections::hash_map::{DefaultHasher, Entry as Slot};
+use std::collections::hash_map::Entry as Slot;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{Hash, Hasher};
+use std::rc::Rc;
 
 use super::push::{Machine, Phase};
 use super::step::{Action, Content, Event, Options, Push, Step, Verdict};
@@ -18,7 +20,10 @@ use crate::ledger::{
 use crate::name::{Digest, RepositoryName, Tag, UpstreamName};
 use crate::registry::{Sighting, Trouble, Written};
 
+mod pulls;
 mod searches;
+
+use pulls::Puller;
 
 /// How a known unsafe protocol differs from this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +39,12 @@ enum Flaw {
     NoSecondLook,
     /// The owners of a joined claim are forgotten: nobody may abort it.
     SharedOwner,
+    /// A pull serves what the registry has under the tag.
+    PullTakesTheRegistrysTag,
+    /// A pull binds a tag to what is there although another image is claimed.
+    PullIgnoresClaims,
+    /// A pull serves what it saw without binding it.
+    PullBindsNothing,
 }
 
 /// What of the world doesn't change.
@@ -43,6 +54,14 @@ struct Physics {
     /// A claim is granted only once the replica has it.
     wait: bool,
     tags: Vec<Tag>,
+    /// Whether events are given names: only for a trace, they cost more than all the rest.
+    named: bool,
+}
+
+impl Physics {
+    fn label(&self, text: impl FnOnce() -> String) -> String {
+        if self.named { text() } else { String::new() }
+    }
 }
 
 /// How much may go wrong yet.
@@ -55,6 +74,10 @@ struct Budget {
     /// Ledger calls that fail, having taken effect or not, and looks that do.
     troubles: u8,
     failovers: u8,
+    /// Pulls, each beginning at any time.
+    pulls: u8,
+    /// Tags put elsewhere in the registry itself.
+    moves: u8,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -63,10 +86,15 @@ struct World {
     replica: BTreeMap<Tag, Entry>,
     registry: BTreeMap<Tag, Digest>,
     staged: BTreeSet<Digest>,
-    pushers: Vec<Pusher>,
+    /// Shared with the worlds around: most steps change one of them.
+    pushers: Vec<Rc<Pusher>>,
     /// PUTs by tag on their way; they may arrive at any later time.
     net: Vec<Put>,
     acknowledged: BTreeSet<(Tag, Digest)>,
+    pullers: Vec<Puller>,
+    served: BTreeSet<(Tag, Digest)>,
+    /// Somebody moved a tag behind taglock.
+    moved: bool,
     budget: Budget,
     /// Something happened after which a claim may rightly be left.
     disturbed: bool,
@@ -124,7 +152,7 @@ impl World {
                 errand: attempt(2),
                 options: Options { patience: 1, ..Options::default() },
             });
-            Pusher { machine, doing: Doing::Act(action), fetched: None }
+            Rc::new(Pusher { machine, doing: Doing::Act(action), fetched: None })
         });
         let absent: BTreeMap<_, _> =
             physics.tags.iter().map(|tag| (tag.clone(), Entry::Absent)).collect();
@@ -136,9 +164,16 @@ impl World {
             pushers: pushers.collect(),
             net: Vec::new(),
             acknowledged: BTreeSet::new(),
+            pullers: Vec::new(),
+            served: BTreeSet::new(),
+            moved: false,
             budget,
             disturbed: false,
         }
+    }
+
+    fn pusher(&mut self, n: usize) -> &mut Pusher {
+        Rc::make_mut(&mut self.pushers[n])
     }
 
     /// Everything that can happen next.
@@ -153,34 +188,35 @@ impl World {
                 let mut world = self.clone();
                 world.budget.crashes -= 1;
                 world.disturbed = true;
-                world.pushers[n].doing = Doing::Over;
+                world.pusher(n).doing = Doing::Over;
                 world.forget(n);
-                next.push((format!("{n} crashes"), world.checked()));
+                next.push((physics.label(|| format!("{n} crashes")), world.checked()));
             }
         }
         for m in 0..self.net.len() {
             self.travel(physics, m, &mut next);
         }
+        self.pulls(physics, &mut next);
         if self.budget.failovers > 0 && self.replica != self.ledger {
             let mut world = self.clone();
             world.replica = world.ledger.clone();
-            next.push(("the replica catches up".into(), Ok(world)));
+            next.push((physics.label(|| "the replica catches up".into()), Ok(world)));
             let mut world = self.clone();
             world.budget.failovers -= 1;
             world.disturbed = true;
             world.ledger = world.replica.clone();
-            next.push(("the ledger fails over".into(), Ok(world)));
+            next.push((physics.label(|| "the ledger fails over".into()), Ok(world)));
         }
         next
     }
 
     /// What may come of a pusher's action.
     fn act(&self, physics: &Physics, n: usize, action: Action, next: &mut Next) {
-        let label = format!("{n} {action:?}");
+        let label = physics.label(|| format!("{n} {action:?}"));
         let mut add = |what: &str, mut world: Self, event: Event<()>| {
             let told = world.tell(n, event);
             let world = told.and_then(|()| world.checked());
-            next.push((format!("{label}{what}"), world));
+            next.push((physics.label(|| format!("{label}{what}")), world));
         };
         // The answer is lost, or the call never took place.
         let spend = |world: &Self| {
@@ -269,7 +305,7 @@ impl World {
             Action::Fetch(digest) => {
                 let mut world = self.clone();
                 let found = self.staged.contains(&digest);
-                world.pushers[n].fetched = found.then_some(digest);
+                world.pusher(n).fetched = found.then_some(digest);
                 add("", world, Event::Fetched(Ok(found)));
             }
             Action::PublishFetched(permit) => {
@@ -282,7 +318,7 @@ impl World {
     fn sent(&self, pusher: usize, tag: &Tag, digest: Digest) -> Self {
         let mut world = self.clone();
         world.net.push(Put { pusher, tag: tag.clone(), digest, awaited: true });
-        world.pushers[pusher].doing = Doing::Awaits;
+        world.pusher(pusher).doing = Doing::Awaits;
         world
     }
 
@@ -294,8 +330,9 @@ impl World {
                 Some(written) => world.tell(put.pusher, Event::Written(written)),
                 None => Ok(()),
             };
+            let Put { digest, tag, pusher, .. } = put;
             let label =
-                format!("the PUT of {} for {} by {} {what}", put.digest, put.tag, put.pusher);
+                physics.label(|| format!("the PUT of {digest} for {tag} by {pusher} {what}"));
             let world = told.and_then(|()| world.checked());
             next.push((label, world));
         };
@@ -388,7 +425,7 @@ impl World {
 
     /// Hands a pusher its event and records a verdict.
     fn tell(&mut self, n: usize, event: Event<()>) -> Result<(), Violation> {
-        let pusher = &mut self.pushers[n];
+        let pusher = self.pusher(n);
         match pusher.machine.on(event) {
             Step::Do(action) => pusher.doing = Doing::Act(action),
             Step::Done(verdict) => {
@@ -419,9 +456,11 @@ impl World {
             if digests.len() > 1 {
                 return Err(format!("two images were acknowledged for {tag}"));
             }
-            if digests.iter().any(|digest| self.registry.get(tag) != Some(digest)) {
+            // A PUT through taglock never moves an acknowledged tag; somebody else's may.
+            if !self.moved && digests.iter().any(|digest| self.registry.get(tag) != Some(digest)) {
                 return Err(format!("{tag} was acknowledged and is another image in the registry"));
             }
+            self.check_pulls(tag)?;
         }
         let at_rest =
             self.net.is_empty() && self.pushers.iter().all(|pusher| pusher.doing == Doing::Over);
@@ -436,9 +475,50 @@ impl World {
     }
 
     fn fingerprint(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
+        let mut hasher = Folded(0);
         self.hash(&mut hasher);
         hasher.finish()
+    }
+}
+
+/// A hash of 64 bits that costs little without optimisation: each eight bytes are multiplied to twice
+/// their length and folded.
+struct Folded(u64);
+
+impl Folded {
+    fn fold(&mut self, word: u64) {
+        let product = u128::from(self.0 ^ word ^ 0x2d35_8dcc_aa6c_78a5) * 0x9e37_79b9_7f4a_7c15;
+        self.0 = (product as u64) ^ ((product >> 64) as u64);
+    }
+}
+
+impl Hasher for Folded {
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.fold(u64::from_le_bytes(word) ^ chunk.len() as u64);
+        }
+    }
+
+    fn write_u8(&mut self, n: u8) {
+        self.fold(u64::from(n));
+    }
+
+    fn write_usize(&mut self, n: usize) {
+        self.fold(n as u64);
+    }
+
+    fn write_isize(&mut self, n: isize) {
+        self.fold(n as u64);
+    }
+
+    fn write_u64(&mut self, n: u64) {
+        self.fold(n);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 
@@ -451,32 +531,49 @@ enum Found {
 
 /// Breadth first, so that a counterexample is a shortest one.
 fn search(start: World, physics: &Physics) -> Found {
-    let mut parents = HashMap::from([(start.fingerprint(), (0, String::new()))]);
-    let mut queue = VecDeque::from([start]);
-    while let Some(world) = queue.pop_front() {
-        let here = world.fingerprint();
-        for (label, next) in world.next(physics) {
+    // Of each state, the one it was first reached from, and by which of its events.
+    let first = start.fingerprint();
+    let mut parents = HashMap::from([(first, (0, 0))]);
+    let mut queue = VecDeque::from([(first, start.clone())]);
+    while let Some((here, world)) = queue.pop_front() {
+        for (n, (_, next)) in world.next(physics).into_iter().enumerate() {
             match next {
                 Ok(next) => {
-                    if let Slot::Vacant(slot) = parents.entry(next.fingerprint()) {
-                        slot.insert((here, label));
-                        queue.push_back(next);
+                    let there = next.fingerprint();
+                    if let Slot::Vacant(slot) = parents.entry(there) {
+                        slot.insert((here, n));
+                        queue.push_back((there, next));
                     }
                 }
                 Err(what) => {
-                    let mut trace = vec![label];
+                    let mut events = vec![n];
                     let mut at = here;
-                    while let Some((parent, label)) =
-                        parents.get(&at).filter(|(_, l)| !l.is_empty())
-                    {
-                        trace.push(label.clone());
-                        at = *parent;
+                    while at != first {
+                        let (parent, event) = parents[&at];
+                        events.push(event);
+                        at = parent;
                     }
-                    trace.reverse();
-                    return Found::Violated { what, trace };
+                    events.reverse();
+                    return Found::Violated { what, trace: trace(start, physics, &events) };
                 }
             }
         }
     }
     Found::Holds { states: parents.len() }
+}
+
+/// The names of these events, one after the other.
+fn trace(start: World, physics: &Physics, events: &[usize]) -> Vec<String> {
+    let physics = Physics { named: true, ..physics.clone() };
+    let mut world = start;
+    let mut names = Vec::new();
+    for event in events {
+        let (name, next) = world.next(&physics).swap_remove(*event);
+        names.push(name);
+        match next {
+            Ok(next) => world = next,
+            Err(_) => break,
+        }
+    }
+    names
 }

@@ -2,15 +2,22 @@
 
 use super::*;
 
+/// One thing more may go wrong in the largest searches with `TAGLOCK_DEEP=1`: minutes instead of
+/// seconds.
+fn deep() -> u8 {
+    u8::from(std::env::var_os("TAGLOCK_DEEP").is_some())
+}
+
 fn physics(flaw: Flaw, wait: bool) -> Physics {
-    Physics { flaw, wait, tags: vec![tag("v1")] }
+    Physics { flaw, wait, tags: vec![tag("v1")], named: false }
 }
 
 #[track_caller]
 fn holds(images: &[&str], physics: &Physics, budget: &Budget) {
+    let start = std::time::Instant::now();
     match search(World::new(images, physics, budget.clone()), physics) {
         Found::Holds { states } => {
-            println!("{images:?} {budget:?}: {states} states");
+            println!("{images:?} {budget:?}: {states} states in {:?}", start.elapsed());
             assert!(states > 20, "nothing was searched");
         }
         Found::Violated { what, trace } => panic!("{what}:\n{}", trace.join("\n")),
@@ -43,14 +50,56 @@ fn the_protocol_holds_when_the_ledgers_answers_are_lost() {
 
 #[test]
 fn the_protocol_holds_for_three_pushers_of_two_images() {
-    let budget = Budget { timeouts: 1, refusals: 1, ..Budget::default() };
-    holds(&["one", "two", "one"], &physics(Flaw::None, false), &budget);
+    let three = ["one", "two", "one"];
+    let late = Budget { timeouts: 1, refusals: deep(), ..Budget::default() };
+    holds(&three, &physics(Flaw::None, false), &late);
+    let refused = Budget { refusals: 1, ..Budget::default() };
+    holds(&three, &physics(Flaw::None, false), &refused);
 }
 
 #[test]
 fn a_ledger_that_waits_for_its_replica_survives_failovers() {
     let budget = Budget { failovers: 2, timeouts: 1, ..Budget::default() };
     holds(&["one", "two"], &physics(Flaw::None, true), &budget);
+}
+
+#[test]
+fn pulls_see_one_image_through_crashes_delays_and_moves_behind_taglock() {
+    let budget =
+        Budget { pulls: 2, moves: 1, timeouts: 1, refusals: 1, crashes: 1, ..Budget::default() };
+    holds(&["one"], &physics(Flaw::None, false), &budget);
+    let budget = Budget { pulls: 1, moves: deep(), timeouts: 1, ..Budget::default() };
+    holds(&["one", "two"], &physics(Flaw::None, false), &budget);
+}
+
+#[test]
+fn pulls_see_one_image_when_the_ledgers_answers_are_lost() {
+    let budget = Budget { pulls: 2, moves: 2, troubles: 2, ..Budget::default() };
+    holds(&["one"], &physics(Flaw::None, false), &budget);
+    let budget = Budget { pulls: 1, troubles: 1 + deep(), timeouts: 1, ..Budget::default() };
+    holds(&["one", "two"], &physics(Flaw::None, false), &budget);
+}
+
+#[test]
+fn pulls_see_one_image_through_failovers_of_a_ledger_that_waits() {
+    let budget = Budget { pulls: 2, moves: 1, failovers: 2, ..Budget::default() };
+    holds(&["one"], &physics(Flaw::None, true), &budget);
+    let budget = Budget { pulls: 1, failovers: 1, timeouts: 1, ..Budget::default() };
+    holds(&["one", "two"], &physics(Flaw::None, true), &budget);
+}
+
+#[test]
+fn every_known_unsafe_pull_is_found_violated() {
+    let moved = Budget { pulls: 2, moves: 1, ..Budget::default() };
+    let unsafe_pull = |flaw| physics(flaw, false);
+    violated(&["one"], &unsafe_pull(Flaw::PullTakesTheRegistrysTag), &moved, "was served as");
+    let twice = Budget { moves: 2, ..moved.clone() };
+    violated(&["one"], &unsafe_pull(Flaw::PullBindsNothing), &moved, "served");
+    let lossy = Budget { pulls: 1, troubles: 1, moves: 1, ..Budget::default() };
+    violated(&["one"], &unsafe_pull(Flaw::PullIgnoresClaims), &lossy, "another image than the");
+    // A ledger that does not wait for its replica forgets what it was told at first sight.
+    let failover = Budget { failovers: 1, ..twice };
+    violated(&["one"], &unsafe_pull(Flaw::None), &failover, "served");
 }
 
 #[test]
@@ -84,11 +133,11 @@ impl Chance {
     }
 }
 
-/// One schedule of a large world: four pushers, two tags, much that goes wrong.
-fn schedule(seed: u64) -> Result<usize, Violation> {
+/// One schedule of a large world: four pushers, two tags, some pulls, much that goes wrong.
+fn schedule(seed: u64, named: bool) -> Result<usize, Violation> {
     let mut chance = Chance(seed);
     let tags = if chance.below(2) == 0 { vec![tag("a")] } else { vec![tag("a"), tag("b")] };
-    let physics = Physics { flaw: Flaw::None, wait: true, tags };
+    let physics = Physics { flaw: Flaw::None, wait: true, tags, named };
     let mut few = |n: usize| u8::try_from(chance.below(n)).unwrap();
     let budget = Budget {
         crashes: few(3),
@@ -96,6 +145,8 @@ fn schedule(seed: u64) -> Result<usize, Violation> {
         refusals: few(4),
         troubles: few(4),
         failovers: few(3),
+        pulls: few(5),
+        moves: few(2),
     };
     let images: Vec<_> = (0..4).map(|_| ["one", "two", "three"][chance.below(3)]).collect();
     let mut world = World::new(&images, &physics, budget);
@@ -107,7 +158,7 @@ fn schedule(seed: u64) -> Result<usize, Violation> {
         let (label, chosen) = next.swap_remove(chance.below(next.len()));
         world = chosen.map_err(|what| format!("{what} at step {step}: {label}"))?;
     }
-    Err("the pushes do not come to an end".into())
+    Err("the pushes and pulls do not come to an end".into())
 }
 
 /// Thousands of schedules from a new seed each time. `TAGLOCK_SEED=<seed>` replays one.
@@ -120,7 +171,7 @@ fn random_schedules_of_large_worlds_keep_the_promises() {
     };
     let mut steps = 0;
     for seed in (0..count).map(|n| first.wrapping_add(n)) {
-        match schedule(seed) {
+        match schedule(seed, given.is_some()) {
             Ok(taken) => steps += taken,
             Err(what) => panic!("TAGLOCK_SEED={seed}: {what}"),
         }
