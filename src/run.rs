@@ -7,6 +7,7 @@ mod fleet;
 mod ledgers;
 mod reload;
 mod shutdown;
+mod verify;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -40,6 +41,7 @@ use crate::telemetry::{Metrics, logging};
 use fleet::Fleet;
 use reload::Reload;
 use shutdown::Shutdown;
+use verify::Verify;
 
 /// Why a command ended otherwise than well; `main` turns it into an exit status.
 #[derive(Debug, thiserror::Error)]
@@ -136,6 +138,11 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
         Arc::clone(&rules),
         Arc::clone(&metrics),
         Arc::clone(&notices),
+        Verify {
+            ledger: Arc::clone(&guarded),
+            registry: Arc::clone(&registry),
+            host: settings.upstream.origin.authority(),
+        },
     );
     server.add_service(background_service("reload", reload));
     let fleet = Fleet::new(

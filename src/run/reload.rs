@@ -14,6 +14,7 @@ use pingora::services::background::BackgroundService;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
 
+use super::verify::Verify;
 use crate::rules::Rules;
 use crate::settings::{self, Settings};
 use crate::telemetry::Metrics;
@@ -30,6 +31,7 @@ pub(super) struct Reload {
     rules: Arc<ArcSwap<Rules>>,
     metrics: Arc<Metrics>,
     notices: Arc<Notices>,
+    verify: Arc<Verify>,
 }
 
 struct Read {
@@ -44,10 +46,11 @@ impl Reload {
         rules: Arc<ArcSwap<Rules>>,
         metrics: Arc<Metrics>,
         notices: Arc<Notices>,
+        verify: Verify,
     ) -> Self {
         let content = file.as_ref().and_then(|file| std::fs::read(file).ok());
         let read = Mutex::new(Read { content, fixed: fixed(settings) });
-        Self { file, read, rules, metrics, notices }
+        Self { file, read, rules, metrics, notices, verify: Arc::new(verify) }
     }
 
     /// Applies the file, if it has changed or it is asked for.
@@ -71,6 +74,8 @@ impl Reload {
                     changed = before.fingerprint() != fingerprint,
                     "the rules of the file are applied"
                 );
+                let (verify, new) = (Arc::clone(&self.verify), Arc::clone(&settings.rules));
+                tokio::spawn(async move { verify.widened(&before, &new).await });
                 if fixed(&settings) != read.fixed {
                     tracing::warn!(
                         file = %path,

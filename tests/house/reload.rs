@@ -137,3 +137,22 @@ fn proxies_with_different_files_are_an_alarm() {
     });
     assert_eq!(first.metric("taglock_proxies_with_other_rules"), 0.0);
 }
+
+#[test]
+fn what_moved_while_a_tag_was_mutable_is_told_when_it_is_protected_again() {
+    let registry = Registry::start();
+    let taglock = Taglock::with(&registry.address, "", &rules("immutable"));
+    let [one, two] = ["one", "two"].map(manifest);
+    for tag in ["v1", "v2"] {
+        assert_eq!(put(&taglock.address, "prod/app", tag, &one).status, 201);
+    }
+    taglock.reload(&rules("mutable"));
+    // Not through taglock, so nothing was superseded.
+    assert_eq!(put(&registry.address, "prod/app", "v2", &two).status, 201);
+    taglock.reload(&rules("immutable"));
+    eventually("the comparison", || {
+        taglock.process.log().contains("were compared with the registry equal=1 differ=1 unseen=0")
+    });
+    assert!(taglock.process.log().contains("the registry has another image under it"));
+    assert_eq!(tag_of(&taglock.address, "prod/app", "v2"), Some(digest(&one)), "never adopted");
+}
