@@ -57,7 +57,7 @@ impl Verify {
                         );
                     }
                     Sighting::NotFound(_) | Sighting::Denied(_) | Sighting::Unclear(_) => {
-                        unseen += 1
+                        unseen += 1;
                     }
                 }
                 sleep(PAUSE).await;

@@ -33,6 +33,10 @@ impl Redis {
         process
     }
 
+    pub fn port(&self) -> &str {
+        self.address.rsplit(':').next().unwrap()
+    }
+
     pub fn stop(&mut self) {
         self.process.signal("-KILL");
         self.process.wait_for_end();
@@ -42,7 +46,7 @@ impl Redis {
         self.process = Self::spawn(&self.address, &self.folder, &[]);
     }
 
-    fn cli(&self, arguments: &[&str]) -> String {
+    pub fn cli(&self, arguments: &[&str]) -> String {
         let port = self.address.rsplit(':').next().unwrap();
         succeed(Command::new("redis-cli").args(["-p", port]).args(arguments))
     }
@@ -50,6 +54,16 @@ impl Redis {
 
 pub fn proxy(registry: &str, redis: &str, more: &str) -> Taglock {
     proxy_with(registry, redis, more, RULES)
+}
+
+/// With these keys for `[ledger]`.
+pub fn proxy_through(registry: &str, ledger: &str) -> Taglock {
+    Taglock::from_file(|address, admin, _| {
+        format!(
+            "[listen]\naddress = \"{address}\"\n[upstream]\nurl = \"http://{registry}\"\n\
+             [ledger]\nstore = \"redis\"\n{ledger}[admin]\naddress = \"{admin}\"\n{RULES}"
+        )
+    })
 }
 
 /// With more keys for `[ledger]`, and these rules.

@@ -26,6 +26,7 @@ mod pulls;
 mod pushes;
 mod reload;
 mod routes;
+mod sentinel;
 mod signatures;
 mod tls;
 mod token_server;
