@@ -5,6 +5,7 @@
 
 mod anchored;
 pub mod delete;
+pub mod drift;
 mod mutable;
 pub mod permit;
 #[cfg(debug_assertions)]
@@ -27,10 +28,11 @@ pub use step::{Conflict, Content, Options, Push, Undecided, Verdict};
 
 use crate::ledger::witness::Witness;
 use crate::ledger::{Holder, Ledger};
-use crate::name::{Digest, Reference, RepositoryName};
+use crate::name::{Digest, Reference, RepositoryName, Tag};
 use crate::registry::{
     Answer, Caller, Fetched, Manifest, Place, Registry, Sighting, Trouble, Written,
 };
+use drift::Drift;
 use permit::Basis;
 use push::Machine;
 use rivals::Rivals;
@@ -51,6 +53,7 @@ pub struct Judge {
     /// For tests that end the process between two steps.
     #[cfg(debug_assertions)]
     observer: Option<points::Observer>,
+    drift: Option<Arc<Drift>>,
 }
 
 /// A verdict, and what else became of the ledger on the way.
@@ -81,6 +84,8 @@ pub struct Cargo {
 struct Luggage {
     fetched: Option<Manifest>,
     superseded: Vec<Holder>,
+    /// The last tag that was looked at and found.
+    looked: Option<(Tag, Digest)>,
 }
 
 impl Judge {
@@ -90,6 +95,7 @@ impl Judge {
             registry,
             rivals: Rivals::default(),
             unjudged: Arc::default(),
+            drift: None,
             #[cfg(debug_assertions)]
             observer: None,
         }
@@ -100,6 +106,16 @@ impl Judge {
     pub fn observed(mut self, observer: Option<points::Observer>) -> Self {
         self.observer = observer;
         self
+    }
+
+    /// With an eye on the registry's own tags.
+    #[must_use]
+    pub fn watching(self, drift: Arc<Drift>) -> Self {
+        Self { drift: Some(drift), ..self }
+    }
+
+    pub fn drift(&self) -> Option<&Arc<Drift>> {
+        self.drift.as_ref()
     }
 
     /// Where writes are entered that may turn out to need no judging.
@@ -130,8 +146,36 @@ impl Judge {
             }
             match machine.on(event) {
                 Step::Do(next) => action = next,
-                Step::Done(verdict) => return Judged { verdict, superseded: luggage.superseded },
+                Step::Done(verdict) => {
+                    self.notice(machine.push(), &luggage, &verdict);
+                    return Judged { verdict, superseded: luggage.superseded };
+                }
             }
+        }
+    }
+
+    /// What a push has seen of the registry's own tags in passing.
+    fn notice(&self, push: &Push, luggage: &Luggage, verdict: &Verdict<Answer>) {
+        let Some(drift) = &self.drift else { return };
+        match verdict {
+            Verdict::Refused(conflict) => {
+                if let Some((tag, seen)) = &luggage.looked
+                    && *tag == conflict.tag
+                {
+                    drift.saw(&push.repository, tag, &conflict.bound, Some(*seen));
+                }
+            }
+            // The registry has just taken what the ledger binds them to.
+            Verdict::Admitted { tags, answer: Some(_), .. } => {
+                let digest = push.content.digest();
+                for tag in tags.iter().filter(|tag| drift.differs(&push.repository, tag, digest)) {
+                    drift.saw(&push.repository, tag, digest, Some(*digest));
+                }
+            }
+            Verdict::Admitted { .. }
+            | Verdict::Unbound(_)
+            | Verdict::Relayed(_)
+            | Verdict::Undecided(_) => {}
         }
     }
 
@@ -153,7 +197,11 @@ impl Judge {
                 Event::Waited
             }
             Action::Look(tag) => {
-                Event::Seen(self.registry.look(caller, name, &Reference::Tag(tag)).await)
+                let seen = self.registry.look(caller, name, &Reference::Tag(tag.clone())).await;
+                if let Sighting::Found(digest) = &seen {
+                    luggage.looked = Some((tag, *digest));
+                }
+                Event::Seen(seen)
             }
             Action::Resolve(tag) => Event::Seen(self.registry.resolve(caller, name, &tag).await),
             Action::LookStaged => {

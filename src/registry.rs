@@ -1,5 +1,6 @@
 //! What the judge asks of the registry, and how the answers are told apart.
 
+pub mod account;
 pub mod client;
 mod idle;
 pub mod media;

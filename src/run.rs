@@ -28,10 +28,12 @@ use crate::admin::Admin;
 use crate::cli::{Command, LedgerCommand, Serve};
 use crate::edge::{Config, Edge, Front, Rooms};
 use crate::judge::Judge;
+use crate::judge::drift::{Change, Drift, Servant};
 use crate::ledger::Ledger;
 use crate::ledger::guarded::Guarded;
 use crate::ledger::witness::Witness;
 use crate::registry::Registry;
+use crate::registry::account::Account;
 use crate::registry::client::Client;
 use crate::registry::peer::Peers;
 use crate::settings::{self, Flags, HostPolicy, KeyPair, LogFormat, OnOutage, Problems, Settings};
@@ -113,12 +115,13 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
         Arc::new(Guarded::new(Arc::clone(&ledger), Arc::clone(&metrics)));
     let witness = Arc::new(Witness::new(Arc::clone(&guarded), settings.ledger.remembering));
     let peers = Arc::new(peers(&settings));
-    let registry: Arc<dyn Registry> = Arc::new(Client::new(
+    let client = Arc::new(Client::new(
         Arc::clone(&peers),
         Arc::clone(&settings.upstream.media),
         settings.upstream.redirect_hosts.clone(),
         settings.limits.manifest,
     ));
+    let registry: Arc<dyn Registry> = Arc::<Client>::clone(&client);
 
     let configuration = ServerConf {
         threads: settings.threads,
@@ -153,6 +156,10 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
     );
     server.add_service(background_service("fleet", fleet));
     let judge = Judge::new(Arc::clone(&witness), Arc::clone(&registry));
+    let judge = match settings.drift.watch {
+        true => judge.watching(Arc::new(drift(&settings, client, &metrics)?)),
+        false => judge,
+    };
     #[cfg(debug_assertions)]
     let judge = judge.observed(crash::observer()?);
     let rooms = Rooms {
@@ -191,6 +198,25 @@ fn check_bind(address: SocketAddr) -> Result<(), Failure> {
         Ok(_) => Ok(()),
         Err(error) => Err(Failure::Start(format!("{address} can't be listened on: {error}"))),
     }
+}
+
+fn drift(
+    settings: &Settings,
+    client: Arc<Client>,
+    metrics: &Arc<Metrics>,
+) -> Result<Drift, Failure> {
+    let account = settings.upstream.account.as_ref().map(|account| {
+        Account::new(client, account.expose()).ok_or_else(|| {
+            Failure::Start("`upstream.credentials_file` can't stand in a header".into())
+        })
+    });
+    let service = account.transpose()?.map(|account| Servant {
+        registry: Arc::new(account) as Arc<dyn Registry>,
+        repair: settings.drift.repair,
+    });
+    let metrics = Arc::clone(metrics);
+    let told = move |change: Change, known| metrics.drift(change.as_str(), known);
+    Ok(Drift::new(settings.drift.interval, service, Box::new(told)))
 }
 
 fn peers(settings: &Settings) -> Peers {

@@ -42,6 +42,7 @@ pub struct Settings {
     pub listen: Listen,
     pub upstream: Upstream,
     pub ledger: Ledger,
+    pub drift: Drift,
     /// `None` where no admin listener is wanted.
     pub admin: Option<Admin>,
     pub limits: Limits,
@@ -87,6 +88,24 @@ pub struct Upstream {
     pub redirect_hosts: Vec<String>,
     pub media: Arc<MediaTypes>,
     pub options: Options,
+    /// Taglock's own account there, `user:password`.
+    pub account: Option<Secret>,
+}
+
+/// How the registry's own tags are watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drift {
+    pub watch: bool,
+    /// At most one look at a tag in so long.
+    pub interval: Duration,
+    /// Whether a moved tag is put back.
+    pub repair: bool,
+}
+
+impl Default for Drift {
+    fn default() -> Self {
+        Self { watch: true, interval: Duration::from_secs(60), repair: false }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

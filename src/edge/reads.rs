@@ -23,6 +23,9 @@ const UNVERIFIED: HeaderValue = HeaderValue::from_static(
     "299 - \"taglock's ledger is down and this tag was not seen before: it is what the registry says\"",
 );
 
+const DIFFERS: HeaderValue =
+    HeaderValue::from_static("299 - \"the registry's own tag differs from the ledger\"");
+
 impl Edge {
     /// A GET or HEAD of a protected tag. False where the request is to stream after all.
     pub(super) async fn read(
@@ -36,12 +39,17 @@ impl Edge {
         let header = session.req_header();
         let reading = if header.method == Method::HEAD { Reading::Head } else { Reading::Get };
         let caller = self.caller(session, passage, namespace(header.uri.query()));
-        let pull =
-            Pull { repository: self.key(repository), tag: tag.clone(), strict: self.config.strict };
+        let key = self.key(repository);
+        let strict = self.config.strict;
+        let pull = Pull { repository: key.clone(), tag: tag.clone(), strict };
         let pulled = self.rooms.judge.pull(pull, &caller, reading).await;
         self.rooms.metrics.pull(pulled.label(), started.elapsed());
         match pulled {
             Pulled::Served { digest, answer, basis } => {
+                let drift = self.rooms.judge.drift();
+                if drift.is_some_and(|drift| drift.differs(&key, tag, &digest)) {
+                    passage.warning = Some(DIFFERS);
+                }
                 if basis == Basis::FirstSight {
                     self.audit_first_sight(session, passage, repository, tag, digest);
                 }

@@ -1,6 +1,6 @@
 //! The driver of a pull: what [`pull::Machine`] asks for, done.
 
-use super::pull::{Action, Event, Machine, Pull, Pulled, Step, Unsure};
+use super::pull::{Action, Basis, Event, Machine, Pull, Pulled, Step, Unsure};
 use super::{Judge, OLDER_WRITES};
 use crate::ledger::Ledger;
 use crate::name::Reference;
@@ -17,7 +17,15 @@ impl Judge {
             };
             match machine.on(event) {
                 Step::Do(next) => action = next,
-                Step::Done(pulled) => return pulled,
+                Step::Done(pulled) => {
+                    if let (Some(drift), Pulled::Served { digest, basis: Basis::Ledger, .. }) =
+                        (&self.drift, &pulled)
+                    {
+                        let pull = machine.pull();
+                        drift.look(&self.ledger, &self.registry, caller, pull, *digest);
+                    }
+                    return pulled;
+                }
             }
         }
     }

@@ -4,6 +4,7 @@
 //! the body is judged, and may send a request again.
 
 mod deletes;
+mod elsewhere;
 mod listing;
 mod meaning;
 mod serving;

@@ -33,6 +33,20 @@ pub fn tag_list(body: &[u8]) -> Option<Vec<String>> {
 }
 
 #[derive(Deserialize)]
+struct Token {
+    token: Option<String>,
+    access_token: Option<String>,
+    expires_in: Option<u64>,
+}
+
+/// The token of a token service's answer, and its lifetime in seconds, where it says one.
+pub fn token(body: &[u8]) -> Option<(String, Option<u64>)> {
+    let Token { token, access_token, expires_in } = serde_json::from_slice(body).ok()?;
+    let token = token.or(access_token).filter(|token| !token.is_empty())?;
+    Some((token, expires_in))
+}
+
+#[derive(Deserialize)]
 struct Index {
     manifests: Option<Vec<Descriptor>>,
 }

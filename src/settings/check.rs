@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{HostPolicy, OnOutage, Settings, Store};
+use super::{Drift, HostPolicy, OnOutage, Settings, Store};
 use crate::rules::{Deletes, RefusalStyle, Rule};
 
 /// A description for people. It shows no secret.
@@ -12,6 +12,7 @@ pub fn describe(settings: &Settings) -> String {
         listen,
         upstream,
         ledger,
+        drift,
         admin,
         limits,
         log: _,
@@ -49,6 +50,15 @@ pub fn describe(settings: &Settings) -> String {
         }
     };
     line("ledger", format!("{store}, on outage {outage}"));
+    let watched = match drift {
+        Drift { watch: false, .. } => "not watched".to_owned(),
+        Drift { interval, repair, .. } => {
+            let repaired = if *repair { ", put back where they were moved" } else { "" };
+            let interval = humantime::format_duration(*interval);
+            format!("pulled tags are looked at every {interval}{repaired}")
+        }
+    };
+    line("drift", watched);
     line(
         "admin",
         match admin {

@@ -12,8 +12,8 @@ use super::problem::{Problem, Problems};
 use super::reader::{Environment, Reader, Table};
 use super::rules::{self, STYLES};
 use super::{
-    Admin, HostPolicy, KeyPair, Limits, Listen, Log, LogFormat, Secret, Settings, Upstream, ledger,
-    pem, values,
+    Admin, Drift, HostPolicy, KeyPair, Limits, Listen, Log, LogFormat, Secret, Settings, Upstream,
+    ledger, pem, values,
 };
 use crate::judge::Options;
 use crate::name::UpstreamName;
@@ -73,6 +73,7 @@ fn document(reader: &Reader<'_>, file: &str) -> Option<Settings> {
     let threads = top.number("threads", 1..=1024).map_or(cores, |n| n as usize);
     let listen = listen(top.table("listen"));
     let upstream = upstream(&mut top);
+    let drift = drift(top.table("drift"), upstream.as_ref());
     let ledger = ledger::ledger(top.table("ledger"));
     let admin = top.table("admin").map(admin);
     let limits = limits(top.table("limits"));
@@ -108,6 +109,7 @@ fn document(reader: &Reader<'_>, file: &str) -> Option<Settings> {
         listen: listen?,
         upstream: upstream?,
         ledger: ledger?,
+        drift: drift?,
         admin: match admin {
             Some(admin) => Some(admin?),
             None => None,
@@ -243,7 +245,12 @@ fn one_upstream(mut table: Table<'_>) -> Option<Upstream> {
     // Parsed for the day when several upstreams are told apart by them.
     table.texts("hosts", values::host);
     let abort = [("refused", true), ("never", false)];
+    let account = table.text("credentials_file", |text| match values::secret_file(text)? {
+        account if account.contains(':') => Ok(Secret::new(account)),
+        _ => Err("the file holds no `user:password`".to_owned()),
+    });
     let upstream = Upstream {
+        account,
         name: name.or_else(|| UpstreamName::parse("default").ok())?,
         host: table.text("host", |t| values::word(t, &hosts)).unwrap_or(HostPolicy::Upstream),
         authorities,
@@ -289,7 +296,27 @@ pub(super) fn plain_upstream(origin: Origin) -> Upstream {
         },
         redirect_hosts: Vec::new(),
         options: Options::default(),
+        account: None,
     }
+}
+
+fn drift(table: Option<Table<'_>>, upstream: Option<&Upstream>) -> Option<Drift> {
+    let defaults = Drift::default();
+    let Some(mut table) = table else { return Some(defaults) };
+    let drift = Drift {
+        watch: table.flag("watch").unwrap_or(defaults.watch),
+        interval: table.text("interval", values::duration).unwrap_or(defaults.interval),
+        repair: table.flag("repair").unwrap_or(defaults.repair),
+    };
+    if drift.repair && upstream.is_some_and(|upstream| upstream.account.is_none()) {
+        table.problem(
+            "repair",
+            "taglock needs an account of its own to put a tag back",
+            "`upstream.credentials_file` names a file with `user:password`",
+        );
+    }
+    table.finish();
+    Some(drift)
 }
 
 fn admin(mut table: Table<'_>) -> Option<Admin> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::file::{default_address, plain_upstream};
 use super::problem::{Problem, Problems};
-use super::{Admin, Ledger, Limits, Listen, Log, OnOutage, Settings, Store, values};
+use super::{Admin, Drift, Ledger, Limits, Listen, Log, OnOutage, Settings, Store, values};
 use crate::ledger::witness::Remembering;
 use crate::rules::{Deletes, Mutability, RefusalStyle, RepositoryPattern, Rule, Rules, Source};
 
@@ -71,6 +71,7 @@ pub fn from_flags(flags: Flags) -> Result<Settings, Problems> {
                 on_outage: OnOutage::Serve,
                 remembering: Remembering::default(),
             },
+            drift: Drift::default(),
             admin: admin.map(|address| Admin { address, token: None }),
             limits: Limits::default(),
             log: Log::default(),

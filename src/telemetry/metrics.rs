@@ -15,6 +15,8 @@ pub struct Metrics {
     dry_run: IntCounterVec,
     pushes: HistogramVec,
     pulls: HistogramVec,
+    drift: IntCounterVec,
+    drifted: IntGauge,
     ledger: HistogramVec,
     in_flight: IntGauge,
     settling: IntGauge,
@@ -77,6 +79,15 @@ impl Metrics {
                 "Time from the request for a protected tag to what is answered, by outcome.",
                 &["outcome"],
                 &PULL_BUCKETS,
+            ),
+            drift: counter(
+                "taglock_drift_total",
+                "Changes seen in the registry's own tags against the ledger, by kind.",
+                &["change"],
+            ),
+            drifted: gauge(
+                "taglock_drifted_tags",
+                "Tags known to differ from the ledger in the registry itself.",
             ),
             ledger: histogram(
                 "taglock_ledger_call_seconds",
@@ -147,6 +158,11 @@ impl Metrics {
 
     pub fn pull(&self, outcome: &'static str, took: Duration) {
         self.pulls.with_label_values(&[outcome]).observe(took.as_secs_f64());
+    }
+
+    pub fn drift(&self, change: &'static str, known: usize) {
+        self.drift.with_label_values(&[change]).inc();
+        self.drifted.set(i64::try_from(known).unwrap_or(i64::MAX));
     }
 
     pub fn ledger_call(&self, operation: &'static str, result: &'static str, took: Duration) {

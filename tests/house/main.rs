@@ -14,6 +14,7 @@ mod chaos;
 mod clients;
 mod deletes;
 mod disk;
+mod drift;
 mod fake;
 mod fault_proxy;
 mod faults;

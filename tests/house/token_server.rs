@@ -3,7 +3,7 @@
 
 use std::net::TcpListener;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use base64::prelude::*;
 use http_body_util::Full;
@@ -21,10 +21,13 @@ use crate::harness::port;
 pub struct TokenServer {
     pub address: String,
     certificate: rcgen::Certificate,
+    granted: Arc<Mutex<Vec<String>>>,
     _runtime: tokio::runtime::Runtime,
 }
 
 struct Signer {
+    /// Whom it has given tokens.
+    granted: Arc<Mutex<Vec<String>>>,
     key: EcdsaKeyPair,
     certificate: Vec<u8>,
 }
@@ -40,8 +43,12 @@ impl TokenServer {
             &key.serialize_der(),
             &SystemRandom::new(),
         );
-        let signer =
-            Arc::new(Signer { key: signing.unwrap(), certificate: certificate.der().to_vec() });
+        let granted = Arc::new(Mutex::new(Vec::new()));
+        let signer = Arc::new(Signer {
+            granted: Arc::clone(&granted),
+            key: signing.unwrap(),
+            certificate: certificate.der().to_vec(),
+        });
         let listener = TcpListener::bind(&address).unwrap();
         listener.set_nonblocking(true).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -64,7 +71,12 @@ impl TokenServer {
                 });
             }
         });
-        Self { address, certificate, _runtime: runtime }
+        Self { address, certificate, granted, _runtime: runtime }
+    }
+
+    /// How many tokens this account was given.
+    pub fn grants(&self, user: &str) -> usize {
+        self.granted.lock().unwrap().iter().filter(|granted| *granted == user).count()
     }
 
     /// What the registry needs to believe the tokens.
@@ -81,7 +93,7 @@ impl TokenServer {
     }
 }
 
-/// alice may pull and push, bob may pull; anybody else, nothing.
+/// alice may pull and push, and so may keeper; bob may pull; anybody else, nothing.
 fn grant(signer: &Signer, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let authorization = request.headers().get("authorization").map(|v| v.to_str().unwrap());
     let account = authorization
@@ -89,10 +101,12 @@ fn grant(signer: &Signer, request: &Request<Incoming>) -> Response<Full<Bytes>> 
         .and_then(|bytes| String::from_utf8(bytes).ok());
     let (user, allowed): (_, &[&str]) = match account.as_deref() {
         Some("alice:secret") => ("alice", &["pull", "push", "delete"]),
+        Some("keeper:secret") => ("keeper", &["pull", "push"]),
         Some("bob:secret") => ("bob", &["pull"]),
         Some(_) => return plain(401, &json!({"details": "unauthorized"})),
         None => ("", &[]),
     };
+    signer.granted.lock().unwrap().push(user.to_owned());
     let query = request.uri().query().unwrap_or_default();
     let access: Vec<Value> = query
         .split('&')
