@@ -8,6 +8,8 @@ pub struct Event {
     pub invoked: u64,
     /// Far in the future while it is under way.
     pub completed: u64,
+    /// Whom it was asked of.
+    pub to: String,
     pub what: What,
 }
 
@@ -130,6 +132,21 @@ pub fn violations(history: &[Event]) -> Vec<String> {
     wrong
 }
 
+/// All that was asked of the tag that a violation names first, in order.
+pub fn story(history: &[Event], violation: &str) -> String {
+    let name = violation.split(' ').next().unwrap_or_default();
+    let mut events: Vec<_> = history
+        .iter()
+        .filter(|event| match &event.what {
+            What::Push { tags, .. } => tags.iter().any(|tag| tag == name),
+            What::Pull { tag, .. } => tag == name,
+        })
+        .collect();
+    events.sort_by_key(|event| event.invoked);
+    let line = |e: &&Event| format!("{}–{} {}: {:?}\n", e.invoked, e.completed, e.to, e.what);
+    events.iter().map(line).collect()
+}
+
 /// The digest a history shows for each tag that was pushed; `None` where it shows none.
 pub fn winners(history: &[Event]) -> BTreeMap<String, Option<String>> {
     let mut winners = BTreeMap::new();
@@ -185,7 +202,7 @@ pub fn summary(history: &[Event]) -> String {
 }
 
 fn event(invoked: u64, completed: u64, what: What) -> Event {
-    Event { invoked, completed, what }
+    Event { invoked, completed, to: String::new(), what }
 }
 
 fn push(invoked: u64, completed: u64, digest: &str, outcome: Pushed) -> Event {

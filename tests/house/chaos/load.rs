@@ -30,10 +30,13 @@ pub struct Clients {
     history: Mutex<Vec<Event>>,
     /// A blob that half the images refer to.
     blob: Vec<u8>,
+    /// While a master that was replaced goes on, a taglock that still asks it may believe a claim that
+    /// was never granted, and say 404 of a tag that is another image: what it says is unclear then.
+    pub split: AtomicBool,
 }
 
 /// Whom a request is sent to.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub enum To {
     Taglock(usize),
     /// Past taglock: what the registry itself has under a tag may never move either.
@@ -50,6 +53,7 @@ impl Clients {
             start: Instant::now(),
             history: Mutex::default(),
             blob,
+            split: AtomicBool::new(false),
         };
         clients.upload();
         clients
@@ -89,15 +93,18 @@ impl Clients {
     }
 
     /// Enters what is about to be asked, and what is known of it so far: nothing.
-    fn begin(&self, what: What) -> usize {
+    fn begin(&self, to: To, what: What) -> usize {
         let mut history = self.history.lock().unwrap();
-        history.push(Event { invoked: self.now(), completed: u64::MAX, what });
+        let to = format!("{to:?}");
+        history.push(Event { invoked: self.now(), completed: u64::MAX, to, what });
         history.len() - 1
     }
 
     fn end(&self, event: usize, what: What) {
         let mut history = self.history.lock().unwrap();
-        history[event] = Event { completed: self.now(), what, ..history[event] };
+        let event = &mut history[event];
+        event.completed = self.now();
+        event.what = what;
     }
 
     pub fn history(&self) -> Vec<Event> {
@@ -123,7 +130,7 @@ impl Clients {
         let headers = [("Content-Type", *media_type)];
         let request = http::bytes(address, "PUT", &target, &headers, bytes);
         let what = |outcome| What::Push { tags: tags.to_vec(), digest: digest.clone(), outcome };
-        let event = self.begin(what(Pushed::Unclear));
+        let event = self.begin(to, what(Pushed::Unclear));
         let outcome = match ask(address, &request) {
             Err(_) => Pushed::Unclear,
             Ok(answer) => pushed(&answer, tags, &digest),
@@ -138,10 +145,16 @@ impl Clients {
         let accept = format!("{OCI}, {INDEX}");
         let request = http::bytes(address, method, &target, &[("Accept", &accept)], b"");
         let what = |outcome| What::Pull { tag: tag.to_owned(), outcome };
-        let event = self.begin(what(Pulled::Unclear));
+        let event = self.begin(to, what(Pulled::Unclear));
+        let split = self.split.load(Ordering::SeqCst);
         let outcome = match ask(address, &request) {
             Err(_) => Pulled::Unclear,
             Ok(answer) => pulled(&answer, method),
+        };
+        let split = split || self.split.load(Ordering::SeqCst);
+        let outcome = match (to, outcome) {
+            (To::Taglock(_), Pulled::NotFound) if split => Pulled::Unclear,
+            (_, outcome) => outcome,
         };
         self.end(event, what(outcome.clone()));
         outcome
@@ -149,9 +162,14 @@ impl Clients {
 
     /// One client, until it is told to end.
     pub fn run(&self, mut rng: Rng, end: &AtomicBool) {
+        let mut last = 0;
         while !end.load(Ordering::Relaxed) {
             let newest = u64::try_from(self.start.elapsed().as_millis() / NEW.as_millis()).unwrap();
+            // All begin with a push to a pair that is new, so that rivals meet.
+            let race = newest != last;
+            last = newest;
             let pair = match rng.u32(0..100) {
+                _ if race => newest,
                 0..=84 => newest - rng.u64(0..3).min(newest),
                 // Old tags stay what they are.
                 _ => rng.u64(0..=newest),
@@ -159,7 +177,7 @@ impl Clients {
             let tags = [format!("t{pair}a"), format!("t{pair}b")];
             let one = usize::from(rng.bool());
             let taglock = To::Taglock(rng.usize(0..self.taglocks.len()));
-            let known = match rng.u32(0..100) {
+            let known = match rng.u32(0..if race { 50 } else { 100 }) {
                 0..=34 => {
                     let image = self.image(pair, rng.u64(0..RIVALS));
                     self.push(taglock, &tags[one..=one], &image) != Pushed::Unclear

@@ -42,6 +42,8 @@ fn settle_tag(clients: &Clients, nodes: usize, n: usize, tag: &str, winner: Opti
     // The winner first, where one is known.
     images.sort_by_key(|(_, bytes)| winner.as_ref() != Some(&digest(bytes)));
     let deadline = Instant::now() + PATIENCE;
+    // First what the registry has, into the history: a push of the winner would heal it.
+    known(Pulled::Unclear, deadline, || clients.pull(To::Registry, tag, "GET"));
     let winner = 'found: loop {
         let mut outcomes = Vec::new();
         for image in &images {
