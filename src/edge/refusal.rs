@@ -280,7 +280,7 @@ impl Refusal {
                 let status = StatusCode::SERVICE_UNAVAILABLE;
                 Self::new(status, ErrorCode::Unavailable, "ledger", message).again_later()
             }
-            Unsure::Busy => {
+            Unsure::Busy | Unsure::Elsewhere => {
                 let status = StatusCode::SERVICE_UNAVAILABLE;
                 Self::new(status, ErrorCode::Unavailable, "busy", unsure.to_string()).again_later()
             }

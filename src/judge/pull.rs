@@ -93,6 +93,10 @@ pub enum Unsure {
     Registry(#[from] Trouble),
     #[error("the tag is being written; pull again")]
     Busy,
+    /// What is claimed was never finished, and something else is there: written behind taglock, or
+    /// bound before a failover that lost its binding.
+    #[error("the tag is claimed for one image, and the registry has another under it")]
+    Elsewhere,
 }
 
 impl<A> Pulled<A> {
@@ -186,8 +190,7 @@ impl<A: Clone> Machine<A> {
             Known::Remembered(digest) => self.serve(digest, Source::Sure(Basis::Memory)),
             Known::Nothing(error) => self.outage(error),
             Known::Entry(Entry::Absent) => self.act(Phase::Resolving, Action::Resolve),
-            // A claim is what its tag will be, if anything: another image there was written behind
-            // taglock, and none may still become none.
+            // A claim is what its tag will be, if anything; what isn't there yet may still come.
             Known::Entry(Entry::Pending(pending)) => {
                 self.act(Phase::Looking(pending.digest), Action::Look)
             }
@@ -202,7 +205,10 @@ impl<A: Clone> Machine<A> {
     fn looked(&mut self, claimed: Digest, seen: Sighting<A>) -> Step<A> {
         match seen {
             Sighting::Found(digest) if digest == claimed => self.seal(digest, Origin::Push),
-            Sighting::Found(_) | Sighting::NotFound(_) => Step::Done(Pulled::Unknown),
+            // "No such tag" would be wrong: a store that went back in time may have forgotten that
+            // this other image was acknowledged.
+            Sighting::Found(_) => Step::Done(Pulled::Undecided(Unsure::Elsewhere)),
+            Sighting::NotFound(_) => Step::Done(Pulled::Unknown),
             Sighting::Denied(answer) => Step::Done(Pulled::Relayed(answer)),
             Sighting::Unclear(trouble) => self.unsure(trouble),
         }

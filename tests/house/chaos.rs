@@ -177,8 +177,6 @@ impl Scene {
                 self.end(&undo);
             }
             self.supervise(now);
-            let split = matches!(&self.store, Store::Redis(redis) if redis.zombie.is_some());
-            clients.split.store(split, Ordering::SeqCst);
             if start.elapsed() > check {
                 // Seldom enough that most of the time is left for the run itself.
                 let took = report.check(clients, start);

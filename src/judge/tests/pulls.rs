@@ -76,7 +76,7 @@ async fn a_claim_is_served_once_its_tag_is_there_and_no_other_image_is() {
     house.claimed("v1", "one").await;
     assert_eq!(house.pull("v1").await, Pulled::Unknown);
     house.shelf.set("v1", &manifest("behind"));
-    assert_eq!(house.pull("v1").await, Pulled::Unknown);
+    assert_eq!(house.pull("v1").await, Pulled::Undecided(Unsure::Elsewhere));
     assert!(matches!(house.entry("v1").await, Entry::Pending(_)), "nothing was learned");
     house.shelf.plan("look", &[Play::Deny, Play::Unclear]);
     assert!(matches!(house.pull("v1").await, Pulled::Relayed(a) if a.status == 403));

@@ -30,9 +30,6 @@ pub struct Clients {
     history: Mutex<Vec<Event>>,
     /// A blob that half the images refer to.
     blob: Vec<u8>,
-    /// While a master that was replaced goes on, a taglock that still asks it may believe a claim that
-    /// was never granted, and say 404 of a tag that is another image: what it says is unclear then.
-    pub split: AtomicBool,
 }
 
 /// Whom a request is sent to.
@@ -53,7 +50,6 @@ impl Clients {
             start: Instant::now(),
             history: Mutex::default(),
             blob,
-            split: AtomicBool::new(false),
         };
         clients.upload();
         clients
@@ -146,15 +142,9 @@ impl Clients {
         let request = http::bytes(address, method, &target, &[("Accept", &accept)], b"");
         let what = |outcome| What::Pull { tag: tag.to_owned(), outcome };
         let event = self.begin(to, what(Pulled::Unclear));
-        let split = self.split.load(Ordering::SeqCst);
         let outcome = match ask(address, &request) {
             Err(_) => Pulled::Unclear,
             Ok(answer) => pulled(&answer, method),
-        };
-        let split = split || self.split.load(Ordering::SeqCst);
-        let outcome = match (to, outcome) {
-            (To::Taglock(_), Pulled::NotFound) if split => Pulled::Unclear,
-            (_, outcome) => outcome,
         };
         self.end(event, what(outcome.clone()));
         outcome
