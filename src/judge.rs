@@ -6,6 +6,7 @@
 mod anchored;
 pub mod delete;
 pub mod drift;
+mod eyes;
 mod mutable;
 pub mod permit;
 #[cfg(debug_assertions)]
@@ -23,6 +24,8 @@ pub mod unjudged;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::header::AUTHORIZATION;
+
 pub use permit::Permit;
 pub use step::{Conflict, Content, Options, Push, Undecided, Verdict};
 
@@ -36,7 +39,7 @@ use drift::Drift;
 use permit::Basis;
 use push::Machine;
 use rivals::Rivals;
-use step::{Action, Event, Step};
+use step::{Action, Blind, Event, Eyes, Step};
 use unjudged::Unjudged;
 
 /// Between two looks at a claim that somebody else holds, unless they end sooner.
@@ -54,6 +57,8 @@ pub struct Judge {
     #[cfg(debug_assertions)]
     observer: Option<points::Observer>,
     drift: Option<Arc<Drift>>,
+    /// The registry by taglock's own account, for clients that may push and not pull.
+    account: Option<Arc<dyn Registry>>,
 }
 
 /// A verdict, and what else became of the ledger on the way.
@@ -96,6 +101,7 @@ impl Judge {
             rivals: Rivals::default(),
             unjudged: Arc::default(),
             drift: None,
+            account: None,
             #[cfg(debug_assertions)]
             observer: None,
         }
@@ -112,6 +118,12 @@ impl Judge {
     #[must_use]
     pub fn watching(self, drift: Arc<Drift>) -> Self {
         Self { drift: Some(drift), ..self }
+    }
+
+    /// With an account that looks for clients that may push and not pull.
+    #[must_use]
+    pub fn looking_as(self, account: Arc<dyn Registry>) -> Self {
+        Self { account: Some(account), ..self }
     }
 
     pub fn drift(&self) -> Option<&Arc<Drift>> {
@@ -134,12 +146,18 @@ impl Judge {
         if let Err(tag) = older {
             return Verdict::Undecided(Undecided::Busy(tag)).into();
         }
-        let (mut machine, mut action) = Machine::new(push);
+        let blind = match (cargo.caller.headers.contains_key(AUTHORIZATION), &self.account) {
+            (false, _) => Blind::Relay,
+            (true, None) => Blind::Tell,
+            (true, Some(_)) => Blind::Account,
+        };
+        let options = Options { blind, ..push.options };
+        let (mut machine, mut action) = Machine::new(Push { options, ..push });
         let mut luggage = Luggage::default();
         loop {
             #[cfg(debug_assertions)]
             let point = points::Point::after(&action);
-            let event = self.act(machine.push(), &cargo, &mut luggage, action).await;
+            let event = self.act(&machine, &cargo, &mut luggage, action).await;
             #[cfg(debug_assertions)]
             if let Some(observer) = &self.observer {
                 observer(point);
@@ -175,6 +193,7 @@ impl Judge {
             Verdict::Admitted { .. }
             | Verdict::Unbound(_)
             | Verdict::Relayed(_)
+            | Verdict::Unseeing(_)
             | Verdict::Undecided(_) => {}
         }
     }
@@ -182,14 +201,19 @@ impl Judge {
     /// Does one action and reports what became of it.
     async fn act(
         &self,
-        push: &Push,
+        machine: &Machine<Answer>,
         cargo: &Cargo,
         luggage: &mut Luggage,
         action: Action,
     ) -> Event<Answer> {
+        let push = machine.push();
         let key = &push.repository;
         let name = &key.repository;
         let caller = &cargo.caller;
+        let eyes = match (machine.eyes(), &self.account) {
+            (Eyes::Account, Some(account)) => account,
+            _ => &self.registry,
+        };
         match action {
             Action::Lookup => Event::Entries(self.ledger.lookup(key, &push.protected).await),
             Action::Wait => {
@@ -197,16 +221,16 @@ impl Judge {
                 Event::Waited
             }
             Action::Look(tag) => {
-                let seen = self.registry.look(caller, name, &Reference::Tag(tag.clone())).await;
+                let seen = eyes.look(caller, name, &Reference::Tag(tag.clone())).await;
                 if let Sighting::Found(digest) = &seen {
                     luggage.looked = Some((tag, *digest));
                 }
                 Event::Seen(seen)
             }
-            Action::Resolve(tag) => Event::Seen(self.registry.resolve(caller, name, &tag).await),
+            Action::Resolve(tag) => Event::Seen(eyes.resolve(caller, name, &tag).await),
             Action::LookStaged => {
                 let reference = Reference::Digest(*push.content.digest());
-                Event::Seen(self.registry.look(caller, name, &reference).await)
+                Event::Seen(eyes.look(caller, name, &reference).await)
             }
             Action::Stage => {
                 let place = Place::Digest(push.content.digest());
@@ -233,7 +257,7 @@ impl Judge {
             }
             Action::Publish(permit) => Event::Written(self.publish(cargo, name, permit).await),
             Action::Fetch(digest) => {
-                Event::Fetched(match self.registry.fetch(caller, name, &digest).await {
+                Event::Fetched(match eyes.fetch(caller, name, &digest).await {
                     Fetched::Found(manifest) => {
                         luggage.fetched = Some(manifest);
                         Ok(true)

@@ -135,6 +135,7 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
     server.bootstrap();
 
     let rules = Arc::new(ArcSwap::new(Arc::clone(&settings.rules)));
+    let account = account(&settings, client)?;
     let reload = Reload::new(
         file,
         &settings,
@@ -143,7 +144,7 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
         Arc::clone(&notices),
         Verify {
             ledger: Arc::clone(&guarded),
-            registry: Arc::clone(&registry),
+            registry: account.clone().unwrap_or_else(|| Arc::clone(&registry)),
             host: settings.upstream.origin.authority(),
         },
     );
@@ -157,8 +158,12 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
     server.add_service(background_service("fleet", fleet));
     let judge = Judge::new(Arc::clone(&witness), Arc::clone(&registry));
     let judge = match settings.drift.watch {
-        true => judge.watching(Arc::new(drift(&settings, client, &metrics)?)),
+        true => judge.watching(Arc::new(drift(&settings, account.clone(), &metrics))),
         false => judge,
+    };
+    let judge = match account {
+        Some(account) => judge.looking_as(account),
+        None => judge,
     };
     #[cfg(debug_assertions)]
     let judge = judge.observed(crash::observer()?);
@@ -200,23 +205,23 @@ fn check_bind(address: SocketAddr) -> Result<(), Failure> {
     }
 }
 
-fn drift(
-    settings: &Settings,
-    client: Arc<Client>,
-    metrics: &Arc<Metrics>,
-) -> Result<Drift, Failure> {
+/// The registry by taglock's own account, where it has one.
+fn account(settings: &Settings, client: Arc<Client>) -> Result<Option<Arc<dyn Registry>>, Failure> {
     let account = settings.upstream.account.as_ref().map(|account| {
-        Account::new(client, account.expose()).ok_or_else(|| {
+        let account = Account::new(client, account.expose()).ok_or_else(|| {
             Failure::Start("`upstream.credentials_file` can't stand in a header".into())
-        })
+        })?;
+        Ok(Arc::new(account) as Arc<dyn Registry>)
     });
-    let service = account.transpose()?.map(|account| Servant {
-        registry: Arc::new(account) as Arc<dyn Registry>,
-        repair: settings.drift.repair,
-    });
+    account.transpose()
+}
+
+fn drift(settings: &Settings, account: Option<Arc<dyn Registry>>, metrics: &Arc<Metrics>) -> Drift {
+    let repair = settings.drift.repair;
+    let servant = account.map(|registry| Servant { registry, repair });
     let metrics = Arc::clone(metrics);
     let told = move |change: Change, known| metrics.drift(change.as_str(), known);
-    Ok(Drift::new(settings.drift.interval, service, Box::new(told)))
+    Drift::new(settings.drift.interval, servant, Box::new(told))
 }
 
 fn peers(settings: &Settings) -> Peers {

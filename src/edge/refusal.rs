@@ -74,7 +74,7 @@ impl Refusal {
 
     /// A tag is bound to another digest. The first sentence is the one users of Amazon ECR know.
     pub fn immutable(conflict: &Conflict, repository: &RepositoryName, rule: &Rule) -> Self {
-        let Conflict { tag, bound, pushed } = conflict;
+        let Conflict { tag, bound, pushed, visible } = conflict;
         let because = match rule.refusal {
             RefusalStyle::Oci if !rule.is_without_exceptions() => "tag",
             // What docker prints is exactly what ECR's users know.
@@ -89,7 +89,10 @@ impl Refusal {
                 Self::new(StatusCode::BAD_REQUEST, ErrorCode::TagInvalid, "immutable", sentence)
             }
             RefusalStyle::Oci => {
-                let message = format!("{sentence} It is bound to {bound}; the push was {pushed}.");
+                let message = match visible {
+                    true => format!("{sentence} It is bound to {bound}; the push was {pushed}."),
+                    false => format!("{sentence} The push was {pushed}."),
+                };
                 Self::new(StatusCode::CONFLICT, ErrorCode::Denied, "immutable", message)
             }
         }

@@ -199,7 +199,7 @@ impl Edge {
         let Rehearsal { key, rule, caller, standing, .. } = rehearsal;
         if let Some((tag, bound)) = standing.iter().find(|(_, bound)| !content.is(bound)) {
             let (tag, bound, pushed) = (tag.clone(), *bound, *content.digest());
-            let conflict = Conflict { tag, bound, pushed };
+            let conflict = Conflict { tag, bound, pushed, visible: true };
             return Some(Refusal::immutable(&conflict, &key.repository, rule));
         }
         let anchored = write.tags.iter().find(|tag| rule.must_be_bound(tag))?;

@@ -160,6 +160,7 @@ impl Edge {
                 self.refuse(session, passage, Refusal::redirected()).await
             }
             Verdict::Relayed(answer) => self.relay(session, passage, answer).await,
+            Verdict::Unseeing(answer) => self.relay(session, passage, unseeing(answer)).await,
             Verdict::Refused(conflict) => {
                 // Only a tag that a rule protects is ever refused.
                 let refusal = rule.map_or_else(Refusal::internal, |rule| {
@@ -230,6 +231,11 @@ fn outcome_of(verdict: &Verdict<Answer>) -> Outcome {
         Verdict::Relayed(answer) => {
             Outcome { registry_status: Some(answer.status.as_u16()), ..outcome }
         }
+        Verdict::Unseeing(answer) => Outcome {
+            registry_status: Some(answer.status.as_u16()),
+            detail: Some("the account may push and not pull".to_owned()),
+            ..outcome
+        },
         Verdict::Undecided(undecided) => Outcome { detail: Some(undecided.to_string()), ..outcome },
     }
 }
@@ -277,6 +283,17 @@ pub(super) fn legible(mut answer: Answer) -> Answer {
         answer.body = wire::error_document(code, message).into();
         answer.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     }
+    answer
+}
+
+/// With its challenge, since a token for more may be had; the words are for when there is none.
+fn unseeing(answer: Answer) -> Answer {
+    let code = if answer.status == StatusCode::FORBIDDEN { "DENIED" } else { "UNAUTHORIZED" };
+    let message = "this account may push to the repository and not pull from it, and taglock looks with it \
+                   whether an immutable tag is there already: let it pull as well, or give taglock an \
+                   account of its own (`upstream.credentials_file`)";
+    let mut answer = Answer { body: wire::error_document(code, message).into(), ..answer };
+    answer.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     answer
 }
 

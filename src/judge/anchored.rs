@@ -50,7 +50,10 @@ impl Judge {
                 tags.extend(moved);
             }
             // As a registry that takes a set would: what it refused is not echoed.
-            Verdict::Relayed(_) | Verdict::Refused(_) | Verdict::Unbound(_) => {}
+            Verdict::Relayed(_)
+            | Verdict::Unseeing(_)
+            | Verdict::Refused(_)
+            | Verdict::Unbound(_) => {}
             Verdict::Undecided(undecided) => judged.verdict = Verdict::Undecided(undecided),
         }
         judged

@@ -9,7 +9,7 @@
 use super::permit::{Basis, Permit};
 use super::publish::{Doubt, Progress};
 use super::rival::{Rival, Roll};
-use super::step::{Action, Conflict, Event, Push, Step, Undecided, Verdict};
+use super::step::{Action, Conflict, Event, Eyes, Push, Step, Undecided, Verdict};
 use crate::ledger::{Claim, Entry, Holder, Origin, Seal, Unavailable};
 use crate::name::{Digest, Tag};
 use crate::registry::{Sighting, Trouble, Written};
@@ -30,8 +30,13 @@ pub struct Machine<A> {
     /// Tags that nobody else had claimed when this attempt did.
     fresh: Vec<Tag>,
     pub(super) staging: Staging<A>,
-    /// The registry has shown or taken something for this client.
+    /// The registry has shown this client something.
     pub(super) let_in: bool,
+    pub(super) eyes: Eyes,
+    /// The client may push, may not look, and nobody looks in its stead.
+    pub(super) unseeing: bool,
+    /// The look under way.
+    pub(super) look: Option<Action>,
     pub(super) rival_seen: bool,
     waits: u8,
     lookups: u8,
@@ -54,6 +59,8 @@ pub(super) enum Phase<A> {
     Resolving(Vec<Tag>),
     SealingSeen,
     Staging(Next),
+    /// This look was denied, with this answer: whether the client may push at all is tried.
+    Proving(Box<Phase<A>>, A),
     Claiming,
     /// The last of these is being asked for.
     Rechecking(Vec<Tag>),
@@ -66,6 +73,8 @@ pub(super) enum Phase<A> {
     Disowning(Progress<A>),
     Sealing(Progress<A>),
     LettingIn(Conflict),
+    /// Whether the client sees what it has stored, and so what is bound.
+    Showing(Conflict),
     Rolling(Rival, Roll<A>),
     Ended,
 }
@@ -97,6 +106,9 @@ impl<A: Clone> Machine<A> {
             fresh: Vec::new(),
             staging: Staging::Not,
             let_in: false,
+            eyes: Eyes::Client,
+            unseeing: false,
+            look: None,
             rival_seen: false,
             waits: 0,
             lookups: 1,
@@ -108,12 +120,23 @@ impl<A: Clone> Machine<A> {
         &self.push
     }
 
+    /// By whose rights the looks that the machine asks for are to be done.
+    pub fn eyes(&self) -> Eyes {
+        self.eyes
+    }
+
     /// Takes the outcome of the last action.
     ///
     /// # Panics
     /// When the event does not answer the action: a mistake of the driver, not of the world.
     pub fn on(&mut self, event: Event<A>) -> Step<A> {
         match (std::mem::replace(&mut self.phase, Phase::Ended), event) {
+            (phase, Event::Seen(Sighting::Denied(answer))) if self.may_prove() => {
+                self.prove(phase, answer)
+            }
+            (Phase::Proving(phase, answer), Event::Written(written)) => {
+                self.proved(*phase, answer, written)
+            }
             (Phase::LookingUp, Event::Entries(entries)) => match entries {
                 Ok(entries) => self.entries(entries),
                 Err(error) => self.undecided(error),
@@ -140,6 +163,10 @@ impl<A: Clone> Machine<A> {
             (Phase::Disowning(progress), Event::Aborted(_)) => self.seal(progress),
             (Phase::Sealing(progress), Event::Sealed(sealed)) => self.sealed(progress, sealed),
             (Phase::LettingIn(conflict), Event::Seen(seen)) => self.let_in(conflict, seen),
+            (Phase::Showing(conflict), Event::Seen(seen)) => {
+                let visible = matches!(seen, Sighting::Found(_)) && self.eyes == Eyes::Client;
+                self.done(Verdict::Refused(Conflict { visible, ..conflict }))
+            }
             (Phase::Rolling(rival, roll), event) => self.rolled(rival, roll, event),
             (_, _) => panic!("an event that answers no action"),
         }
@@ -222,6 +249,7 @@ impl<A: Clone> Machine<A> {
         match pending {
             // A claim whose tag is another image in the registry: only its owner can still move.
             Some((tag, digest)) if !self.may_wait() => {
+                let digest = self.shown(digest);
                 self.undecided(Undecided::Stuck { tag, digest })
             }
             Some(_) => self.wait(),
@@ -251,7 +279,7 @@ impl<A: Clone> Machine<A> {
     fn resolved(&mut self, mut rest: Vec<Tag>, seen: Sighting<A>) -> Step<A> {
         match seen {
             Sighting::Found(digest) => {
-                self.let_in = true;
+                self.saw();
                 match rest.pop() {
                     Some(tag) => self.seal_seen(tag, digest, Origin::Import),
                     None => self.look_up(),
@@ -276,7 +304,9 @@ impl<A: Clone> Machine<A> {
         match (&self.staging, next) {
             (Staging::Not, next) => self.act(Phase::Staging(next), Action::Stage),
             (Staging::Done(..), Next::Claim) => self.claim(),
-            (Staging::Done(..), Next::Refuse(conflict)) => self.done(Verdict::Refused(conflict)),
+            (Staging::Done(..), Next::Refuse(conflict)) => {
+                self.act(Phase::Showing(conflict), Action::LookStaged)
+            }
             (Staging::Done(..), Next::Roll(rival)) => self.join(rival),
         }
     }
@@ -284,7 +314,6 @@ impl<A: Clone> Machine<A> {
     fn staged(&mut self, next: Next, written: Written<A>) -> Step<A> {
         match written {
             Written::Created(answer) => {
-                self.let_in = true;
                 self.staging = Staging::Done(answer, *self.push.content.digest());
                 self.stage(next)
             }
@@ -341,12 +370,12 @@ impl<A: Clone> Machine<A> {
     fn rechecked(&mut self, mut rest: Vec<Tag>, seen: Sighting<A>) -> Step<A> {
         match (seen, rest.pop()) {
             (Sighting::Found(digest), Some(tag)) if !self.push.content.is(&digest) => {
-                self.let_in = true;
+                self.saw();
                 if self.fresh.contains(&tag) {
                     self.leave(After::LookUp)
                 } else {
                     // Others hold the claim still, so what is there can't be adopted either.
-                    let digest = *self.push.content.digest();
+                    let digest = Some(*self.push.content.digest());
                     self.leave(After::Undecided(Undecided::Stuck { tag, digest }))
                 }
             }
@@ -364,6 +393,12 @@ impl<A: Clone> Machine<A> {
             Sighting::Found(digest) if self.push.content.is(&digest) => return self.publish(),
             Sighting::Found(_) => {
                 Undecided::Registry(Trouble::Garbage("a digest other than the one asked for"))
+            }
+            // As registries answer that hide what an account may not pull. What was seen so far proves
+            // nothing: all over again with other eyes.
+            Sighting::NotFound(_) if self.may_borrow() => {
+                self.eyes = Eyes::Account;
+                return self.leave(After::LookUp);
             }
             Sighting::NotFound(_) => Undecided::Invisible,
             Sighting::Denied(answer) => return self.leave(After::Relay(answer)),
@@ -405,8 +440,9 @@ impl<A: Clone> Machine<A> {
     fn let_in(&mut self, conflict: Conflict, seen: Sighting<A>) -> Step<A> {
         match seen {
             Sighting::Found(_) => {
-                self.let_in = true;
-                self.done(Verdict::Refused(conflict))
+                self.saw();
+                let visible = self.let_in;
+                self.done(Verdict::Refused(Conflict { visible, ..conflict }))
             }
             Sighting::NotFound(_) if self.push.options.stage => self.stage(Next::Refuse(conflict)),
             Sighting::NotFound(answer) | Sighting::Denied(answer) => self.relay(answer),
@@ -415,18 +451,25 @@ impl<A: Clone> Machine<A> {
     }
 
     pub(super) fn conflict(&self, tag: Tag, bound: Digest) -> Conflict {
-        Conflict { tag, bound, pushed: *self.push.content.digest() }
+        Conflict { tag, bound, pushed: *self.push.content.digest(), visible: self.let_in }
     }
 
     // Ends.
 
     pub(super) fn act(&mut self, phase: Phase<A>, action: Action) -> Step<A> {
         self.phase = phase;
+        self.look = match &action {
+            Action::Look(_) | Action::Resolve(_) | Action::LookStaged => Some(action.clone()),
+            _ => None,
+        };
         Step::Do(action)
     }
 
     pub(super) fn relay(&mut self, answer: A) -> Step<A> {
-        self.done(Verdict::Relayed(answer))
+        self.done(match self.unseeing {
+            true => Verdict::Unseeing(answer),
+            false => Verdict::Relayed(answer),
+        })
     }
 
     pub(super) fn undecided(&mut self, why: impl Into<Undecided>) -> Step<A> {

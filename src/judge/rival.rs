@@ -106,11 +106,11 @@ impl<A: Clone> Machine<A> {
         match seen {
             // Published, and its owner crashed before the seal.
             Sighting::Found(digest) if digest == rival.digest => {
-                self.let_in = true;
+                self.saw();
                 self.seal_seen(rival.tag, digest, Origin::Push)
             }
             Sighting::Found(_) => {
-                self.let_in = true;
+                self.saw();
                 if self.may_wait() { self.wait() } else { self.stuck(rival) }
             }
             Sighting::NotFound(_) if self.may_wait() => self.wait(),
@@ -164,7 +164,8 @@ impl<A: Clone> Machine<A> {
     }
 
     fn give_up(&mut self, rival: Rival) -> Step<A> {
-        let stuck = Undecided::Stuck { tag: rival.tag.clone(), digest: rival.digest };
+        let digest = self.shown(rival.digest);
+        let stuck = Undecided::Stuck { tag: rival.tag.clone(), digest };
         self.leave_claim(rival, stuck.into())
     }
 
@@ -176,6 +177,7 @@ impl<A: Clone> Machine<A> {
     }
 
     fn stuck(&mut self, rival: Rival) -> Step<A> {
-        self.undecided(Undecided::Stuck { tag: rival.tag, digest: rival.digest })
+        let digest = self.shown(rival.digest);
+        self.undecided(Undecided::Stuck { tag: rival.tag, digest })
     }
 }

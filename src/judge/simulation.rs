@@ -12,7 +12,7 @@ use std::hash::{Hash, Hasher};
 use std::rc::Rc;
 
 use super::push::{Machine, Phase};
-use super::step::{Action, Content, Event, Options, Push, Step, Verdict};
+use super::step::{Action, Blind, Content, Event, Eyes, Options, Push, Step, Verdict};
 use crate::ledger::table::{self, Change, Stamp};
 use crate::ledger::{
     AttemptId, Claim, Entry, Holder, Pending, RepositoryKey, Seal, Timestamp, Unavailable,
@@ -54,6 +54,8 @@ struct Physics {
     /// A claim is granted only once the replica has it.
     wait: bool,
     tags: Vec<Tag>,
+    /// The pushers may push and not look: taglock's own account does it for them.
+    blind: bool,
     /// Whether events are given names: only for a trace, they cost more than all the rest.
     named: bool,
 }
@@ -137,6 +139,7 @@ fn tag(name: &str) -> Tag {
 impl World {
     /// One pusher for each image, each of these tags.
     fn new(images: &[&str], physics: &Physics, budget: Budget) -> Self {
+        let blind = if physics.blind { Blind::Account } else { Blind::Relay };
         let pushers = images.iter().enumerate().map(|(n, image)| {
             let attempt =
                 |kind: u8| AttemptId::from_bytes([u8::try_from(n).unwrap() * 2 + kind; 16]);
@@ -150,7 +153,7 @@ impl World {
                 content: Content::new(image.as_bytes(), None).unwrap(),
                 attempt: attempt(1),
                 errand: attempt(2),
-                options: Options { patience: 1, ..Options::default() },
+                options: Options { patience: 1, blind, ..Options::default() },
             });
             Rc::new(Pusher { machine, doing: Doing::Act(action), fetched: None })
         });
@@ -228,6 +231,10 @@ impl World {
             })
         };
         let lost = || Unavailable::TimedOut;
+        let looks = matches!(action, Action::Look(_) | Action::Resolve(_) | Action::LookStaged);
+        if physics.blind && looks && self.pushers[n].machine.eyes() == Eyes::Client {
+            return add(", denied", self.clone(), Event::Seen(Sighting::Denied(())));
+        }
         match action {
             Action::Lookup => {
                 let entries = physics.tags.iter().map(|tag| self.ledger[tag].clone()).collect();
@@ -441,6 +448,7 @@ impl World {
                     Verdict::Refused(_)
                     | Verdict::Unbound(_)
                     | Verdict::Relayed(())
+                    | Verdict::Unseeing(())
                     | Verdict::Undecided(_) => {}
                 }
             }

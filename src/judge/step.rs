@@ -80,11 +80,33 @@ pub struct Options {
     pub abort: bool,
     /// How often a push waits for another one to end, a tenth of a second at most each.
     pub patience: u8,
+    /// What becomes of a client that may push and not pull.
+    pub blind: Blind,
+}
+
+/// Taglock looks at tags with the client's own credentials. A client that may push and not pull
+/// gets a no there; that it may push is shown by what it stores by digest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Blind {
+    /// The registry's no is all it gets: it has shown no credentials.
+    #[default]
+    Relay,
+    /// It is told which right it lacks.
+    Tell,
+    /// Taglock's own account looks in its stead.
+    Account,
+}
+
+/// By whose rights the registry is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Eyes {
+    Client,
+    Account,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { stage: true, abort: true, patience: 20 }
+        Self { stage: true, abort: true, patience: 20, blind: Blind::Relay }
     }
 }
 
@@ -156,6 +178,8 @@ pub enum Verdict<A> {
     Unbound(Tag),
     /// The registry's own no.
     Relayed(A),
+    /// The registry's no to a look by a client that may push: it needs the right to pull as well.
+    Unseeing(A),
     /// Nothing is known to have been decided.
     Undecided(Undecided),
 }
@@ -166,7 +190,7 @@ impl<A> Verdict<A> {
         match self {
             Self::Admitted { .. } => "admitted",
             Self::Refused(_) | Self::Unbound(_) => "refused",
-            Self::Relayed(_) => "relayed",
+            Self::Relayed(_) | Self::Unseeing(_) => "relayed",
             Self::Undecided(_) => "undecided",
         }
     }
@@ -178,6 +202,8 @@ pub struct Conflict {
     pub tag: Tag,
     pub bound: Digest,
     pub pushed: Digest,
+    /// Whether the registry shows this client what is bound: if not, it isn't told the digest.
+    pub visible: bool,
 }
 
 /// Why a push has no verdict.
@@ -202,8 +228,13 @@ pub enum Undecided {
     Busy(Tag),
     /// A claim that can't be brought to its end.
     #[error(
-        "tag `{tag}` is claimed for {digest} by a push that did not end, and the claim could not be \
-         brought to its end; push that image again to end it, or ask an operator"
+        "tag `{tag}` is claimed for {} by a push that did not end, and the claim could not be \
+         brought to its end; push that image again to end it, or ask an operator",
+        .digest.map_or_else(|| "another image".to_owned(), |digest| digest.to_string())
     )]
-    Stuck { tag: Tag, digest: Digest },
+    Stuck {
+        tag: Tag,
+        /// `None` where the client may not see it.
+        digest: Option<Digest>,
+    },
 }

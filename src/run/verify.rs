@@ -73,7 +73,7 @@ impl Verify {
         }
     }
 
-    /// taglock itself, without credentials.
+    /// taglock itself, without credentials of any client.
     fn caller(&self) -> Caller {
         let host = HeaderValue::from_str(&self.host).ok().map(|host| (HOST, host));
         Caller { headers: HeaderMap::from_iter(host), namespace: None }

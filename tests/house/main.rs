@@ -26,6 +26,7 @@ mod program;
 mod pulls;
 mod pushes;
 mod reload;
+mod rights;
 mod routes;
 mod sentinel;
 mod signatures;

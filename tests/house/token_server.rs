@@ -93,7 +93,8 @@ impl TokenServer {
     }
 }
 
-/// alice may pull and push, and so may keeper; bob may pull; anybody else, nothing.
+/// alice may pull and push, and so may keeper; bob may pull; carol what is hers alone; anybody else,
+/// nothing.
 fn grant(signer: &Signer, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let authorization = request.headers().get("authorization").map(|v| v.to_str().unwrap());
     let account = authorization
@@ -103,6 +104,7 @@ fn grant(signer: &Signer, request: &Request<Incoming>) -> Response<Full<Bytes>> 
         Some("alice:secret") => ("alice", &["pull", "push", "delete"]),
         Some("keeper:secret") => ("keeper", &["pull", "push"]),
         Some("bob:secret") => ("bob", &["pull"]),
+        Some("carol:secret") => ("carol", &["pull", "push"]),
         Some(_) => return plain(401, &json!({"details": "unauthorized"})),
         None => ("", &[]),
     };
@@ -115,6 +117,7 @@ fn grant(signer: &Signer, request: &Request<Incoming>) -> Response<Full<Bytes>> 
         .filter_map(|scope| {
             let mut parts = scope.splitn(3, ':');
             let (kind, name, actions) = (parts.next()?, parts.next()?, parts.next()?);
+            let allowed = if user == "carol" && name != "prod/carol" { &[][..] } else { allowed };
             let actions: Vec<_> = actions.split(',').filter(|a| allowed.contains(a)).collect();
             Some(json!({"type": kind, "name": name, "actions": actions}))
         })

@@ -9,7 +9,7 @@ fn deep() -> u8 {
 }
 
 fn physics(flaw: Flaw, wait: bool) -> Physics {
-    Physics { flaw, wait, tags: vec![tag("v1")], named: false }
+    Physics { flaw, wait, tags: vec![tag("v1")], blind: false, named: false }
 }
 
 #[track_caller]
@@ -40,6 +40,15 @@ fn the_protocol_holds_for_rivals_through_crashes_delays_and_refusals() {
     let all = Budget { crashes: 1, timeouts: 1, refusals: 1, ..Budget::default() };
     holds(&["one", "two"], &physics(Flaw::None, false), &all);
     holds(&["one", "one"], &physics(Flaw::None, false), &Budget { refusals: 2, ..all });
+}
+
+#[test]
+fn the_protocol_holds_for_pushers_that_may_not_look() {
+    let all = Budget { crashes: 1, timeouts: 1, refusals: 1, ..Budget::default() };
+    let blind = |flaw| Physics { blind: true, ..physics(flaw, false) };
+    holds(&["one", "two"], &blind(Flaw::None), &all);
+    let late = Budget { timeouts: 1, ..Budget::default() };
+    violated(&["one", "two"], &blind(Flaw::TakeOver), &late, "v1");
 }
 
 #[test]
@@ -137,7 +146,8 @@ impl Chance {
 fn schedule(seed: u64, named: bool) -> Result<usize, Violation> {
     let mut chance = Chance(seed);
     let tags = if chance.below(2) == 0 { vec![tag("a")] } else { vec![tag("a"), tag("b")] };
-    let physics = Physics { flaw: Flaw::None, wait: true, tags, named };
+    let blind = chance.below(4) == 0;
+    let physics = Physics { flaw: Flaw::None, wait: true, tags, blind, named };
     let mut few = |n: usize| u8::try_from(chance.below(n)).unwrap();
     let budget = Budget {
         crashes: few(3),
