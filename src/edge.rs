@@ -13,7 +13,7 @@ mod passage;
 mod reads;
 mod refusal;
 mod rehearsal;
-mod rewriting;
+pub mod rewriting;
 mod writes;
 
 pub use front::Front;

@@ -69,6 +69,10 @@ const LIBRARIES: [(&str, &[&str]); 8] = [
 const STORES: [&str; 3] = ["embedded", "memory", "redis"];
 
 fn sources() -> Vec<(PathBuf, String)> {
+    below("src")
+}
+
+fn below(folder: &str) -> Vec<(PathBuf, String)> {
     fn walk(folder: &Path, out: &mut Vec<(PathBuf, String)>) {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -80,7 +84,7 @@ fn sources() -> Vec<(PathBuf, String)> {
         }
     }
     let mut out = Vec::new();
-    walk(Path::new("src"), &mut out);
+    walk(Path::new(folder), &mut out);
     assert!(out.len() > 30, "the sources were not found");
     out
 }
@@ -232,5 +236,35 @@ fn nothing_is_left_for_later_or_left_unsafe() {
         {
             assert!(!text.contains(word), "{}: {word}", path.display());
         }
+    }
+}
+
+/// A door of the threat model without its test would be a promise of nobody's.
+#[test]
+fn every_test_the_threat_model_names_exists() {
+    let text = fs::read_to_string("docs/threat-model.md").unwrap();
+    let mut known = Vec::new();
+    for (path, source) in sources().into_iter().chain(below("tests/house")) {
+        let module = path
+            .with_extension("")
+            .components()
+            .map(|c| c.as_os_str().to_string_lossy().into_owned())
+            .collect::<Vec<_>>()
+            .join("::");
+        for after in source.split("fn ").skip(1) {
+            let name = after.split('(').next().unwrap_or_default();
+            known.push(format!("{module}::{name}"));
+        }
+    }
+    let named: Vec<_> = text.split('`').filter(|word| word.contains("::")).collect();
+    assert!(named.len() > 50, "{}", named.len());
+    for name in named {
+        // Unit tests stand in a `tests` module of their own, or of the file.
+        let (module, test) = name.rsplit_once("::").unwrap();
+        let there = known.iter().any(|known| {
+            let (of, function) = known.rsplit_once("::").unwrap();
+            function == test && of.ends_with(module)
+        });
+        assert!(there, "docs/threat-model.md names `{name}`, which does not exist");
     }
 }

@@ -20,7 +20,14 @@ pub struct Rewriting<'a> {
 
 impl Edge {
     pub(super) fn rewriting<'a>(&'a self, passage: &'a Passage) -> Rewriting<'a> {
-        Rewriting { registry: self.rooms.peers.origin(), client: passage.client.base.as_ref() }
+        Rewriting::new(self.rooms.peers.origin(), passage.client.base.as_ref())
+    }
+}
+
+impl<'a> Rewriting<'a> {
+    /// Of a registry's answers, for a client that named a host, or none.
+    pub fn new(registry: &'a Origin, client: Option<&'a Origin>) -> Self {
+        Self { registry, client }
     }
 }
 

@@ -77,12 +77,12 @@ pub(super) fn is_manifests(component: &str) -> bool {
     component.eq_ignore_ascii_case("manifests")
 }
 
-/// Decodes, cleans and compares as a lenient server might, at each of up to four layers of
-/// decoding: true where any layer begins with `/v2`.
+/// Decodes as a lenient server might, up to four times over: true where any layer begins with `/v2`,
+/// or leads somewhere else than it says.
 fn leads_to_v2(path: &str) -> bool {
     let mut text = path.as_bytes().to_vec();
     for _ in 0..4 {
-        if first_component(&text).eq_ignore_ascii_case(b"v2") {
+        if first_component(&text).eq_ignore_ascii_case(b"v2") || is_crooked(&text) {
             return true;
         }
         // What decodes to no text, or to control characters, is cut or read anew by some servers.
@@ -99,19 +99,19 @@ fn leads_to_v2(path: &str) -> bool {
     true
 }
 
-/// The first component once slashes are merged, dots resolved and parameters dropped.
-fn first_component(path: &[u8]) -> Vec<u8> {
-    let mut stack: Vec<&[u8]> = Vec::new();
+/// Steps back, and separators that only some take for one: where they lead depends on who reads
+/// them, and no browser sends them.
+fn is_crooked(path: &[u8]) -> bool {
+    path.contains(&b'\\') || path.split(|b| *b == b'/').any(|part| component(part) == b"..")
+}
+
+/// The first component once slashes are merged and parameters dropped.
+fn first_component(path: &[u8]) -> &[u8] {
     let end = path.iter().position(|b| matches!(b, b'?' | b'#')).unwrap_or(path.len());
-    for component in path[..end].split(|b| matches!(b, b'/' | b'\\')) {
-        let component = component.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
-        match component {
-            b"" | b"." => {}
-            b".." => {
-                stack.pop();
-            }
-            other => stack.push(other),
-        }
-    }
-    stack.first().map(|first| first.to_vec()).unwrap_or_default()
+    let mut components = path[..end].split(|b| *b == b'/').map(component);
+    components.find(|component| !matches!(*component, b"" | b".")).unwrap_or_default()
+}
+
+fn component(part: &[u8]) -> &[u8] {
+    part.split(|b| *b == b';').next().unwrap_or_default().trim_ascii()
 }

@@ -146,6 +146,9 @@ fn no_second_spelling_of_a_manifest_passes() {
         "/foo/%2e%2e/v2/library/app/manifests/v1",
         "/foo%2f..%2fv2/library/app/manifests/v1",
         "/foo/..;/v2/library/app/manifests/v1",
+        // Found by fuzzing: whether one component or two are stepped over depends on who reads `\\`.
+        "/fo\\o/../v2/library/app/manifests/v1",
+        "/a/../../v2/library/app/manifests/v1",
         "/v2;x/library/app/manifests/v1",
         "/v2%2flibrary/app/manifests/v1",
         "/V2/library/app/manifests/v1",

@@ -19,6 +19,7 @@ mod fake;
 mod fault_proxy;
 mod faults;
 mod fleet;
+mod fuzz;
 mod harness;
 mod http;
 mod policies;

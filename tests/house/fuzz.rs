@@ -1,0 +1,134 @@
+//! The fuzz targets as ordinary tests: over their corpora, and over inputs spliced together from
+//! words. `TAGLOCK_SEED=<seed>` repeats a run; `scripts/fuzz` goes on for as long as wanted.
+
+use std::panic::catch_unwind;
+use std::path::Path;
+
+use fastrand::Rng;
+
+#[path = "../../fuzz/targets.rs"]
+mod targets;
+
+use targets::{ALL, Target, WORDS};
+
+/// How many inputs each target gets.
+const INPUTS: u32 = 20_000;
+
+fn words(target: &str) -> &'static [&'static str] {
+    let at = ALL.iter().position(|(name, _)| *name == target).unwrap();
+    WORDS[at]
+}
+
+fn run((name, target): Target, input: &[u8], from: &str) {
+    let ended = catch_unwind(|| target(input));
+    assert!(ended.is_ok(), "{name} failed on {:?}, {from}", String::from_utf8_lossy(input));
+}
+
+fn input(rng: &mut Rng, words: &[&str]) -> Vec<u8> {
+    let mut out = vec![rng.u8(..)];
+    for _ in 0..rng.usize(1..14) {
+        match rng.u8(0..40) {
+            0 => out.push(rng.u8(..)),
+            1 => {
+                let at = rng.usize(..out.len());
+                out[at] = rng.u8(..);
+            }
+            2 => out.truncate(rng.usize(1..=out.len())),
+            _ => out.extend(words[rng.usize(..words.len())].as_bytes()),
+        }
+    }
+    out
+}
+
+/// A request that means something, spelled a little differently.
+fn misspelt(rng: &mut Rng) -> Vec<u8> {
+    const TARGETS: [&str; 9] = [
+        "/v2/prod/app/manifests/v1",
+        "/v2/prod/app/manifests/v1?digest=sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+        "/v2/prod/app/manifests/sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa?tag=v1&tag=v2",
+        "/v2/prod/app/blobs/uploads/x/../../../prod/app/manifests/v1",
+        "/v2/prod/app/blobs/uploads/",
+        "/v2/org/manifests/app/manifests/v1",
+        "/x/../v2/prod/app/manifests/v1",
+        "/service/token/../../v2/prod/app/manifests/v1",
+        "/artifacts-uploads/../v2/prod/app/manifests/v1",
+    ];
+    let mut out = rng.choice(TARGETS).unwrap().as_bytes().to_vec();
+    for _ in 0..rng.usize(0..4) {
+        let at = rng.usize(..out.len());
+        let byte = out[at];
+        let spelt = match rng.u8(0..9) {
+            0 => format!("%{byte:02x}").into_bytes(),
+            1 => format!("%{byte:02X}").into_bytes(),
+            2 => format!("%25{byte:02x}").into_bytes(),
+            3 => vec![byte ^ 0x20],
+            4 => vec![byte, byte],
+            5 => vec![],
+            6 => vec![rng.u8(..)],
+            _ => {
+                let word = rng.choice(words("route")).unwrap();
+                [&[byte], word.as_bytes()].concat()
+            }
+        };
+        out.splice(at..=at, spelt);
+        if out.is_empty() {
+            break;
+        }
+    }
+    let method = if rng.bool() { 0 } else { rng.u8(..) };
+    out.insert(0, method);
+    out
+}
+
+#[test]
+fn every_input_of_the_corpora_holds() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+    for target in ALL {
+        let folder = corpus.join(target.0);
+        let mut count = 0;
+        for file in std::fs::read_dir(&folder).unwrap_or_else(|e| panic!("{folder:?}: {e}")) {
+            let file = file.unwrap().path();
+            run(target, &std::fs::read(&file).unwrap(), &file.display().to_string());
+            count += 1;
+        }
+        assert!(count > 0, "{folder:?} is empty");
+    }
+}
+
+#[test]
+fn spliced_inputs_hold() {
+    let given = std::env::var("TAGLOCK_SEED").ok().map(|seed| seed.parse::<u64>().unwrap());
+    let seed = given.unwrap_or_else(|| fastrand::u64(..));
+    for target in ALL {
+        let mut rng = Rng::with_seed(seed);
+        for _ in 0..INPUTS {
+            let mut input = input(&mut rng, words(target.0));
+            if target.0 != "route" {
+                input.remove(0);
+            } else if rng.u8(..4) > 0 {
+                input = misspelt(&mut rng);
+            }
+            run(target, &input, &format!("TAGLOCK_SEED={seed}"));
+        }
+    }
+}
+
+/// The reference has teeth: it finds what a parser that only splits would let through.
+#[test]
+fn a_naive_parser_is_found_out() {
+    for (target, expected) in [
+        ("/v2/prod/app/manifests/v1", true),
+        ("/v2/prod/app/%6danifests/v1", true),
+        ("/v2/other/blobs/uploads/..%2f..%2f..%2fprod/app%2fmanifests%2fv1", true),
+        ("//v2//prod/./app/manifests/v1", true),
+        ("/%76%32/prod/app/manifests/v1/", true),
+        ("/v2/prod/app;x/manifests/v1%00", true),
+        ("/x/../v2/prod/app%5cmanifests%5cv1", true),
+        ("/v2/prod/app/blobs/uploads/1", false),
+        ("/v2/prod/app/tags/list", false),
+    ] {
+        let read = targets::lenient::manifests(target.as_bytes());
+        let there = read.contains(&("prod/app".into(), "v1".into()));
+        assert_eq!(there, expected, "{target}: {read:?}");
+    }
+}
