@@ -283,6 +283,7 @@ impl ProxyHttp for Edge {
         response: &mut ResponseHeader,
         passage: &mut Passage,
     ) -> Result<()> {
+        admission::admit_answer(response.status, &response.headers)?;
         self.rewriting(passage).apply(response)?;
         if let Some(warning) = &passage.warning {
             response.append_header("Warning", warning.clone())?;

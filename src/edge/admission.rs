@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, StatusCode, Version};
+use pingora::ErrorType::InvalidHTTPHeader;
 use pingora::proxy::Session;
 
 use super::passage::Client;
@@ -73,6 +74,20 @@ fn check_size(headers: &HeaderMap, max: usize) -> Result<(), Rejection> {
     if size > max { Err(too_large()) } else { Ok(()) }
 }
 
+/// A registry's answer must have one framing, too, or its end is another one for the client.
+pub fn admit_answer(status: StatusCode, headers: &HeaderMap) -> pingora::Result<()> {
+    let refused = |why| Err(pingora::Error::explain(InvalidHTTPHeader, why).into_up());
+    if status == StatusCode::SWITCHING_PROTOCOLS {
+        return refused("a protocol is switched that nobody asked to be");
+    }
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let chunked = |coding: &http::HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+    if codings.next().is_none_or(chunked) && codings.next().is_none() {
+        return Ok(());
+    }
+    refused("an answer with a Transfer-Encoding other than `chunked`")
+}
+
 fn check_framing(version: Version, headers: &HeaderMap) -> Result<(), Rejection> {
     if let Some(coding) = headers.get(TRANSFER_ENCODING)
         && !coding.as_bytes().eq_ignore_ascii_case(b"chunked")
@@ -82,7 +97,7 @@ fn check_framing(version: Version, headers: &HeaderMap) -> Result<(), Rejection>
     if version >= Version::HTTP_2 && headers.contains_key(TRANSFER_ENCODING) {
         return Err(bad("HTTP/2 has no Transfer-Encoding"));
     }
-    if headers.get(CONTENT_LENGTH).is_some_and(|v| !v.as_bytes().iter().all(u8::is_ascii_digit)) {
+    if headers.get(CONTENT_LENGTH).is_some_and(|value| !is_length(value.as_bytes())) {
         return Err(bad("a Content-Length that is not one number"));
     }
     // A connection that changes its protocol would be a tunnel past every check.
@@ -99,6 +114,11 @@ fn check_framing(version: Version, headers: &HeaderMap) -> Result<(), Rejection>
         return Err(bad("no request is upgraded to another protocol"));
     }
     Ok(())
+}
+
+/// A plain number. Some servers take a leading zero for the sign of an octal one.
+fn is_length(text: &[u8]) -> bool {
+    text.iter().all(u8::is_ascii_digit) && !text.is_empty() && (text[0] != b'0' || text.len() == 1)
 }
 
 /// The one authority of a request: `Host`, and in HTTP/2 `:authority`, which must agree.
@@ -298,6 +318,23 @@ mod tests {
     }
 
     #[test]
+    fn answers_have_one_coding_or_none() {
+        let check = |codings: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for coding in codings {
+                headers.append(TRANSFER_ENCODING, http::HeaderValue::from_static(coding));
+            }
+            admit_answer(StatusCode::OK, &headers).is_ok()
+        };
+        assert!(admit_answer(StatusCode::SWITCHING_PROTOCOLS, &HeaderMap::new()).is_err());
+        assert!(check(&[]));
+        assert!(check(&["Chunked"]));
+        for bad in [&["xchunked"][..], &["gzip, chunked"], &["identity"], &["chunked", "chunked"]] {
+            assert!(!check(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
     fn framing_and_tunnels_are_refused() {
         let check = |pairs: &[(&'static str, &'static str)]| {
             let mut headers = HeaderMap::new();
@@ -314,6 +351,8 @@ mod tests {
             ("transfer-encoding", "xchunked"),
             ("content-length", "1, 1"),
             ("content-length", "+1"),
+            ("content-length", "010"),
+            ("content-length", ""),
             ("upgrade", "h2c"),
             ("connection", "keep-alive, Upgrade"),
             ("connection", "HTTP2-Settings"),

@@ -2,8 +2,8 @@
 
 use http::HeaderMap;
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, HeaderName, HeaderValue,
-    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderName,
+    HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use pingora::Result;
 use pingora::http::RequestHeader;
@@ -114,9 +114,16 @@ impl Forwarding {
 }
 
 fn is_replaced(name: &HeaderName) -> bool {
-    name.as_str().starts_with("x-forwarded-")
-        || *name == FORWARDED
-        || OVERRIDES.contains(&name.as_str())
+    let replaced = |name: &str| {
+        name.starts_with("x-forwarded-") || name == "forwarded" || OVERRIDES.contains(&name)
+    };
+    if !name.as_str().contains('_') {
+        return replaced(name.as_str());
+    }
+    // Servers that hand headers on as variables take `_` for `-`: framing and host, too.
+    let name = name.as_str().replace('_', "-");
+    let of_the_message = [CONTENT_LENGTH, TRANSFER_ENCODING, HOST, CONTENT_TYPE, CONTENT_ENCODING];
+    replaced(&name) || of_the_message.iter().any(|header| header.as_str() == name)
 }
 
 #[cfg(test)]
@@ -140,6 +147,11 @@ mod tests {
             ("x-forwarded-prefix", "/x"),
             ("forwarded", "host=evil.example"),
             ("x-http-method-override", "PUT"),
+            ("x_http_method_override", "PUT"),
+            ("x_forwarded_host", "evil.example"),
+            ("x-forwarded_host", "evil.example"),
+            ("transfer_encoding", "chunked"),
+            ("content_type", "text/plain"),
             ("user-agent", "docker"),
         ] {
             client.append(HeaderName::from_static(name), HeaderValue::from_static(value));

@@ -153,6 +153,10 @@ fn no_second_spelling_of_a_manifest_passes() {
         "/v2%2flibrary/app/manifests/v1",
         "/V2/library/app/manifests/v1",
         "/%c0%afv2/library/app/manifests/v1",
+        // Dots resolved first, escapes decoded after it: neither alone shows `/v2/`.
+        "/a%2fb/../%76%32/library/app/manifests/v1",
+        "/a%252fb/../%2576%2532/library/app/manifests/v1",
+        "/a%2fb/..;x/%76%32/library/app/manifests/v1",
         "/v2%00/library/app/manifests/v1",
         "\\v2\\library\\app\\manifests\\v1",
         "/\\v2/library/app/manifests/v1",

@@ -104,7 +104,7 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 pub struct Registry {
     pub address: String,
     _process: Process,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Registry {
@@ -134,7 +134,27 @@ impl Registry {
         command.arg("serve").arg(file);
         let mut process = Process::start("docker-registry", command, folder.path());
         process.wait_for(&address);
-        Self { address, _process: process, _folder: folder }
+        Self { address, _process: process, folder }
+    }
+
+    /// Every tag of every repository, as `repository:tag`, from its disk.
+    pub fn all_tags(&self) -> Vec<String> {
+        let root = self.folder.path().join("data/docker/registry/v2/repositories");
+        let (mut tags, mut folders) = (Vec::new(), vec![root.clone()]);
+        while let Some(folder) = folders.pop() {
+            let Ok(entries) = fs::read_dir(&folder) else { continue };
+            for path in entries.map(|entry| entry.unwrap().path()) {
+                if folder.ends_with("_manifests/tags") {
+                    let repository = folder.ancestors().nth(2).unwrap().strip_prefix(&root);
+                    let tag = path.file_name().unwrap().to_string_lossy();
+                    tags.push(format!("{}:{tag}", repository.unwrap().display()));
+                } else if path.is_dir() {
+                    folders.push(path);
+                }
+            }
+        }
+        tags.sort();
+        tags
     }
 }
 

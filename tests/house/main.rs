@@ -10,6 +10,7 @@
 
 mod auth;
 mod bad_input;
+mod bypass;
 mod chaos;
 mod clients;
 mod deletes;
