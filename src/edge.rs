@@ -5,10 +5,12 @@
 //! answer is written here. `refusal` is the only writer of taglock's own answers.
 
 mod admission;
+mod crowd;
 mod deletes;
 mod forwarding;
 mod front;
 mod intake;
+mod pace;
 mod passage;
 mod reads;
 mod refusal;
@@ -16,6 +18,7 @@ mod rehearsal;
 pub mod rewriting;
 mod writes;
 
+pub use crowd::{Cap, Caps, Crowd};
 pub use front::Front;
 
 use std::net::SocketAddr;
@@ -70,6 +73,10 @@ pub struct Config {
     pub strict: bool,
     pub max_manifest: usize,
     pub max_header: usize,
+    /// How long the body of a protected manifest may take.
+    pub manifest_time: Duration,
+    /// What a body that streams must bring a second, in the mean.
+    pub body_rate: u64,
 }
 
 /// What the edge talks to.
@@ -79,6 +86,7 @@ pub struct Rooms {
     pub rules: Arc<ArcSwap<Rules>>,
     pub metrics: Arc<Metrics>,
     pub audit: Arc<Audit>,
+    pub crowd: Arc<Crowd>,
 }
 
 pub struct Edge {
@@ -193,6 +201,7 @@ impl ProxyHttp for Edge {
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
     async fn request_filter(&self, session: &mut Session, passage: &mut Passage) -> Result<bool> {
+        pace::begun();
         // pingora bounds only the first header of a connection, and no write to a client.
         if session.get_keepalive() == Some(0) {
             session.set_keepalive(Some(KEEPALIVE_SECONDS));
@@ -271,8 +280,14 @@ impl ProxyHttp for Edge {
         _end_of_stream: bool,
         passage: &mut Passage,
     ) -> Result<()> {
-        if let (Some(rehearsal), Some(chunk)) = (&mut passage.rehearsal, body) {
+        let Some(chunk) = body else { return Ok(()) };
+        if let Some(rehearsal) = &mut passage.rehearsal {
             rehearsal.watch(chunk, self.config.max_manifest);
+        }
+        passage.received += chunk.len() as u64;
+        if passage.is_slower_than(self.config.body_rate) {
+            let slow = Error::explain(ErrorType::ReadTimedout, "a body that comes too slowly");
+            return Err(slow.into_down());
         }
         Ok(())
     }
@@ -359,6 +374,7 @@ impl ProxyHttp for Edge {
             error = error.map(|e| e.etype().as_str()),
             "request",
         );
+        pace::ended();
     }
 }
 

@@ -53,6 +53,8 @@ pub struct Judge {
     registry: Arc<dyn Registry>,
     rivals: Rivals,
     unjudged: Arc<Unjudged>,
+    /// How many may wait for one tag, and who is told of the others.
+    waiting: Option<(usize, Box<dyn Fn() + Send + Sync>)>,
     /// For tests that end the process between two steps.
     #[cfg(debug_assertions)]
     observer: Option<points::Observer>,
@@ -100,6 +102,7 @@ impl Judge {
             registry,
             rivals: Rivals::default(),
             unjudged: Arc::default(),
+            waiting: None,
             drift: None,
             account: None,
             #[cfg(debug_assertions)]
@@ -112,6 +115,22 @@ impl Judge {
     pub fn observed(mut self, observer: Option<points::Observer>) -> Self {
         self.observer = observer;
         self
+    }
+
+    /// With at most so many pushes of one tag that wait for another one to end; `told` is called
+    /// for each that may not.
+    #[must_use]
+    pub fn crowded(self, most: usize, told: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { waiting: Some((most, Box::new(told))), ..self }
+    }
+
+    /// The tag for which too many are waiting already.
+    fn too_many_wait(&self, push: &Push) -> Option<Tag> {
+        let ((most, told), tag) = (self.waiting.as_ref()?, push.protected.first()?);
+        (self.rivals.waiting_for(&push.repository, tag) >= *most).then(|| {
+            told();
+            tag.clone()
+        })
     }
 
     /// With an eye on the registry's own tags.
@@ -155,6 +174,12 @@ impl Judge {
         let (mut machine, mut action) = Machine::new(Push { options, ..push });
         let mut luggage = Luggage::default();
         loop {
+            if matches!(action, Action::Wait)
+                && let Some(tag) = self.too_many_wait(machine.push())
+            {
+                // Left as by a crash: who waits holds no claim, and the tag's own push goes on.
+                return Verdict::Undecided(Undecided::Busy(tag)).into();
+            }
             #[cfg(debug_assertions)]
             let point = points::Point::after(&action);
             let event = self.act(&machine, &cargo, &mut luggage, action).await;

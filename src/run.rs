@@ -26,7 +26,7 @@ use rustls::sign::SingleCertAndKey;
 
 use crate::admin::Admin;
 use crate::cli::{Command, LedgerCommand, Serve};
-use crate::edge::{Config, Edge, Front, Rooms};
+use crate::edge::{Cap, Caps, Config, Crowd, Edge, Front, Rooms};
 use crate::judge::Judge;
 use crate::judge::drift::{Change, Drift, Servant};
 use crate::ledger::Ledger;
@@ -167,7 +167,14 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
     };
     #[cfg(debug_assertions)]
     let judge = judge.observed(crash::observer()?);
+    let judge = judge.crowded(settings.limits.waiting, {
+        let metrics = Arc::clone(&metrics);
+        move || metrics.overload(Cap::Waiting.label())
+    });
+    let settings::Caps { connections, manifests, manifest_memory } = settings.limits.caps;
+    let caps = Caps { connections, manifests, manifest_memory };
     let rooms = Rooms {
+        crowd: Arc::new(Crowd::new(caps, Arc::clone(&metrics))),
         judge: Arc::new(judge),
         peers,
         rules,
@@ -252,10 +259,13 @@ fn proxy(server: &Server, settings: &Settings, rooms: Rooms) -> Result<Service<F
         strict: settings.ledger.on_outage == OnOutage::Strict,
         max_manifest: limits.manifest,
         max_header: limits.header,
+        manifest_time: limits.manifest_time,
+        body_rate: limits.body_rate,
     });
     let rooms = Arc::new(rooms);
     let edge = || Edge::new(Arc::clone(&config), Arc::clone(&rooms));
-    let front = Front::new(&server.configuration, listen.tls.is_some(), edge);
+    let (over_tls, crowd) = (listen.tls.is_some(), Arc::clone(&rooms.crowd));
+    let front = Front::new(&server.configuration, over_tls, crowd, limits.header_time, edge);
     let mut service = Service::new("proxy".into(), front);
     for address in &listen.addresses {
         // Header and body of a small answer leave in one write.

@@ -186,12 +186,38 @@ pub struct Limits {
     pub manifest: usize,
     /// The largest request header, in bytes.
     pub header: usize,
+    pub caps: Caps,
+    /// Pushes of one tag that may wait for another one to end.
+    pub waiting: usize,
+    /// How long a connection may take to the next whole header.
+    pub header_time: Duration,
+    /// How long the body of a manifest in protected scope may take.
+    pub manifest_time: Duration,
+    /// What a body that streams must bring a second, in the mean; 0 for nothing.
+    pub body_rate: u64,
+}
+
+/// How many clients and manifests there may be at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caps {
+    pub connections: usize,
+    pub manifests: usize,
+    /// In bytes.
+    pub manifest_memory: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         // The spec asks for "at least 4 megabytes"; 64 KiB of header hold the longest tokens.
-        Self { manifest: 4 << 20, header: 64 << 10 }
+        Self {
+            manifest: 4 << 20,
+            header: 64 << 10,
+            caps: Caps { connections: 10_000, manifests: 256, manifest_memory: 128 << 20 },
+            waiting: 32,
+            header_time: Duration::from_secs(60),
+            manifest_time: Duration::from_secs(60),
+            body_rate: 1024,
+        }
     }
 }
 

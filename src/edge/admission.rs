@@ -294,6 +294,8 @@ mod tests {
             strict: false,
             max_manifest: 1,
             max_header: 1,
+            manifest_time: std::time::Duration::from_secs(1),
+            body_rate: 0,
         };
         let seen = |peer: &str, lines: &[&'static str]| {
             let mut headers = HeaderMap::new();

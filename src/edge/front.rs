@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::apps::{HttpServerOptions, ServerApp};
-use pingora::protocols::Stream;
+use pingora::protocols::{ALPN, Stream};
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::ShutdownWatch;
 use pingora::server::configuration::ServerConf;
 use tokio::time::timeout;
 
-use super::Edge;
+use super::crowd::Crowd;
+use super::{Edge, pace, refusal};
 
 /// What HTTP/2 begins with (RFC 9113, section 3.4). No request of HTTP/1.1 begins with `PRI `.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -26,6 +27,9 @@ const IDLE_HTTP2: Duration = Duration::from_secs(120);
 
 /// The proxy behind one listener.
 pub struct Front {
+    crowd: Arc<Crowd>,
+    /// How long a connection may take to the next whole header of HTTP/1.1.
+    header_time: Duration,
     http1: Arc<HttpProxy<Edge>>,
     /// `None` behind TLS, where the handshake has settled the version.
     http2: Option<Arc<HttpProxy<Edge>>>,
@@ -33,7 +37,13 @@ pub struct Front {
 
 impl Front {
     /// `edge` makes one edge for each version.
-    pub fn new(configuration: &Arc<ServerConf>, tls: bool, edge: impl Fn() -> Edge) -> Self {
+    pub fn new(
+        configuration: &Arc<ServerConf>,
+        tls: bool,
+        crowd: Arc<Crowd>,
+        header_time: Duration,
+        edge: impl Fn() -> Edge,
+    ) -> Self {
         let proxy = |h2c: bool| {
             let mut proxy = http_proxy(configuration, edge());
             let mut options = HttpServerOptions::default();
@@ -42,7 +52,34 @@ impl Front {
             proxy.server_options = Some(options);
             Arc::new(proxy)
         };
-        Self { http1: proxy(false), http2: (!tls).then(|| proxy(true)) }
+        let (http1, http2) = (proxy(false), (!tls).then(|| proxy(true)));
+        Self { crowd, header_time, http1, http2 }
+    }
+
+    async fn serve(
+        self: &Arc<Self>,
+        mut stream: Stream,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Stream> {
+        if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
+            return self.http1.process_new(stream, shutdown).await;
+        }
+        let Some(http2) = &self.http2 else { return self.serve_http1(stream, shutdown).await };
+        if starts_with(&mut stream, &PREFACE[..4], shutdown).await? {
+            // All of it must come in time, too: pingora waits for it without a bound.
+            starts_with(&mut stream, PREFACE, shutdown).await?;
+            http2.process_new(stream, shutdown).await
+        } else {
+            self.serve_http1(stream, shutdown).await
+        }
+    }
+
+    async fn serve_http1(
+        self: &Arc<Self>,
+        stream: Stream,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Stream> {
+        pace::kept(self.header_time, self.http1.process_new(stream, shutdown)).await.flatten()
     }
 }
 
@@ -50,18 +87,15 @@ impl Front {
 impl ServerApp for Front {
     async fn process_new(
         self: &Arc<Self>,
-        mut stream: Stream,
+        stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
-        let Some(http2) = &self.http2 else {
-            return self.http1.process_new(stream, shutdown).await;
-        };
-        if starts_with(&mut stream, &PREFACE[..4], shutdown).await? {
-            // All of it must come in time, too: pingora waits for it without a bound.
-            starts_with(&mut stream, PREFACE, shutdown).await?;
-            http2.process_new(stream, shutdown).await
-        } else {
-            self.http1.process_new(stream, shutdown).await
+        match self.crowd.connect() {
+            Some(_connected) => self.serve(stream, shutdown).await,
+            None => {
+                refusal::turn_away(stream).await;
+                None
+            }
         }
     }
 

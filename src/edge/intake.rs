@@ -10,12 +10,18 @@ use pingora::proxy::Session;
 use pingora::{ErrorType, Result};
 use tokio::time::timeout;
 
+use super::crowd::{Crowd, Place};
 use super::refusal::Refusal;
 use crate::registry::Manifest;
 use crate::registry::media::MediaTypes;
 
-/// A manifest is a few kilobytes; a client that takes longer is not one to wait for.
-const DEADLINE: Duration = Duration::from_secs(60);
+/// What a manifest may take of taglock.
+#[derive(Clone, Copy)]
+pub struct Bounds<'a> {
+    pub max: usize,
+    pub time: Duration,
+    pub crowd: &'a Crowd,
+}
 
 /// What must hold before the body is read.
 pub fn check(headers: &HeaderMap, media: &MediaTypes, max: usize) -> Result<HeaderValue, Refusal> {
@@ -53,13 +59,17 @@ pub fn check(headers: &HeaderMap, media: &MediaTypes, max: usize) -> Result<Head
 pub async fn read(
     session: &mut Session,
     media_type: HeaderValue,
-    max: usize,
-) -> Result<Result<Manifest, Refusal>> {
+    bounds: Bounds<'_>,
+) -> Result<Result<(Manifest, Place), Refusal>> {
+    let mut place = match bounds.crowd.place().await {
+        Ok(place) => place,
+        Err(cap) => return Ok(Err(Refusal::overloaded(cap))),
+    };
     if session.req_header().headers.contains_key(EXPECT) {
         // pingora never says so by itself.
         session.write_continue_response().await?;
     }
-    match timeout(DEADLINE, body(session, max)).await {
+    match timeout(bounds.time, body(session, &bounds, &mut place)).await {
         Err(_) => Ok(Err(Refusal::slow_client())),
         Ok(Err(error)) if *error.etype() == ErrorType::ReadTimedout => {
             Ok(Err(Refusal::slow_client()))
@@ -72,21 +82,29 @@ pub async fn read(
             // What it sends is no body.
             _ => Ok(Err(Refusal::malformed())),
         },
-        Ok(Ok(None)) => Ok(Err(Refusal::too_large(max))),
-        Ok(Ok(Some(bytes))) => Ok(Ok(Manifest { bytes, media_type })),
+        Ok(Ok(Err(refusal))) => Ok(Err(refusal)),
+        Ok(Ok(Ok(bytes))) => Ok(Ok((Manifest { bytes, media_type }, place))),
     }
 }
 
-/// The whole body, `None` where it is too large.
-async fn body(session: &mut Session, max: usize) -> Result<Option<Bytes>> {
+/// The whole body.
+async fn body(
+    session: &mut Session,
+    bounds: &Bounds<'_>,
+    place: &mut Place,
+) -> Result<Result<Bytes, Refusal>> {
     let mut bytes = BytesMut::new();
     while let Some(chunk) = session.downstream_session.read_request_body().await? {
-        if bytes.len() + chunk.len() > max {
-            return Ok(None);
+        let length = bytes.len() + chunk.len();
+        if length > bounds.max {
+            return Ok(Err(Refusal::too_large(bounds.max)));
+        }
+        if let Err(cap) = bounds.crowd.grow(place, length).await {
+            return Ok(Err(Refusal::overloaded(cap)));
         }
         bytes.extend_from_slice(&chunk);
     }
-    Ok(Some(bytes.freeze()))
+    Ok(Ok(bytes.freeze()))
 }
 
 #[cfg(test)]

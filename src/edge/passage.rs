@@ -1,7 +1,7 @@
 //! One request on its way through the edge.
 
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 use prometheus::IntGauge;
@@ -23,6 +23,8 @@ pub struct Passage {
     pub route: &'static str,
     /// Addresses of the registry that could not be connected to.
     pub addresses: u32,
+    /// Bytes of a body that streams.
+    pub received: u64,
     /// A manifest write, for as long as it may turn out not to be judged.
     pub unjudged: Option<Write>,
     /// A write or a delete under a rule that is not enforced.
@@ -86,12 +88,27 @@ impl Passage {
             client,
             route: "rejected",
             addresses: 0,
+            received: 0,
             unjudged: None,
             rehearsal: None,
             warning: None,
             _in_flight: InFlight::new(in_flight),
         }
     }
+}
+
+/// A body may begin slowly.
+const BODY_GRACE: Duration = Duration::from_secs(30);
+
+impl Passage {
+    /// Whether so far less came than this many bytes a second.
+    pub fn is_slower_than(&self, rate: u64) -> bool {
+        is_slow(self.received, self.started.elapsed(), rate)
+    }
+}
+
+fn is_slow(received: u64, took: Duration, rate: u64) -> bool {
+    took > BODY_GRACE && received / took.as_secs().max(1) < rate
 }
 
 /// Counts as long as it lives.
@@ -125,5 +142,21 @@ pub fn label(route: &Route) -> &'static str {
         Route::Token => "token",
         Route::Options => "options",
         Route::ReadOutside => "outside-read",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_slow_in_the_mean_and_not_at_its_beginning() {
+        let seconds = Duration::from_secs;
+        assert!(!is_slow(0, seconds(30), 1024));
+        assert!(is_slow(31 * 1024 - 1, seconds(31), 1024));
+        assert!(!is_slow(31 * 1024, seconds(31), 1024));
+        // A pause after much is none.
+        assert!(!is_slow(100 << 20, seconds(3600), 1024));
+        assert!(!is_slow(0, seconds(3600), 0));
     }
 }

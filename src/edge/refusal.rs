@@ -7,10 +7,13 @@ use http::StatusCode;
 use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER};
 use pingora::Result;
 use pingora::http::ResponseHeader;
+use pingora::protocols::{ALPN, Stream};
 use pingora::proxy::Session;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::Edge;
+use super::crowd::Cap;
 use super::passage::Passage;
 use crate::judge::delete::{Deletion, MAX_TAGS, NoDelete, Unsettled};
 use crate::judge::pull::Unsure;
@@ -26,6 +29,9 @@ const RETRY_SECONDS: &str = "5";
 /// How much of a body that was not read is taken off the wire, so that the answer arrives.
 const DRAIN_BYTES: usize = 8 << 20;
 const DRAIN_TIME: Duration = Duration::from_secs(2);
+/// The same for a connection that is turned away: these are many, and cost little.
+const TURN_AWAY_BYTES: usize = 64 << 10;
+const TURN_AWAY_TIME: Duration = Duration::from_millis(500);
 
 /// An answer of taglock's own.
 #[derive(Clone, Debug)]
@@ -176,6 +182,14 @@ impl Refusal {
             "slow-client",
             "the request took too long to arrive",
         )
+    }
+
+    /// Too many at once.
+    pub fn overloaded(cap: Cap) -> Self {
+        let message =
+            format!("taglock has too much to do (`limits.{}`); nothing was decided", cap.key());
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        Self::new(status, ErrorCode::Unavailable, "overload", message).again_later()
     }
 
     pub fn malformed() -> Self {
@@ -358,6 +372,38 @@ impl Edge {
         }
         Ok(())
     }
+}
+
+/// Answers a connection for which there is no room, before it has asked for anything, and ends it.
+pub async fn turn_away(mut stream: Stream) {
+    let Refusal { status, code, message, .. } = Refusal::overloaded(Cap::Connections);
+    let body = wire::error_document(code.as_str(), &message);
+    let answer = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\n\
+         Docker-Distribution-API-Version: registry/2.0\r\nRetry-After: {RETRY_SECONDS}\r\n\
+         Connection: close\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    let answer = [answer.as_bytes(), &body].concat();
+    let leaving = async {
+        // HTTP/2 would not understand it; its client sees the end of the connection.
+        if !matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
+            stream.write_all(&answer).await?;
+        }
+        AsyncWriteExt::shutdown(&mut stream).await?;
+        // What it has sent must be read, or the answer is lost.
+        let mut left = TURN_AWAY_BYTES;
+        let mut buffer = [0; 4096];
+        while left > 0 {
+            match stream.read(&mut buffer).await? {
+                0 => break,
+                read => left = left.saturating_sub(read),
+            }
+        }
+        std::io::Result::Ok(())
+    };
+    // A client that has left by itself is no trouble.
+    let _ = timeout(TURN_AWAY_TIME, leaving).await;
 }
 
 async fn drain(session: &mut Session) {

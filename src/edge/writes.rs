@@ -13,6 +13,7 @@ use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
+use super::crowd::Place;
 use super::passage::{InFlight, Passage};
 use super::refusal::Refusal;
 use super::{Edge, intake};
@@ -26,6 +27,13 @@ use crate::rules::{Mutability, Rule};
 use crate::telemetry::audit::{Decision, Outcome, Subject, user_of};
 
 const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
+
+/// A manifest that was taken in, and the place it keeps until it is judged.
+struct Load {
+    content: Content,
+    cargo: Cargo,
+    place: Place,
+}
 
 impl Edge {
     /// A manifest PUT in protected scope.
@@ -41,8 +49,10 @@ impl Edge {
             Ok(media_type) => media_type,
             Err(refusal) => return self.refuse(session, passage, refusal).await,
         };
-        let manifest = match intake::read(session, media_type, max).await? {
-            Ok(manifest) => manifest,
+        let time = self.config.manifest_time;
+        let bounds = intake::Bounds { max, time, crowd: &self.rooms.crowd };
+        let (manifest, place) = match intake::read(session, media_type, bounds).await? {
+            Ok(taken) => taken,
             Err(refusal) => return self.refuse(session, passage, refusal).await,
         };
         let content = match Content::new(&manifest.bytes, write.digest) {
@@ -58,7 +68,8 @@ impl Edge {
         let named = if write.by_digest { None } else { write.digest };
         let cargo = Cargo { caller, manifest, named };
         let rule = rule.as_ref();
-        let verdict = self.judged(session, passage, &write, rule, content.clone(), cargo).await;
+        let load = Load { content: content.clone(), cargo, place };
+        let verdict = self.judged(session, passage, &write, rule, load).await;
         self.answer(session, passage, &write, rule, &content, verdict).await
     }
 
@@ -69,9 +80,9 @@ impl Edge {
         passage: &mut Passage,
         write: &ManifestWrite,
         rule: Option<&Rule>,
-        content: Content,
-        cargo: Cargo,
+        load: Load,
     ) -> Verdict<Answer> {
+        let Load { content, cargo, place } = load;
         let immutable =
             |tag: &Tag| rule.is_some_and(|rule| rule.mutability_of(tag) == Mutability::Immutable);
         let (protected, mutable): (Vec<_>, Vec<_>) =
@@ -105,7 +116,7 @@ impl Edge {
         };
         let anchored = rule.filter(|rule| rule.except_must_be_bound).cloned();
         let task = tokio::spawn(async move {
-            let _under_way = (settling, unjudged);
+            let _under_way = (settling, unjudged, place);
             let started = Instant::now();
             let by_digest = by_digest.as_ref();
             let judged = !push.protected.is_empty();

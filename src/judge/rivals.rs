@@ -28,6 +28,13 @@ impl Rivals {
         self.waiting.remove_if(&key, |_, waiting| Arc::strong_count(waiting) <= 2);
     }
 
+    /// How many wait for this tag now.
+    pub fn waiting_for(&self, repository: &RepositoryKey, tag: &Tag) -> usize {
+        let key = (repository.clone(), tag.clone());
+        // One is the map's own.
+        self.waiting.get(&key).map_or(0, |notify| Arc::strong_count(&notify) - 1)
+    }
+
     pub fn wake(&self, repository: &RepositoryKey, tags: &[Tag]) {
         for tag in tags {
             if let Some(notify) = self.waiting.get(&(repository.clone(), tag.clone())) {
@@ -56,11 +63,13 @@ mod tests {
             async move { rivals.wait(&key, &tags, Duration::from_secs(60)).await }
         });
         tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(rivals.waiting_for(&key, &tags[0]), 1);
         rivals.wake(&key, &tags);
         waiter.await.unwrap();
         assert_eq!(start.elapsed(), Duration::from_secs(1));
         rivals.wait(&key, &tags, Duration::from_secs(2)).await;
         assert_eq!(start.elapsed(), Duration::from_secs(3));
         assert!(rivals.waiting.is_empty());
+        assert_eq!(rivals.waiting_for(&key, &tags[0]), 0);
     }
 }

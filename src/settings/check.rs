@@ -70,6 +70,23 @@ pub fn describe(settings: &Settings) -> String {
         },
     );
     line("limits", format!("manifest {} bytes, header {} bytes", limits.manifest, limits.header));
+    let caps = &limits.caps;
+    line(
+        "at once",
+        format!(
+            "{} connections, {} manifests of {} bytes, {} pushes waiting for one tag",
+            caps.connections, caps.manifests, caps.manifest_memory, limits.waiting
+        ),
+    );
+    line(
+        "in time",
+        format!(
+            "a header in {}, a manifest in {}, other bodies {} bytes a second",
+            humantime::format_duration(limits.header_time),
+            humantime::format_duration(limits.manifest_time),
+            limits.body_rate
+        ),
+    );
     line("stop", format!("within {}", humantime::format_duration(*shutdown_timeout)));
     line("threads", threads.to_string());
 

@@ -12,8 +12,8 @@ use super::problem::{Problem, Problems};
 use super::reader::{Environment, Reader, Table};
 use super::rules::{self, STYLES};
 use super::{
-    Admin, Drift, HostPolicy, KeyPair, Limits, Listen, Log, LogFormat, Secret, Settings, Upstream,
-    ledger, pem, values,
+    Admin, Caps, Drift, HostPolicy, KeyPair, Limits, Listen, Log, LogFormat, Secret, Settings,
+    Upstream, ledger, pem, values,
 };
 use crate::judge::Options;
 use crate::name::UpstreamName;
@@ -347,7 +347,33 @@ fn limits(table: Option<Table<'_>>) -> Option<Limits> {
         header: table
             .text("header", |t| values::size(t, 4 << 10..=512 << 10))
             .unwrap_or(defaults.header),
+        caps: Caps {
+            connections: table
+                .number("connections", 1..=1_000_000)
+                .map_or(defaults.caps.connections, |n| n as usize),
+            manifests: table
+                .number("manifests", 1..=100_000)
+                .map_or(defaults.caps.manifests, |n| n as usize),
+            manifest_memory: table
+                .text("manifest_memory", |t| values::size(t, 64 << 10..=1 << 40))
+                .unwrap_or(defaults.caps.manifest_memory),
+        },
+        waiting: table.number("waiting", 1..=100_000).map_or(defaults.waiting, |n| n as usize),
+        header_time: table.text("header_time", values::duration).unwrap_or(defaults.header_time),
+        manifest_time: table
+            .text("manifest_time", values::duration)
+            .unwrap_or(defaults.manifest_time),
+        body_rate: table
+            .text("body_rate", |t| values::size(t, 0..=1 << 30))
+            .map_or(defaults.body_rate, |n| n as u64),
     };
+    if limits.caps.manifest_memory < limits.manifest {
+        table.problem(
+            "manifest_memory",
+            "the largest manifest (`limits.manifest`) does not fit into it",
+            "several times as much",
+        );
+    }
     table.finish();
     Some(limits)
 }

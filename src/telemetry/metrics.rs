@@ -19,6 +19,9 @@ pub struct Metrics {
     drifted: IntGauge,
     ledger: HistogramVec,
     in_flight: IntGauge,
+    connections: IntGauge,
+    manifests: IntGauge,
+    overloads: IntCounterVec,
     settling: IntGauge,
     reloads: IntCounterVec,
     rules_differ: IntGauge,
@@ -96,6 +99,16 @@ impl Metrics {
                 &LEDGER_BUCKETS,
             ),
             in_flight: gauge("taglock_requests_in_flight", "Requests being answered now."),
+            connections: gauge("taglock_connections", "Connections of clients now."),
+            manifests: gauge(
+                "taglock_manifests_held",
+                "Manifests being taken in or judged now, at most `limits.manifests`.",
+            ),
+            overloads: counter(
+                "taglock_overloads_total",
+                "Requests and connections that found no place, by the limit they met.",
+                &["limit"],
+            ),
             settling: gauge(
                 "taglock_protected_pushes_in_flight",
                 "Protected manifest writes under way, those whose client has left included.",
@@ -167,6 +180,20 @@ impl Metrics {
 
     pub fn ledger_call(&self, operation: &'static str, result: &'static str, took: Duration) {
         self.ledger.with_label_values(&[operation, result]).observe(took.as_secs_f64());
+    }
+
+    /// Connections of clients now.
+    pub fn connections(&self) -> &IntGauge {
+        &self.connections
+    }
+
+    /// Manifests being taken in or judged now.
+    pub fn manifests(&self) -> &IntGauge {
+        &self.manifests
+    }
+
+    pub fn overload(&self, limit: &'static str) {
+        self.overloads.with_label_values(&[limit]).inc();
     }
 
     /// Requests being answered now.

@@ -23,6 +23,7 @@ use crate::http::{self, try_raw};
 use crate::tls::Authority;
 use corpus::{CASES, SPELLINGS, filled};
 use h2::{Field, Outcome, Request};
+pub use recorder::Recorder;
 
 /// A registry, what stands before it, and taglocks before that.
 struct Shape {

@@ -23,6 +23,7 @@ mod fleet;
 mod fuzz;
 mod harness;
 mod http;
+mod limits;
 mod policies;
 mod program;
 mod pulls;
