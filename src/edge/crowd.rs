@@ -75,6 +75,7 @@ impl Crowd {
 
     /// Counts a connection for as long as it lives. `None` where there are too many.
     pub fn connect(self: &Arc<Self>) -> Option<Connected> {
+        self.metrics.within_runtime();
         let count = self.connections.fetch_add(1, Ordering::Relaxed);
         // Given back by its drop, also where there are too many.
         let connected = Connected(Arc::clone(self));
@@ -161,8 +162,8 @@ mod tests {
         Arc::new(Crowd::new(caps, Arc::new(Metrics::new())))
     }
 
-    #[test]
-    fn connections_are_counted_and_given_back() {
+    #[tokio::test]
+    async fn connections_are_counted_and_given_back() {
         let crowd = crowd(2, 1, PIECE);
         let (first, second) = (crowd.connect(), crowd.connect());
         assert!(first.is_some() && second.is_some() && crowd.connect().is_none());

@@ -1,11 +1,13 @@
 //! Every metric, its help and its labels. Label sets are closed: no repository, tag, user or
 //! address ever becomes a label.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
+use tokio::runtime::Handle;
 
 /// The metrics of one proxy; names begin with `taglock_`.
 pub struct Metrics {
@@ -20,6 +22,8 @@ pub struct Metrics {
     ledger: HistogramVec,
     in_flight: IntGauge,
     connections: IntGauge,
+    tasks: IntGauge,
+    runtime: OnceLock<Handle>,
     manifests: IntGauge,
     overloads: IntCounterVec,
     settling: IntGauge,
@@ -100,6 +104,8 @@ impl Metrics {
             ),
             in_flight: gauge("taglock_requests_in_flight", "Requests being answered now."),
             connections: gauge("taglock_connections", "Connections of clients now."),
+            tasks: gauge("taglock_tasks", "Tasks of the proxy's runtime now."),
+            runtime: OnceLock::new(),
             manifests: gauge(
                 "taglock_manifests_held",
                 "Manifests being taken in or judged now, at most `limits.manifests`.",
@@ -187,6 +193,11 @@ impl Metrics {
         &self.connections
     }
 
+    /// To be called within the proxy's runtime, whose tasks are counted from then on.
+    pub fn within_runtime(&self) {
+        self.runtime.get_or_init(Handle::current);
+    }
+
     /// Manifests being taken in or judged now.
     pub fn manifests(&self) -> &IntGauge {
         &self.manifests
@@ -208,6 +219,10 @@ impl Metrics {
 
     /// The Prometheus text format.
     pub fn render(&self) -> Vec<u8> {
+        if let Some(runtime) = self.runtime.get() {
+            let tasks = runtime.metrics().num_alive_tasks();
+            self.tasks.set(i64::try_from(tasks).unwrap_or(i64::MAX));
+        }
         let mut out = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut out) {
             tracing::error!(%error, "metrics could not be written");

@@ -21,8 +21,10 @@ use crate::auth::nginx;
 use crate::harness::*;
 use crate::http::{self, try_raw};
 use crate::tls::Authority;
-use corpus::{CASES, SPELLINGS, filled};
-use h2::{Field, Outcome, Request};
+pub use corpus::SPELLINGS;
+use corpus::{CASES, filled};
+use h2::Field;
+pub use h2::{Outcome, Request, exchange};
 pub use recorder::Recorder;
 
 /// A registry, what stands before it, and taglocks before that.

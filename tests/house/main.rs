@@ -33,6 +33,7 @@ mod rights;
 mod routes;
 mod sentinel;
 mod signatures;
+mod soak;
 mod tls;
 mod token_server;
 mod transparency;
