@@ -99,7 +99,7 @@ mod tests {
             begun();
             sleep(MOST * 2).await;
             ended();
-            std::future::pending().await
+            std::future::pending::<()>().await;
         })
         .await;
         assert_eq!((left, start.elapsed().as_secs()), (None, 180));

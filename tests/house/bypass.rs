@@ -69,8 +69,8 @@ impl Shape {
 /// The protected tag, and those of the two repositories whose names the corpus spells out.
 const KNOWN: [&str; 3] = ["prod/app/blobs/uploads:v1", "prod/app/manifests/v1:v1", "prod/app:v1"];
 
-/// A way to send one request with any target: method, target, headers, body, and the expected status.
-type Send<'a> = dyn Fn(&str, &str, &[(&str, &str)], &[u8], u16) -> Option<u16> + 'a;
+/// A way to send one request with any target: method, target, headers and body.
+type Send<'a> = dyn Fn(&str, &str, &[(&str, &str)], &[u8]) -> Option<u16> + 'a;
 
 /// Every case of the corpus by one protocol. `None` for an answer stands for a request that was not
 /// even one to the server, which is as good as 400.
@@ -81,7 +81,7 @@ fn run(shape: &Shape, protocol: &str, http1: bool, send: &Send<'_>) {
         let body = manifest(case.name);
         let (target, headers) = case.made_for(&digest(&body));
         let what = format!("{protocol}, {}: {} {target} {headers:?}", case.name, case.method);
-        let status = send(case.method, &target, &headers, &body, case.status);
+        let status = send(case.method, &target, &headers, &body);
         assert!(
             status == Some(case.status) || status.is_none() && case.status == 400,
             "{what}: {status:?}"
@@ -91,9 +91,11 @@ fn run(shape: &Shape, protocol: &str, http1: bool, send: &Send<'_>) {
     }
     for (n, target) in SPELLINGS.iter().enumerate() {
         let body = manifest(&n.to_string());
-        for method in ["PUT", "POST", "PATCH", "DELETE"] {
+        // The route is the same by any protocol.
+        let methods = if http1 { &["PUT", "POST", "PATCH", "DELETE"][..] } else { &["PUT"] };
+        for method in methods.iter().copied() {
             let what = format!("{protocol}: {method} {target}");
-            let status = send(method, target, &[("Content-Type", INDEX)], &body, 400);
+            let status = send(method, target, &[("Content-Type", INDEX)], &body);
             // The library of HTTP/2 drops a fragment, so the target is the plain one, and judged.
             let put = if !http1 && target.contains('#') { 409 } else { 400 };
             let expected = if method == "PUT" { [put, put] } else { [400, 405] };
@@ -102,20 +104,18 @@ fn run(shape: &Shape, protocol: &str, http1: bool, send: &Send<'_>) {
             sent += 1;
         }
     }
-    assert!(sent > 400, "{sent}");
+    assert!(sent > 150, "{sent}");
 }
 
-fn by_http1(address: &str) -> impl Fn(&str, &str, &[(&str, &str)], &[u8], u16) -> Option<u16> {
-    move |method, target, headers, body, _| {
+fn by_http1(address: &str) -> Box<Send<'_>> {
+    Box::new(move |method, target, headers, body| {
         let bytes = http::bytes("x", method, target, headers, body);
         Some(try_raw(address, &bytes).unwrap_or_else(|e| panic!("{method} {target}: {e}")).status)
-    }
+    })
 }
 
-fn by_http2<S: Read + Write>(
-    connect: impl Fn() -> S,
-) -> impl Fn(&str, &str, &[(&str, &str)], &[u8], u16) -> Option<u16> {
-    move |method, target, headers, body, _| {
+fn by_http2<'a, S: Read + Write>(connect: impl Fn() -> S + 'a) -> Box<Send<'a>> {
+    Box::new(move |method, target, headers, body| {
         let lower: Vec<_> =
             headers.iter().map(|(name, value)| (name.to_ascii_lowercase(), *value)).collect();
         let host = lower.iter().find(|(name, _)| name == "host").map_or("x", |(_, host)| *host);
@@ -134,7 +134,7 @@ fn by_http2<S: Read + Write>(
             Outcome::Answer { status, .. } => Some(status),
             Outcome::Refused => None,
         }
-    }
+    })
 }
 
 /// A taglock that speaks TLS, and how to connect to it for HTTP/2.
@@ -180,11 +180,11 @@ impl Tls {
 fn the_corpus_moves_nothing(shape: &Shape) {
     let plain = Taglock::before(&shape.front);
     assert_eq!(put(&plain.address, "prod/app", "v1", &manifest("one")).status, 201);
-    run(shape, "HTTP/1.1", true, &by_http1(&plain.address));
-    run(shape, "h2c", false, &by_http2(|| http::connect(&plain.address).unwrap()));
+    run(shape, "HTTP/1.1", true, &*by_http1(&plain.address));
+    run(shape, "h2c", false, &*by_http2(|| http::connect(&plain.address).unwrap()));
     forged_http2(shape, "h2c", || http::connect(&plain.address).unwrap());
     let tls = Tls::before(&shape.front);
-    run(shape, "h2", false, &by_http2(|| tls.connect()));
+    run(shape, "h2", false, &*by_http2(|| tls.connect()));
     forged_http2(shape, "h2", || tls.connect());
     assert_eq!(shape.registry.all_tags(), KNOWN);
     // The proxies are as well as ever.

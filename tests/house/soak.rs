@@ -180,11 +180,18 @@ impl Load<'_> {
             95..=96 => ("large", self.bytes("PUT", &manifests, &kind, &vec![b' '; 5 << 20])),
             _ => return self.http2(&manifests, &one),
         };
-        self.count(what, try_raw(self.address, &bytes).map_or(0, |answer| answer.status));
+        self.count_answer(what, try_raw(self.address, &bytes));
     }
 
     fn count(&self, what: &str, status: u16) {
         *self.done.lock().unwrap().entry(format!("{what} {status}")).or_default() += 1;
+    }
+
+    fn count_answer(&self, what: &str, answer: std::io::Result<http::Answer>) {
+        if let Some(failed) = answer.as_ref().ok().filter(|answer| answer.status == 500) {
+            eprintln!("{what}: {failed:?}");
+        }
+        self.count(what, answer.map_or(0, |answer| answer.status));
     }
 
     fn bytes(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
@@ -207,7 +214,7 @@ impl Load<'_> {
             self.count("upload", put.map_or(0, |answer| answer.status));
         }
         let got = try_raw(self.address, &self.bytes("GET", &blob, &[], b""));
-        self.count("blob", got.map_or(0, |answer| answer.status));
+        self.count_answer("blob", got);
     }
 
     /// Leaves in the middle of a request, or before its answer.

@@ -66,11 +66,7 @@ fn receive(stream: &mut (impl Read + Write)) -> std::io::Result<Outcome> {
         match kind {
             SETTINGS if flags & ACK == 0 => reply(stream, SETTINGS, &[])?,
             PING if flags & ACK == 0 => reply(stream, PING, &payload)?,
-            HEADERS if ours => {
-                if status < 200 {
-                    status = status_of(&payload);
-                }
-            }
+            HEADERS if ours && status < 200 => status = status_of(&payload),
             DATA if ours => body.extend(payload),
             RST_STREAM if ours && status >= 200 => return Ok(Outcome::Answer { status, body }),
             RST_STREAM if ours => return Ok(Outcome::Refused),
