@@ -125,5 +125,7 @@ pub fn label(route: &Route) -> &'static str {
         Route::Token => "token",
         Route::Options => "options",
         Route::ReadOutside => "outside-read",
+        Route::WriteOutside => "outside-write",
+        Route::Harbor(_) => "harbor-write",
     }
 }
