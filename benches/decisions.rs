@@ -13,8 +13,11 @@ use taglock::rules::{
 
 fn routes(c: &mut Criterion) {
     let mut group = c.benchmark_group("route");
-    let doors =
-        Doors { token_paths: vec!["/service/token".into()], upload_paths: vec!["/up/".into()] };
+    let doors = Doors {
+        token_paths: vec!["/service/token".into()],
+        upload_paths: vec!["/up/".into()],
+        ..Doors::default()
+    };
     let digest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
     for (name, method, target) in [
         ("manifest by tag", Method::GET, "/v2/team/service/manifests/v1.2.3".to_owned()),

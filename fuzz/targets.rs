@@ -109,7 +109,10 @@ pub mod lenient {
             .collect::<Vec<_>>()
             .join(&b'/');
         let slashes = path.iter().map(|b| if *b == b'\\' { b'/' } else { *b }).collect();
+        // The absolute form, which has no slash before its scheme.
         let host = path
+            .strip_prefix(b"/")
+            .map_or(path, |_| b"")
             .windows(3)
             .position(|w| w == b"://")
             .and_then(|at| {

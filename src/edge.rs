@@ -9,6 +9,7 @@ mod crowd;
 mod deletes;
 mod forwarding;
 mod front;
+mod harbor;
 mod intake;
 mod pace;
 mod passage;
@@ -42,7 +43,7 @@ use crate::name::{Reference, RepositoryName, Tag, UpstreamName};
 use crate::registry::client::{MAX_ADDRESSES, trouble_of};
 use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Peers};
-use crate::route::{Doors, ManifestWrite, Rejection, Route};
+use crate::route::{Doors, ManifestWrite, Rejection, Route, check_namespace};
 use crate::rules::{Deletes, Mutability, Rules};
 use crate::telemetry::Metrics;
 use crate::telemetry::audit::Audit;
@@ -59,6 +60,8 @@ const CLIENT_WRITE: Duration = Duration::from_secs(60);
 pub struct Config {
     pub upstream: UpstreamName,
     pub doors: Doors,
+    /// The only `?ns=` that is taken in protected scope.
+    pub namespace: Option<String>,
     /// Hosts that are answered, lower-case; empty for any.
     pub hosts: Vec<String>,
     pub external: Option<Origin>,
@@ -160,6 +163,9 @@ impl Edge {
             Route::ReadUnnamable { repository } if rules.protecting(&repository).is_some() => {
                 Course::Refuse(Refusal::unnamable())
             }
+            Route::Harbor(harbor) => {
+                harbor::against(&harbor, &rules).map_or(Course::Stream, Course::Refuse)
+            }
             _ => Course::Stream,
         }
     }
@@ -184,6 +190,11 @@ impl Edge {
             // Before the rules are read: see there.
             let unjudged = self.rooms.judge.unjudged();
             passage.unjudged = Some(unjudged.enter(&self.key(&write.repository), &write.tags));
+        }
+        if let (Some(own), Some(repository)) = (&self.config.namespace, route.repository())
+            && self.rooms.rules.load().protecting(repository).is_some()
+        {
+            check_namespace(header.uri.query(), own)?;
         }
         Ok(self.course(route))
     }

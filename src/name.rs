@@ -4,11 +4,13 @@
 //! through the one parser beside it, so nothing downstream checks again.
 
 mod digest;
+mod naming;
 mod repository;
 mod tag;
 mod upstream;
 
 pub use digest::{Algorithm, Digest, DigestError};
+pub use naming::{Alias, Mount, Naming, TagCase};
 pub use repository::{RepositoryName, RepositoryNameError};
 pub use tag::{Tag, TagError};
 pub use upstream::{UpstreamName, UpstreamNameError};

@@ -5,18 +5,22 @@
 //! parsed once, from the right, by the grammar of the distribution spec ("Endpoints"), and
 //! what has a second reading anywhere is refused rather than interpreted.
 
+mod harbor;
 mod query;
 mod rejection;
 mod target;
 
-pub use query::{ManifestQuery, namespace};
+pub use harbor::Harbor;
+pub use query::{ManifestQuery, check_namespace, namespace};
 pub use rejection::{ErrorCode, Rejection};
+
+use std::sync::Arc;
 
 use http::Method;
 
-use crate::name::{Digest, DigestError, Reference, RepositoryName, Tag};
+use crate::name::{Digest, DigestError, Mount, Naming, Reference, RepositoryName, Tag};
 
-/// What a request asks of the registry.
+/// What a request asks of the registry, in canonical names, whatever the client's spelling.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
     /// GET or HEAD of a manifest by tag or by digest (end-3).
@@ -43,6 +47,10 @@ pub enum Route {
     Options,
     /// GET or HEAD outside `/v2/`.
     ReadOutside,
+    /// Any other method outside `/v2/`, below a path that was opened.
+    WriteOutside,
+    /// Such a one to Harbor's API.
+    Harbor(Harbor),
 }
 
 /// `PUT /v2/<name>/manifests/<reference>[?tag=…]`: a write names a *set* of tags, which is
@@ -67,6 +75,12 @@ pub struct Doors {
     pub token_paths: Vec<String>,
     /// Prefixes of upload URLs outside `/v2/…/blobs/`, as `/artifacts-uploads/`.
     pub upload_paths: Vec<String>,
+    /// Prefixes outside `/v2/` below which every method passes unjudged.
+    pub open_paths: Vec<String>,
+    /// Harbor's API passes, and what could move a tag there is told apart.
+    pub harbor: bool,
+    /// What the registry knows by several names: each route holds the one.
+    pub naming: Arc<Naming>,
 }
 
 impl Route {
@@ -82,7 +96,7 @@ impl Route {
             return Err(Rejection::target("`OPTIONS *` asks about the proxy, not the registry"));
         }
         let (path, query) = target::split(raw)?;
-        if doors.token_paths.iter().any(|token| token == path) {
+        if doors.is_token(path) {
             return match *method {
                 Method::GET | Method::HEAD | Method::POST => Ok(Self::Token),
                 Method::OPTIONS => Ok(Self::Options),
@@ -90,10 +104,12 @@ impl Route {
             };
         }
         let reading = matches!(*method, Method::GET | Method::HEAD);
-        let Some(below) = target::below_v2(path)? else {
+        let Some((mount, below)) = target::below_v2(path, &doors.naming)? else {
             return Self::outside(method, path, doors);
         };
         target::check_bytes(path)?;
+        let names = Names { naming: &doors.naming, mount };
+        let name_of = |text| names.repository(text);
         let shape = shape(below)?;
         if *method == Method::OPTIONS {
             return shape
@@ -105,16 +121,17 @@ impl Route {
             Shape::Manifest { name, last } => {
                 let repository = name_of(name)?;
                 match *method {
-                    Method::GET | Method::HEAD => Ok(match reference(last) {
+                    Method::GET | Method::HEAD => Ok(match names.reference(last) {
                         Ok(reference) => Self::ReadManifest { repository, reference },
                         Err(_) => Self::ReadUnnamable { repository },
                     }),
                     Method::PUT => {
                         let query = ManifestQuery::parse(query)?;
-                        write(repository, reference(last)?, query).map(Self::WriteManifest)
+                        let write = write(repository, names.reference(last)?, query);
+                        write.map(|write| Self::WriteManifest(names.write(write)))
                     }
                     Method::DELETE => {
-                        Ok(Self::DeleteManifest { repository, reference: reference(last)? })
+                        Ok(Self::DeleteManifest { repository, reference: names.reference(last)? })
                     }
                     _ => Err(Rejection::method(
                         "a manifest takes GET, HEAD, PUT and DELETE",
@@ -155,6 +172,25 @@ impl Route {
         }
     }
 
+    /// The repository whose manifests or blobs are asked for.
+    pub fn repository(&self) -> Option<&RepositoryName> {
+        match self {
+            Self::ReadManifest { repository, .. }
+            | Self::ReadUnnamable { repository }
+            | Self::WriteManifest(ManifestWrite { repository, .. })
+            | Self::DeleteManifest { repository, .. }
+            | Self::ReadBlob { repository }
+            | Self::DeleteBlob { repository, .. } => Some(repository),
+            Self::Upload
+            | Self::ReadOther
+            | Self::Token
+            | Self::Options
+            | Self::ReadOutside
+            | Self::WriteOutside
+            | Self::Harbor(_) => None,
+        }
+    }
+
     fn outside(method: &Method, path: &str, doors: &Doors) -> Result<Self, Rejection> {
         if doors.upload_paths.iter().any(|prefix| path.starts_with(prefix)) {
             target::check_bytes(path)?;
@@ -164,10 +200,19 @@ impl Route {
             return if *method == Method::OPTIONS { Ok(Self::Options) } else { upload(method) };
         }
         match *method {
-            Method::GET | Method::HEAD => Ok(Self::ReadOutside),
-            Method::OPTIONS => Ok(Self::Options),
-            _ => Err(Rejection::outside()),
+            Method::GET | Method::HEAD => return Ok(Self::ReadOutside),
+            Method::OPTIONS => return Ok(Self::Options),
+            _ => {}
         }
+        if doors.harbor
+            && let Some(harbor) = harbor::parse(method, path, &doors.naming)?
+        {
+            return Ok(Self::Harbor(harbor));
+        }
+        if doors.open_paths.iter().any(|prefix| target::is_below(path, prefix)) {
+            return target::check_segments(path).map(|()| Self::WriteOutside);
+        }
+        Err(Rejection::outside())
     }
 }
 
@@ -284,10 +329,6 @@ fn write(
     }
 }
 
-fn name_of(text: &str) -> Result<RepositoryName, Rejection> {
-    RepositoryName::parse(text).map_err(|e| Rejection::name(e.to_string()))
-}
-
 /// The `:` of a digest may be percent-encoded, as some clients do; nothing else may.
 fn digest(text: &str) -> Result<Digest, Rejection> {
     let result = match text.split_once("%3A").or_else(|| text.split_once("%3a")) {
@@ -297,11 +338,52 @@ fn digest(text: &str) -> Result<Digest, Rejection> {
     result.map_err(|e: DigestError| Rejection::digest(e.to_string()))
 }
 
-fn reference(text: &str) -> Result<Reference, Rejection> {
-    if text.contains(':') || text.contains('%') {
-        digest(text).map(Reference::Digest)
-    } else {
-        Tag::parse(text).map(Reference::Tag).map_err(|e| Rejection::tag(e.to_string()))
+impl Doors {
+    /// Whether this is the path of a token service, at the root or below a mount.
+    fn is_token(&self, path: &str) -> bool {
+        let known = |path: &str| self.token_paths.iter().any(|token| token == path);
+        let below = |mount: &Mount| {
+            let path = path.strip_prefix(mount.path.as_str());
+            path.is_some_and(|path| path.starts_with("/v2/") && known(path))
+        };
+        known(path) || self.naming.mounts().iter().any(below)
+    }
+}
+
+/// From a client's spelling of names to the one there is.
+struct Names<'a> {
+    naming: &'a Naming,
+    mount: Option<&'a Mount>,
+}
+
+impl Names<'_> {
+    fn repository(&self, text: &str) -> Result<RepositoryName, Rejection> {
+        let name = RepositoryName::parse(text).and_then(|name| match self.mount {
+            Some(mount) => self.naming.mounted(mount, name),
+            None => self.naming.repository(name),
+        });
+        name.map_err(|e| Rejection::name(e.to_string()))
+    }
+
+    fn reference(&self, text: &str) -> Result<Reference, Rejection> {
+        if text.contains(':') || text.contains('%') {
+            return digest(text).map(Reference::Digest);
+        }
+        let tag = Tag::parse(text).map_err(|e| Rejection::tag(e.to_string()))?;
+        Ok(Reference::Tag(self.naming.tag(tag)))
+    }
+
+    /// Two tags of the query may be one.
+    fn write(&self, mut write: ManifestWrite) -> ManifestWrite {
+        let mut tags = Vec::with_capacity(write.tags.len());
+        for tag in write.tags {
+            let tag = self.naming.tag(tag);
+            if !tags.contains(&tag) {
+                tags.push(tag);
+            }
+        }
+        write.tags = tags;
+        write
     }
 }
 

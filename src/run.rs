@@ -115,12 +115,13 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
         Arc::new(Guarded::new(Arc::clone(&ledger), Arc::clone(&metrics)));
     let witness = Arc::new(Witness::new(Arc::clone(&guarded), settings.ledger.remembering));
     let peers = Arc::new(peers(&settings));
-    let client = Arc::new(Client::new(
+    let client = Client::new(
         Arc::clone(&peers),
         Arc::clone(&settings.upstream.media),
         settings.upstream.redirect_hosts.clone(),
         settings.limits.manifest,
-    ));
+    );
+    let client = Arc::new(client.naming(Arc::clone(&settings.upstream.doors.naming)));
     let registry: Arc<dyn Registry> = Arc::<Client>::clone(&client);
 
     let configuration = ServerConf {
@@ -249,6 +250,7 @@ fn proxy(server: &Server, settings: &Settings, rooms: Rooms) -> Result<Service<F
     let config = Arc::new(Config {
         upstream: upstream.name.clone(),
         doors: upstream.doors.clone(),
+        namespace: upstream.namespace.clone(),
         hosts: listen.hosts.clone(),
         external: listen.external.clone(),
         trusted_proxies: listen.trusted_proxies.clone(),

@@ -3,6 +3,7 @@
 //! `file` turns a TOML document into these, or into a list of everything wrong with it.
 
 mod check;
+mod doors;
 mod file;
 mod flags;
 mod ledger;
@@ -14,6 +15,7 @@ mod secret;
 mod values;
 
 pub use check::describe;
+pub use doors::Kind;
 pub use file::{read, read_file};
 pub use flags::{Flags, from_flags};
 pub use pem::KeyPair;
@@ -84,6 +86,9 @@ pub struct Upstream {
     pub authorities: Option<Arc<Vec<Vec<u8>>>>,
     pub client: Option<Arc<KeyPair>>,
     pub timeouts: Timeouts,
+    pub kind: Kind,
+    /// The only `?ns=` that is taken in protected scope.
+    pub namespace: Option<String>,
     pub doors: Doors,
     pub redirect_hosts: Vec<String>,
     pub media: Arc<MediaTypes>,

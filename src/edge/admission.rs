@@ -282,6 +282,7 @@ mod tests {
         let config = Config {
             upstream: crate::name::UpstreamName::parse("default").unwrap(),
             doors: crate::route::Doors::default(),
+            namespace: None,
             hosts: Vec::new(),
             external: None,
             trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],

@@ -142,6 +142,8 @@ pub fn label(route: &Route) -> &'static str {
         Route::Token => "token",
         Route::Options => "options",
         Route::ReadOutside => "outside-read",
+        Route::WriteOutside => "outside-write",
+        Route::Harbor(_) => "harbor-write",
     }
 }
 

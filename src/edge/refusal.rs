@@ -266,6 +266,11 @@ impl Refusal {
         ))
     }
 
+    /// A write to Harbor's own API that could move or delete an immutable tag.
+    pub fn harbor(message: String) -> Self {
+        Self::new(StatusCode::FORBIDDEN, ErrorCode::Denied, "harbor", message)
+    }
+
     /// A pull of a tag under which nothing may be served.
     pub fn manifest_unknown() -> Self {
         let status = StatusCode::NOT_FOUND;

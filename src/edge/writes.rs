@@ -19,7 +19,7 @@ use super::refusal::Refusal;
 use super::{Edge, intake};
 use crate::judge::{Cargo, Content, Judged, Push, Undecided, Verdict};
 use crate::ledger::{AttemptId, Holder};
-use crate::name::{Digest, RepositoryName, Tag};
+use crate::name::{Digest, Tag};
 use crate::registry::client::CONTENT_DIGEST;
 use crate::registry::{Answer, Caller, Trouble, wire};
 use crate::route::ManifestWrite;
@@ -164,7 +164,8 @@ impl Edge {
         match verdict {
             Verdict::Admitted { answer, tags, .. } => {
                 let echoed = if write.by_digest { tags } else { Vec::new() };
-                let answer = created(answer, &write.repository, content.digest(), &echoed);
+                let place = self.config.doors.naming.place(&write.repository);
+                let answer = created(answer, &place, content.digest(), &echoed);
                 self.relay(session, passage, answer).await
             }
             Verdict::Relayed(answer) if answer.status.is_redirection() => {
@@ -253,15 +254,10 @@ fn outcome_of(verdict: &Verdict<Answer>) -> Outcome {
 
 /// The registry's 201 for a tag, or one in its stead where the tag was found in place without
 /// one. It has the digest in any case: docker fails without.
-fn created(
-    answer: Option<Answer>,
-    repository: &RepositoryName,
-    digest: &Digest,
-    tags: &[Tag],
-) -> Answer {
+fn created(answer: Option<Answer>, place: &str, digest: &Digest, tags: &[Tag]) -> Answer {
     let mut answer = answer.unwrap_or_else(|| {
         let mut headers = HeaderMap::new();
-        let location = format!("/v2/{repository}/manifests/{digest}");
+        let location = format!("{place}/manifests/{digest}");
         headers.extend(HeaderValue::from_str(&location).map(|location| (LOCATION, location)));
         headers.insert("docker-distribution-api-version", HeaderValue::from_static("registry/2.0"));
         Answer { status: StatusCode::CREATED, headers, body: Bytes::new() }

@@ -31,6 +31,16 @@ impl Tag {
         &self.0
     }
 
+    /// Its lower-case form, for registries that don't tell the two apart.
+    #[must_use]
+    pub fn folded(self) -> Self {
+        if self.0.bytes().any(|b| b.is_ascii_uppercase()) {
+            Self(self.0.to_ascii_lowercase().into())
+        } else {
+            self
+        }
+    }
+
     /// Whether this is a name that signing and referrers tools rewrite by design:
     /// `sha256-<hex>` and `sha512-<hex>` (distribution spec, "Referrers Tag Schema", which
     /// cuts the hex to 64), and cosign's `sha256-<hex>.sig`, `.att` and `.sbom`.

@@ -8,6 +8,7 @@ mod elsewhere;
 mod listing;
 mod meaning;
 mod serving;
+mod target;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,8 +32,9 @@ use super::{
     Answer, Caller, Deleted, Fetched, Listing, Manifest, Place, Reading, Registry, Serving,
     Sighting, Trouble, Written,
 };
-use crate::name::{Algorithm, Digest, Reference, RepositoryName, Tag};
+use crate::name::{Algorithm, Digest, Naming, Reference, RepositoryName, Tag};
 use meaning::{digest_of, is_redirect, sighted, written};
+use target::with_query;
 
 pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
@@ -69,6 +71,7 @@ pub struct Client {
     redirect_hosts: Vec<String>,
     /// The largest manifest that is read.
     max_manifest: usize,
+    naming: Arc<Naming>,
     connections: Connections,
 }
 
@@ -90,7 +93,8 @@ impl Client {
     ) -> Self {
         let max_manifest = max_manifest.max(serving::MAX_READ);
         let connections = Connections::new();
-        Self { peers, media, redirect_hosts, max_manifest, connections }
+        let naming = Arc::default();
+        Self { peers, media, redirect_hosts, max_manifest, naming, connections }
     }
 
     /// A read, following redirects to configured hosts.
@@ -277,7 +281,7 @@ impl Registry for Client {
         repository: &RepositoryName,
         reference: &Reference,
     ) -> Sighting {
-        let path = manifest_path(repository, reference);
+        let path = self.manifest_path(repository, reference);
         let answer = match self.read(caller, &Method::HEAD, &path, MAX_ANSWER).await {
             Ok(answer) => answer,
             Err(trouble) => return Sighting::Unclear(trouble),
@@ -293,7 +297,7 @@ impl Registry for Client {
     }
 
     async fn resolve(&self, caller: &Caller, repository: &RepositoryName, tag: &Tag) -> Sighting {
-        let path = manifest_path(repository, &Reference::Tag(tag.clone()));
+        let path = self.manifest_path(repository, &Reference::Tag(tag.clone()));
         // HEAD first: new tags are the usual case, and some registries count each GET.
         match self.read(caller, &Method::HEAD, &path, MAX_ANSWER).await.map(sighted) {
             Ok(Ok(_)) => self.read_and_hash(caller, &path).await,
@@ -313,7 +317,7 @@ impl Registry for Client {
             Reading::Head => self.resolve(caller, repository, tag).await,
             // The bytes are needed in any case, and a no has a body, as the client expects it.
             Reading::Get => {
-                let path = manifest_path(repository, &Reference::Tag(tag.clone()));
+                let path = self.manifest_path(repository, &Reference::Tag(tag.clone()));
                 self.read_and_hash(caller, &path).await
             }
         }
@@ -326,7 +330,7 @@ impl Registry for Client {
         digest: &Digest,
         reading: Reading,
     ) -> Serving {
-        let path = manifest_path(repository, &Reference::Digest(*digest));
+        let path = self.manifest_path(repository, &Reference::Digest(*digest));
         self.serve_manifest(caller, &path, digest, reading).await
     }
 
@@ -338,11 +342,13 @@ impl Registry for Client {
         manifest: &Manifest,
     ) -> Written {
         let (path, named, repeat) = match place {
-            Place::Digest(digest) => {
-                (manifest_path(repository, &Reference::Digest(*digest)), None, Repeat::Harmless)
-            }
+            Place::Digest(digest) => (
+                self.manifest_path(repository, &Reference::Digest(*digest)),
+                None,
+                Repeat::Harmless,
+            ),
             Place::Tag { tag, digest } => {
-                let path = manifest_path(repository, &Reference::Tag(tag.clone()));
+                let path = self.manifest_path(repository, &Reference::Tag(tag.clone()));
                 (path, digest, Repeat::BeforeBody)
             }
         };
@@ -390,7 +396,7 @@ impl Registry for Client {
         repository: &RepositoryName,
         digest: &Digest,
     ) -> Fetched {
-        let path = manifest_path(repository, &Reference::Digest(*digest));
+        let path = self.manifest_path(repository, &Reference::Digest(*digest));
         let answer = match self.read(caller, &Method::GET, &path, self.max_manifest).await {
             Ok(answer) => answer,
             Err(trouble) => return Fetched::Unclear(trouble),
@@ -443,19 +449,6 @@ impl Client {
 fn headers_of(headers: &HeaderMap, names: &[HeaderName]) -> HeaderMap {
     let values = names.iter().flat_map(|name| headers.get_all(name).iter().map(move |v| (name, v)));
     values.map(|(name, value)| (name.clone(), value.clone())).collect()
-}
-
-/// The upstream target is built from parsed values, never from what the client sent.
-fn manifest_path(repository: &RepositoryName, reference: &Reference) -> String {
-    format!("/v2/{repository}/manifests/{reference}")
-}
-
-fn with_query(path: &str, digest: Option<&Digest>, namespace: Option<&str>) -> String {
-    let digest = digest.map(|digest| format!("digest={digest}"));
-    let namespace = namespace.map(|namespace| format!("ns={namespace}"));
-    let pairs: Vec<_> = [digest, namespace].into_iter().flatten().collect();
-    let separator = if path.contains('?') { '&' } else { '?' };
-    if pairs.is_empty() { path.to_owned() } else { format!("{path}{separator}{}", pairs.join("&")) }
 }
 
 fn request(method: &Method, target: &str, headers: &HeaderMap) -> Result<RequestHeader, Trouble> {

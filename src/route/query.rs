@@ -68,6 +68,25 @@ pub fn namespace(raw: Option<&str>) -> Option<String> {
     values.into_iter().find(|value| is_host(value))
 }
 
+/// Refuses a query that asks a mirror for another registry than its own (`upstream.namespace`).
+///
+/// # Errors
+/// Where `ns` has another value, in any spelling of key or value.
+pub fn check_namespace(raw: Option<&str>, own: &str) -> Result<(), Rejection> {
+    let other = || Err(Rejection::target("`ns` names another registry (`upstream.namespace`)"));
+    for pair in raw.unwrap_or_default().split(['&', ';']) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        // What is no text after decoding is no `ns` of anybody's.
+        let Ok(key) = decode(key) else { return other() };
+        if key.trim().eq_ignore_ascii_case("ns")
+            && !decode(value).is_ok_and(|value| value.eq_ignore_ascii_case(own))
+        {
+            return other();
+        }
+    }
+    Ok(())
+}
+
 fn decode(text: &str) -> Result<String, Rejection> {
     percent_decode_str(text)
         .decode_utf8()

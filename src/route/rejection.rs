@@ -95,7 +95,8 @@ impl Rejection {
             message:
                 "taglock forwards only GET and HEAD outside `/v2/`, because other routes of a \
                       registry can move tags; a token service is opened by `upstream.token_paths`, \
-                      an upload path by `upstream.upload_paths`"
+                      an upload path by `upstream.upload_paths`, Harbor's API by `upstream.kind`, \
+                      anything else by `upstream.open_paths`"
                     .into(),
             allow: None,
         }

@@ -1,6 +1,7 @@
 //! The bytes of a raw target: which are allowed, and what it would be after normalising.
 
 use super::rejection::Rejection;
+use crate::name::{Mount, Naming};
 
 /// Longer targets are refused: the longest legitimate one is a name, a digest and a registry's
 /// upload state of a few kilobytes.
@@ -27,33 +28,49 @@ pub(super) fn split(raw: &[u8]) -> Result<(&str, Option<&str>), Rejection> {
     })
 }
 
-/// What stands below `/v2/`, `None` for a path outside.
+/// What stands below `/v2/`, and the mount it stands in, if any; `None` for a path outside.
 ///
 /// # Errors
 /// A path that some server would read as one below `/v2/`, though it is not spelled so.
-pub(super) fn below_v2(path: &str) -> Result<Option<&str>, Rejection> {
-    if path == "/v2" {
-        return Ok(Some(""));
+pub(super) fn below_v2<'p, 'n>(
+    path: &'p str,
+    naming: &'n Naming,
+) -> Result<Option<(Option<&'n Mount>, &'p str)>, Rejection> {
+    if let Some(below) = below_root(path) {
+        return Ok(Some((None, below)));
     }
-    if let Some(below) = path.strip_prefix("/v2/") {
-        return Ok(Some(below));
+    for mount in naming.mounts() {
+        if let Some(below) = path.strip_prefix(mount.path.as_str()).and_then(below_root) {
+            return Ok(Some((Some(mount), below)));
+        }
     }
-    if leads_to_v2(path) {
-        return Err(Rejection::target("the path leads to `/v2/` only after decoding or cleaning"));
+    match leads_to_v2(path, naming) {
+        Some(why) => Err(Rejection::target(why)),
+        None => Ok(None),
     }
-    Ok(None)
+}
+
+fn below_root(path: &str) -> Option<&str> {
+    if path == "/v2" { Some("") } else { path.strip_prefix("/v2/") }
 }
 
 /// Refuses what has a second reading: escapes, empty and dot segments, parameters.
 pub(super) fn check_bytes(path: &str) -> Result<(), Rejection> {
+    check_segments(path)?;
+    if has_escape(path) {
+        return Err(Rejection::target("the path is percent-encoded"));
+    }
+    Ok(())
+}
+
+/// The same but for escapes.
+pub(super) fn check_segments(path: &str) -> Result<(), Rejection> {
     let reason = if path.contains("//") {
         "the path has an empty component"
     } else if path.split('/').any(|segment| matches!(segment, "." | "..")) {
         "the path has a dot component"
     } else if path.contains(['\\', ';', '"', '<', '>', '^', '`', '{', '|', '}']) {
         "the path has a byte that no registry needs"
-    } else if has_escape(path) {
-        "the path is percent-encoded"
     } else {
         return Ok(());
     };
@@ -77,41 +94,80 @@ pub(super) fn is_manifests(component: &str) -> bool {
     component.eq_ignore_ascii_case("manifests")
 }
 
-/// Decodes as a lenient server might, up to four times over: true where any layer begins with `/v2`,
-/// or leads somewhere else than it says.
-fn leads_to_v2(path: &str) -> bool {
+/// How often a path is decoded to see what it could become. Nothing honest is encoded more often.
+const LAYERS: usize = 4;
+
+const CLEANED: &str = "the path leads to `/v2/` only after decoding or cleaning";
+
+/// A path's components as a lenient server might read them, slashes merged and parameters dropped,
+/// at each layer of decoding.
+///
+/// # Errors
+/// What is read in too many ways: steps back, and separators that only some take for one, lead
+/// elsewhere depending on who reads them; what decodes to no text, or to control characters, is cut
+/// or read anew by some. No browser sends them.
+fn readings(path: &str) -> Result<Vec<Vec<Vec<u8>>>, &'static str> {
     let mut text = path.as_bytes().to_vec();
-    for _ in 0..4 {
-        if first_component(&text).eq_ignore_ascii_case(b"v2") || is_crooked(&text) {
-            return true;
-        }
-        // What decodes to no text, or to control characters, is cut or read anew by some servers.
+    let mut readings = Vec::with_capacity(1);
+    for _ in 0..LAYERS {
         if std::str::from_utf8(&text).is_err() || text.iter().any(u8::is_ascii_control) {
-            return true;
+            return Err(CLEANED);
         }
+        let end = text.iter().position(|b| matches!(b, b'?' | b'#')).unwrap_or(text.len());
+        let components = text[..end].split(|b| *b == b'/').map(component);
+        let reading: Vec<_> = components.filter(|c| !c.is_empty()).map(<[u8]>::to_vec).collect();
+        if text.contains(&b'\\') || reading.iter().any(|c| matches!(&c[..], b"." | b"..")) {
+            return Err("the path has a dot component, or a backslash, that leads elsewhere");
+        }
+        readings.push(reading);
         let decoded = percent_encoding::percent_decode(&text).collect::<Vec<u8>>();
         if decoded == text {
-            return false;
+            return Ok(readings);
         }
         text = decoded;
     }
-    // Nothing honest is encoded four times over.
-    true
-}
-
-/// Steps back, and separators that only some take for one: where they lead depends on who reads
-/// them, and no browser sends them.
-fn is_crooked(path: &[u8]) -> bool {
-    path.contains(&b'\\') || path.split(|b| *b == b'/').any(|part| component(part) == b"..")
-}
-
-/// The first component once slashes are merged and parameters dropped.
-fn first_component(path: &[u8]) -> &[u8] {
-    let end = path.iter().position(|b| matches!(b, b'?' | b'#')).unwrap_or(path.len());
-    let mut components = path[..end].split(|b| *b == b'/').map(component);
-    components.find(|component| !matches!(*component, b"" | b".")).unwrap_or_default()
+    Err(CLEANED)
 }
 
 fn component(part: &[u8]) -> &[u8] {
     part.split(|b| *b == b';').next().unwrap_or_default().trim_ascii()
+}
+
+/// Why a path outside `/v2/` might be one below it, or below a mount, to a lenient server.
+fn leads_to_v2(path: &str, naming: &Naming) -> Option<&'static str> {
+    let readings = match readings(path) {
+        Ok(readings) => readings,
+        Err(why) => return Some(why),
+    };
+    let is = |component: Option<&Vec<u8>>, word: &str| {
+        component.is_some_and(|c| c.eq_ignore_ascii_case(word.as_bytes()))
+    };
+    for reading in readings {
+        if is(reading.first(), "v2") {
+            return Some(CLEANED);
+        }
+        let mounted = naming.mounts().iter().any(|mount| {
+            let mut rest = reading.iter();
+            mount.path.split('/').skip(1).all(|c| is(rest.next(), c)) && is(rest.next(), "v2")
+        });
+        if mounted {
+            return Some("the path leads below a mount only after decoding or cleaning");
+        }
+        // A registry's API at another place: nobody judges what is pulled or pushed there.
+        let mut rest = reading.iter().skip_while(|c| !is(Some(*c), "v2"));
+        if rest.any(|c| is(Some(c), "manifests")) {
+            return Some("a registry's API below another path is opened by `upstream.mount` alone");
+        }
+    }
+    None
+}
+
+/// Whether a path lies below this prefix in every reading of it.
+pub(super) fn is_below(path: &str, prefix: &str) -> bool {
+    let prefix: Vec<_> = prefix.split('/').filter(|c| !c.is_empty()).collect();
+    let within = |reading: &Vec<Vec<u8>>| {
+        reading.len() >= prefix.len()
+            && prefix.iter().zip(reading).all(|(wanted, found)| wanted.as_bytes() == found)
+    };
+    readings(path).is_ok_and(|readings| readings.iter().all(within))
 }

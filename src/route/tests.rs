@@ -1,9 +1,11 @@
 use super::*;
+use crate::name::{Alias, TagCase};
 
 fn doors() -> Doors {
     Doors {
         token_paths: vec!["/service/token".into(), "/v2/token".into()],
         upload_paths: vec!["/artifacts-uploads/".into()],
+        ..Doors::default()
     }
 }
 
@@ -260,5 +262,142 @@ fn other_methods_are_refused() {
         ("DELETE", "/api/v4/projects/1/registry/repositories/1/tags/v1"),
     ] {
         assert_eq!(status(method, target), 403, "{method} {target}");
+    }
+}
+
+/// A registry with aliases, folded tags, an implied namespace and two mounts.
+fn many_names() -> Doors {
+    let hosted = || Some(repository("hosted"));
+    let mount = |path: &str, repository| Mount { path: path.into(), repository };
+    let aliases = [("old/app", "new/app"), ("past/**", "new/**")];
+    let aliases = aliases.map(|(from, to)| Alias::parse(from, to).unwrap());
+    let mounts = vec![
+        mount("/repository/hosted", hosted()),
+        mount("/artifactory/api/docker/group", hosted()),
+    ];
+    let library = Some(repository("library"));
+    let naming = Naming::new(TagCase::Fold, library, aliases.to_vec(), mounts).unwrap();
+    Doors { naming: Arc::new(naming), open_paths: vec!["/api/v1/users".into()], ..doors() }
+}
+
+fn parse_named(method: &str, target: &str) -> Result<Route, Rejection> {
+    Route::parse(&method.parse().unwrap(), target.as_bytes(), &many_names())
+}
+
+#[test]
+fn every_spelling_of_a_name_is_one_route() {
+    for (spelled, name, canonical) in [
+        ("/v2/ubuntu/manifests/V1", "library/ubuntu", "v1"),
+        ("/v2/library/ubuntu/manifests/v1", "library/ubuntu", "v1"),
+        ("/v2/old/app/manifests/Rc-1", "new/app", "rc-1"),
+        ("/v2/past/app/manifests/rc-1", "new/app", "rc-1"),
+        ("/repository/hosted/v2/app/manifests/V1", "hosted/app", "v1"),
+        ("/artifactory/api/docker/group/v2/app/manifests/v1", "hosted/app", "v1"),
+        ("/v2/hosted/app/manifests/v1", "hosted/app", "v1"),
+    ] {
+        let (repository, one) = (repository(name), tag(canonical));
+        for method in ["GET", "HEAD"] {
+            let reference = one.clone().into();
+            let expected = Route::ReadManifest { repository: repository.clone(), reference };
+            assert_eq!(parse_named(method, spelled), Ok(expected), "{method} {spelled}");
+        }
+        let expected =
+            Route::DeleteManifest { repository: repository.clone(), reference: one.clone().into() };
+        assert_eq!(parse_named("DELETE", spelled), Ok(expected), "{spelled}");
+        match parse_named("PUT", spelled) {
+            Ok(Route::WriteManifest(write)) => {
+                assert_eq!((write.repository, write.tags), (repository, vec![one]), "{spelled}");
+            }
+            other => panic!("{spelled}: {other:?}"),
+        }
+    }
+    let set = format!("/repository/hosted/v2/app/manifests/{D}?tag=V1&tag=v1&tag=B");
+    match parse_named("PUT", &set) {
+        Ok(Route::WriteManifest(write)) => assert_eq!(write.tags, vec![tag("v1"), tag("b")]),
+        other => panic!("{other:?}"),
+    }
+    for (method, target, expected) in [
+        ("POST", "/repository/hosted/v2/token", Route::Token),
+        ("GET", "/repository/hosted/v2", Route::ReadOther),
+        ("PATCH", "/repository/hosted/v2/app/blobs/uploads/1", Route::Upload),
+        ("GET", "/repository/other/x.json", Route::ReadOutside),
+    ] {
+        assert_eq!(parse_named(method, target), Ok(expected), "{method} {target}");
+    }
+    let long = format!("/v2/{}/manifests/v1", "a".repeat(250));
+    assert_eq!(parse_named("PUT", &long).unwrap_err().code, ErrorCode::NameInvalid);
+}
+
+#[test]
+fn no_second_spelling_of_a_mount_passes() {
+    for target in [
+        "/repository/hosted/v2//app/manifests/v1",
+        "/repository/hosted/v2/x/../app/manifests/v1",
+        "/repository/hosted/v2/app/manifests/%761",
+        "/repository/hosted/%762/app/manifests/v1",
+        "/repository/%68osted/v2/app/manifests/v1",
+        "/repository%2fhosted%2fv2%2fapp%2fmanifests%2fv1",
+        "/repository/hosted/%25762/app/tags/list",
+        "/repository//hosted/v2/app/tags/list",
+        "/Repository/HOSTED/V2/app/tags/list",
+        "/repository/hosted;x/v2/app/tags/list",
+        "/repository/./hosted/v2/app/tags/list",
+        "/x/../repository/hosted/v2/app/tags/list",
+        "/repository/hosted/V2/app/tags/list",
+        "/repository\\hosted\\v2\\app",
+        // Mounts that nobody has set: a pull there would be nobody's.
+        "/repository/other/v2/app/manifests/v1",
+        "/repository/other/v2/app/%6danifests/v1",
+        "/anything/V2/app/manifests/v1",
+    ] {
+        for method in ["PUT", "GET", "HEAD", "DELETE", "POST"] {
+            let found = parse_named(method, target);
+            let status = found.as_ref().map_err(|rejection| rejection.status.as_u16());
+            assert_eq!(status.err(), Some(400), "{method} {target}: {found:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_opened_is_open_and_nothing_else() {
+    for target in ["/api/v1/users", "/api/v1/users/", "/api/v1/users/a%20b?x=1"] {
+        for method in ["POST", "PUT", "PATCH", "DELETE"] {
+            assert_eq!(parse_named(method, target), Ok(Route::WriteOutside), "{method} {target}");
+        }
+        assert_eq!(parse_named("GET", target), Ok(Route::ReadOutside), "{target}");
+        assert_eq!(parse("POST", target).unwrap_err().status.as_u16(), 403, "{target}");
+    }
+    for target in [
+        "/api/v1/usersx",
+        "/api/v1",
+        "/api/v1/users/../repository/a/tag/v1",
+        "/api/v1/users/%2e%2e/repository/a/tag/v1",
+        "/api/v1/users/..%2frepository/a/tag/v1",
+        "/api/v1/users;/../../v2/app/manifests/v1",
+        "/api/v1/users//x",
+        "/api/v1/users/v2/app/manifests/v1",
+        "/API/v1/users",
+    ] {
+        let refused = parse_named("PUT", target).map_err(|rejection| rejection.status.as_u16());
+        assert!(matches!(refused, Err(400 | 403)), "{target}: {refused:?}");
+    }
+}
+
+#[test]
+fn another_namespace_is_seen_in_every_spelling() {
+    for query in ["", "x=1", "ns=docker.io", "n%73=docker%2eio&ns=Docker.io"] {
+        assert!(check_namespace(Some(query), "docker.io").is_ok(), "{query}");
+    }
+    for query in [
+        "ns=quay.io",
+        "ns",
+        "ns=docker.io&ns=quay.io",
+        "ns=docker.io;ns=quay.io",
+        "%6es=quay.io",
+        "NS=quay.io",
+        "a=b&ns=quay%2eio",
+        "ns=%ff",
+    ] {
+        assert_eq!(check_namespace(Some(query), "docker.io").unwrap_err().status.as_u16(), 400);
     }
 }

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::{Drift, HostPolicy, OnOutage, Settings, Store};
+use super::{Drift, HostPolicy, Kind, OnOutage, Settings, Store};
+use crate::name::TagCase;
 use crate::rules::{Deletes, RefusalStyle, Rule};
 
 /// A description for people. It shows no secret.
@@ -39,6 +40,12 @@ pub fn describe(settings: &Settings) -> String {
         "upstream",
         format!("{} at {}://{}{host}", upstream.name, origin.scheme(), origin.authority()),
     );
+    if upstream.kind != Kind::Generic {
+        line("kind", upstream.kind.as_str().to_owned());
+    }
+    if !upstream.doors.open_paths.is_empty() {
+        line("open", format!("{}, to every method", upstream.doors.open_paths.join(", ")));
+    }
     let outage = match ledger.on_outage {
         OnOutage::Serve => "serve",
         OnOutage::Strict => "strict",
@@ -96,7 +103,43 @@ pub fn describe(settings: &Settings) -> String {
     }
     let n = rules.iter().count() + 1;
     let _ = writeln!(out, "  {n}. everything else: mutable");
+    for warning in warnings(settings) {
+        let _ = writeln!(out, "\nwarning: {warning}");
+    }
     out
+}
+
+/// Patterns that can match nothing, because the registry knows what they name by another name.
+fn warnings(settings: &Settings) -> Vec<String> {
+    let naming = &settings.upstream.doors.naming;
+    let mut warnings = Vec::new();
+    for rule in settings.rules.iter() {
+        let mut warn = |pattern: &str, why: &str| {
+            let Rule { name, source, .. } = rule;
+            warnings.push(format!("the rule {name} ({source}): `{pattern}` {why}"));
+        };
+        for pattern in rule.repositories.iter().map(ToString::to_string) {
+            if naming.is_never_canonical(&pattern) {
+                warn(&pattern, "matches nothing: the registry's repositories have other names");
+            }
+        }
+        for pattern in rule.except.iter().map(ToString::to_string) {
+            if naming.tag_case() == TagCase::Fold && has_upper_case(&pattern) {
+                warn(&pattern, "has upper-case letters, and this registry's tags have none");
+            }
+        }
+    }
+    warnings
+}
+
+/// Letters behind a backslash are classes of a regular expression.
+fn has_upper_case(pattern: &str) -> bool {
+    let mut escaped = false;
+    pattern.chars().any(|c| {
+        let counts = c.is_ascii_uppercase() && !escaped;
+        escaped = c == '\\' && !escaped;
+        counts
+    })
 }
 
 fn describe_rule(out: &mut String, number: usize, rule: &Rule) {

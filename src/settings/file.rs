@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::doors::{self, KINDS, Kind};
 use super::problem::{Problem, Problems};
 use super::reader::{Environment, Reader, Table};
 use super::rules::{self, STYLES};
@@ -19,14 +20,7 @@ use crate::judge::Options;
 use crate::name::UpstreamName;
 use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Timeouts};
-use crate::route::Doors;
 use crate::rules::Rules;
-
-/// Where tokens are asked for at well-known registries, on the registry's own host.
-pub const TOKEN_PATHS: [&str; 5] =
-    ["/service/token", "/auth/token", "/token", "/v2/token", "/v2/auth"];
-/// Where uploads go at well-known registries, outside `/v2/`.
-pub const UPLOAD_PATHS: [&str; 1] = ["/artifacts-uploads/"];
 
 /// Reads the file at this path.
 ///
@@ -230,10 +224,6 @@ fn one_upstream(mut table: Table<'_>) -> Option<Upstream> {
     let media = MediaTypes::new(media.unwrap_or_default()).map_err(|bad| {
         table.problem("media_types", format!("`{bad}` is not a media type"), "");
     });
-    let known = |defaults: &[&str], extra: Option<Vec<String>>| {
-        let defaults = defaults.iter().map(|path| (*path).to_owned());
-        defaults.chain(extra.unwrap_or_default()).collect()
-    };
     let name = table.text("name", UpstreamName::parse);
     let plain = origin.as_ref().is_some_and(|origin| !origin.tls);
     if plain && table.has("ca_file") {
@@ -249,6 +239,7 @@ fn one_upstream(mut table: Table<'_>) -> Option<Upstream> {
         account if account.contains(':') => Ok(Secret::new(account)),
         _ => Err("the file holds no `user:password`".to_owned()),
     });
+    let kind = table.text("kind", |t| values::word(t, &KINDS)).unwrap_or_default();
     let upstream = Upstream {
         account,
         name: name.or_else(|| UpstreamName::parse("default").ok())?,
@@ -256,10 +247,9 @@ fn one_upstream(mut table: Table<'_>) -> Option<Upstream> {
         authorities,
         client: key_pair(&mut table, "client_certificate", "client_key", false),
         timeouts,
-        doors: Doors {
-            token_paths: known(&TOKEN_PATHS, table.texts("token_paths", values::url_path)),
-            upload_paths: known(&UPLOAD_PATHS, table.texts("upload_paths", values::upload_path)),
-        },
+        kind,
+        namespace: table.text("namespace", values::host),
+        doors: doors::doors(&mut table, kind),
         redirect_hosts: table.texts("redirect_hosts", values::host).unwrap_or_default(),
         options: Options {
             stage: table.flag("stage").unwrap_or(true),
@@ -290,10 +280,9 @@ pub(super) fn plain_upstream(origin: Origin) -> Upstream {
         authorities: None,
         client: None,
         timeouts: Timeouts::default(),
-        doors: Doors {
-            token_paths: TOKEN_PATHS.map(str::to_owned).to_vec(),
-            upload_paths: UPLOAD_PATHS.map(str::to_owned).to_vec(),
-        },
+        kind: Kind::Generic,
+        namespace: None,
+        doors: doors::plain(Kind::Generic),
         redirect_hosts: Vec::new(),
         options: Options::default(),
         account: None,

@@ -226,6 +226,29 @@ impl<'r> Table<'r> {
         sound.then_some(out)
     }
 
+    /// A table whose keys are the operator's own, each with a text. Every bad pair is reported.
+    pub fn pairs<T, E: Display>(
+        &mut self,
+        key: &'static str,
+        parse: impl Fn(&str, &str) -> Result<T, E>,
+    ) -> Option<Vec<T>> {
+        let table = self.table(key)?;
+        let mut out = Vec::new();
+        let mut sound = true;
+        for (key, found) in &table.left {
+            let text = found.value.as_str().ok_or_else(|| "the value must be a text".to_owned());
+            match text.and_then(|text| table.parse_text(text, |text| parse(key, text))) {
+                Ok(value) => out.push(value),
+                Err(message) => {
+                    let path = table.path_of(&format!("\"{key}\""));
+                    self.reader.report(found.offset, &path, message, None);
+                    sound = false;
+                }
+            }
+        }
+        sound.then_some(out)
+    }
+
     /// A list of texts that must be there and may not be empty.
     pub fn required_texts<T, E: Display>(
         &mut self,

@@ -322,6 +322,57 @@ fn certificates_and_keys_are_read_and_checked_at_once() {
     }
 }
 
+#[test]
+fn what_a_registry_knows_by_several_names_is_set_by_kind_or_by_hand() {
+    let named = |keys: &str, repository: &str, tag: &str| {
+        let settings = parse(&format!("[upstream]\nurl = \"http://x\"\n{keys}")).unwrap();
+        let naming = &settings.upstream.doors.naming;
+        let repository = naming.repository(RepositoryName::parse(repository).unwrap()).unwrap();
+        format!("{repository}:{}", naming.tag(Tag::parse(tag).unwrap()))
+    };
+    for (keys, expected) in [
+        ("", "app:V1"),
+        ("kind = \"generic\"", "app:V1"),
+        ("kind = \"harbor\"", "app:V1"),
+        ("kind = \"nexus\"", "app:V1"),
+        ("kind = \"gitea\"", "app:v1"),
+        ("kind = \"gitea\"\ntag_case = \"keep\"", "app:V1"),
+        ("tag_case = \"fold\"", "app:v1"),
+        ("kind = \"quay\"", "library/app:V1"),
+        ("kind = \"docker-hub\"", "library/app:V1"),
+        ("kind = \"quay\"\nimplied_namespace = \"\"", "app:V1"),
+        ("implied_namespace = \"team\"", "team/app:V1"),
+        ("[upstream.aliases]\n\"app\" = \"new/app\"", "new/app:V1"),
+    ] {
+        assert_eq!(named(keys, "app", "V1"), expected, "{keys}");
+    }
+    let found = problems(
+        "[upstream]\nurl = \"http://x\"\nkind = \"ghcr\"\ntag_case = \"lower\"\n\
+         implied_namespace = \"A\"\nopen_paths = [\"/v2/x\", \"/\", \"/V2\"]\nnamespace = \"a b\"\n\
+         [[upstream.mount]]\npath = \"/a/v2\"\n[[upstream.mount]]\nrepository = \"x\"\n\
+         [upstream.aliases]\n\"a\" = \"b/**\"\n\"C\" = \"d\"\n\"e\" = 1\n",
+    );
+    assert_eq!(found.len(), 12, "{found:#?}");
+    let found = problems(
+        "[upstream]\nurl = \"http://x\"\n[upstream.aliases]\n\"a/b\" = \"c/d\"\n\"c/d\" = \"a/b\"\n",
+    );
+    assert_eq!(found.len(), 2, "{found:#?}");
+}
+
+#[test]
+fn patterns_that_name_what_has_another_name_are_warned_of() {
+    let rule = "[[rule]]\nname = \"r\"\nrepositories = [\"old/app\", \"new/**\"]\n\
+                mutability = \"mutable\"\nexcept = [\"V*\", 'regex:\\D+', \"v*\"]\n";
+    let shown = |keys: &str| {
+        describe(&parse(&format!("[upstream]\nurl = \"http://x\"\n{keys}\n{rule}")).unwrap())
+    };
+    assert!(!shown("").contains("warning:"));
+    let shown = shown("kind = \"gitea\"\naliases = { \"old/app\" = \"new/app\" }");
+    assert_eq!(shown.matches("warning:").count(), 2, "{shown}");
+    assert!(shown.contains("`old/app` matches nothing"), "{shown}");
+    assert!(shown.contains("`V*` has upper-case letters"), "{shown}");
+}
+
 /// Every key that is read stands in `config/taglock.toml`, and the other way round.
 #[test]
 fn the_documented_file_has_every_key_and_no_other() {
@@ -352,11 +403,22 @@ fn the_documented_file_has_every_key_and_no_other() {
             if key == "tls" {
                 written.extend(["certificate", "key"].map(|k| format!("{path}.{k}")));
             }
+            if key == "mount" {
+                written.extend(["path", "repository"].map(|k| format!("{path}.{k}")));
+            }
         }
     }
     assert_eq!(read, written);
     let settings = parse(documented).expect("the documented file is a working one");
     assert_eq!(settings.rules.iter().count(), 2);
+}
+
+#[test]
+fn the_example_for_harbor_knows_its_api() {
+    let settings = parse(include_str!("../../config/harbor.toml")).unwrap();
+    assert_eq!(settings.upstream.kind, Kind::Harbor);
+    assert!(settings.upstream.doors.harbor && settings.upstream.host == HostPolicy::Client);
+    assert!(settings.rules.protecting(&RepositoryName::parse("prod/team/app").unwrap()).is_some());
 }
 
 /// The worked example for a mirror holds what names one release, and nothing that moves by design.

@@ -118,6 +118,31 @@ pub(super) fn upload_path(text: &str) -> Result<String, String> {
     Ok(path)
 }
 
+/// A prefix below which every method passes: never the registry's API itself.
+pub(super) fn open_path(text: &str) -> Result<String, String> {
+    let path = url_path(text)?;
+    let mut components = path.split('/').filter(|component| !component.is_empty());
+    match components.next() {
+        None => Err("`/` would open everything".into()),
+        Some(first) if first.eq_ignore_ascii_case("v2") => {
+            Err("what lies below `/v2/` is judged and can't be opened".into())
+        }
+        Some(_) => Ok(path),
+    }
+}
+
+/// Where a registry's API is mounted.
+pub(super) fn mount_path(text: &str) -> Result<String, String> {
+    let path = url_path(text)?;
+    if path.ends_with('/') {
+        return Err("a mount's path does not end with `/`; `<path>/v2/` is its API".into());
+    }
+    if path.split('/').any(|component| component.eq_ignore_ascii_case("v2")) {
+        return Err("a mount's path has no component `v2`; taglock adds it".into());
+    }
+    Ok(path)
+}
+
 /// One of a few words.
 pub(super) fn word<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, String> {
     let known = || words.iter().map(|(w, _)| format!("`{w}`")).collect::<Vec<_>>().join(" or ");

@@ -112,7 +112,8 @@ impl Registry {
         Self::with("")
     }
 
-    /// With more of its settings, `{dir}` standing for its folder.
+    /// With more of its settings, `{dir}` standing for its folder. Where they have its `{address}`,
+    /// they are those of `http`, too.
     pub fn with(more: &str) -> Self {
         Self::prepared(more, |_| {})
     }
@@ -122,12 +123,14 @@ impl Registry {
         prepare(folder.path());
         let address = format!("127.0.0.1:{}", port());
         let dir = folder.path().display().to_string();
+        let http = if more.contains("{address}") { "" } else { "http: { addr: {address} }\n" };
         let settings = format!(
             "version: 0.1\nlog: {{ level: warn }}\n\
              storage: {{ filesystem: {{ rootdirectory: {dir}/data }}, delete: {{ enabled: true }} }}\n\
-             http: {{ addr: {address} }}\n{}\n",
+             {http}{}\n",
             more.replace("{dir}", &dir)
         );
+        let settings = settings.replace("{address}", &address);
         let file = folder.path().join("registry.yml");
         fs::write(&file, settings).unwrap();
         let mut command = Command::new("docker-registry");

@@ -2,7 +2,7 @@
 
 use http::Method;
 
-use super::{Client, MAX_ANSWER, Repeat, manifest_path, request, with_query};
+use super::{Client, MAX_ANSWER, Repeat, request, with_query};
 use crate::name::{Reference, RepositoryName};
 use crate::registry::{Answer, Caller, Deleted, Trouble};
 
@@ -13,7 +13,7 @@ impl Client {
         repository: &RepositoryName,
         reference: &Reference,
     ) -> Deleted {
-        let path = manifest_path(repository, reference);
+        let path = self.manifest_path(repository, reference);
         let target = with_query(&path, None, caller.namespace.as_deref());
         let sending = async {
             let request = request(&Method::DELETE, &target, &caller.headers)?;

@@ -22,7 +22,7 @@ impl Client {
         let mut tags = Vec::new();
         let mut query = format!("n={at_most}");
         for _ in 0..MAX_PAGES {
-            let path = format!("/v2/{repository}/tags/list?{query}");
+            let path = format!("{}/tags/list?{query}", self.naming.place(repository));
             let answer = match self.read(caller, &Method::GET, &path, MAX_PAGE).await {
                 Ok(answer) => answer,
                 Err(trouble) => return Listing::Unclear(trouble),
@@ -30,7 +30,7 @@ impl Client {
             match answer.status {
                 StatusCode::OK => {}
                 // A repository whose manifests have no tags.
-                StatusCode::NOT_FOUND => return Listing::All(tags),
+                StatusCode::NOT_FOUND => return Listing::All(distinct(tags)),
                 StatusCode::UNAUTHORIZED
                 | StatusCode::FORBIDDEN
                 | StatusCode::TOO_MANY_REQUESTS => return Listing::Denied(answer),
@@ -40,12 +40,13 @@ impl Client {
                 return Listing::Unclear(Trouble::Garbage("its list of tags is none"));
             };
             // What is no tag by the grammar can't have come through taglock, nor be pulled.
-            tags.extend(page.iter().filter_map(|text| Tag::parse(text).ok()));
+            let page = page.iter().filter_map(|text| Tag::parse(text).ok());
+            tags.extend(page.map(|tag| self.naming.tag(tag)));
             if tags.len() > at_most {
                 return Listing::TooMany;
             }
             match next_query(&answer.headers) {
-                None => return Listing::All(tags),
+                None => return Listing::All(distinct(tags)),
                 Some(next) if next == query => {
                     return Listing::Unclear(Trouble::Garbage("its list of tags has no end"));
                 }
@@ -54,6 +55,13 @@ impl Client {
         }
         Listing::TooMany
     }
+}
+
+/// A registry that folds case may list one tag twice.
+fn distinct(mut tags: Vec<Tag>) -> Vec<Tag> {
+    let mut seen = std::collections::HashSet::new();
+    tags.retain(|tag| seen.insert(tag.clone()));
+    tags
 }
 
 /// The query of the next page. The path is known, and whatever host a registry names in its

@@ -1,0 +1,30 @@
+//! Targets of taglock's own requests: built from parsed values, never from what a client sent.
+
+use std::sync::Arc;
+
+use super::Client;
+use crate::name::{Digest, Naming, Reference, RepositoryName};
+
+impl Client {
+    /// For a registry that knows things by several names, or serves its API below other paths.
+    #[must_use]
+    pub fn naming(self, naming: Arc<Naming>) -> Self {
+        Self { naming, ..self }
+    }
+
+    pub(super) fn manifest_path(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> String {
+        format!("{}/manifests/{reference}", self.naming.place(repository))
+    }
+}
+
+pub(super) fn with_query(path: &str, digest: Option<&Digest>, namespace: Option<&str>) -> String {
+    let digest = digest.map(|digest| format!("digest={digest}"));
+    let namespace = namespace.map(|namespace| format!("ns={namespace}"));
+    let pairs: Vec<_> = [digest, namespace].into_iter().flatten().collect();
+    let separator = if path.contains('?') { '&' } else { '?' };
+    if pairs.is_empty() { path.to_owned() } else { format!("{path}{separator}{}", pairs.join("&")) }
+}
