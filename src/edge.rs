@@ -43,6 +43,7 @@ use crate::route::{Doors, ManifestWrite, Rejection, Route};
 use crate::rules::{Deletes, Mutability, Rules};
 use crate::telemetry::Metrics;
 use crate::telemetry::audit::Audit;
+use crate::telemetry::refusals::Refusals;
 use passage::Passage;
 use refusal::Refusal;
 use rehearsal::Rehearsal;
@@ -79,6 +80,7 @@ pub struct Rooms {
     pub rules: Arc<ArcSwap<Rules>>,
     pub metrics: Arc<Metrics>,
     pub audit: Arc<Audit>,
+    pub refusals: Arc<Refusals>,
 }
 
 pub struct Edge {
