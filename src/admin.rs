@@ -1,104 +1,199 @@
-//! The operators' HTTP listener.
+//! The operators' HTTP API.
 //!
-//! | | | token |
-//! |---|---|---|
-//! | `GET /healthz` | the process runs | no |
-//! | `GET /readyz` | ledger and registry answer: 200, else 503; both are named, and notices | no |
-//! | `GET /metrics` | Prometheus' text format | no |
-//!
-//! Everything else needs `Authorization: Bearer <token>`, and is not there yet.
+//! `/healthz`, `/readyz` and `/metrics` need no token, everything else does:
+//! `Authorization: Bearer <token>`. `/openapi.json` describes all of it; it is made of the handlers
+//! themselves. Answers are JSON, errors too, but for the three, which are text.
+
+mod answer;
+pub mod book;
+mod explain;
+mod guard;
+mod health;
+mod ledger;
+pub mod model;
+mod registry;
+mod rules;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
-use http::{Method, Response, StatusCode};
-use pingora::apps::http_app::ServeHttp;
-use pingora::protocols::http::ServerSession;
-use sha2::{Digest as _, Sha256};
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json, Router};
+use http::StatusCode;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use pingora::apps::ServerApp;
+use pingora::protocols::Stream;
+use pingora::server::ShutdownWatch;
+use utoipa::OpenApi;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
+use crate::judge::Judge;
 use crate::ledger::Ledger;
+use crate::name::UpstreamName;
 use crate::registry::Registry;
+use crate::registry::catalogue::Catalogue;
+use crate::rules::Rules;
 use crate::telemetry::Metrics;
+use crate::telemetry::audit::Audit;
 use crate::telemetry::notices::Notices;
+use crate::telemetry::refusals::Refusals;
+use answer::No;
+use guard::Guard;
 
-pub struct Admin {
-    ledger: Arc<dyn Ledger>,
-    registry: Arc<dyn Registry>,
-    metrics: Arc<Metrics>,
-    notices: Arc<Notices>,
-    /// The token's hash: comparing hashes tells nothing of the token by its time.
-    token: Option<[u8; 32]>,
+/// The largest body of a request.
+const MAX_BODY: usize = 2 << 20;
+/// How long a request may take until its answer begins. Commands wait a little longer.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a connection may be without a request.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// What the API is about.
+pub struct Parts {
+    pub upstream: UpstreamName,
+    pub ledger: Arc<dyn Ledger>,
+    /// How long a proxy goes by what it has seen of the ledger.
+    pub remembered: Duration,
+    pub judge: Arc<Judge>,
+    pub rules: Arc<ArcSwap<Rules>>,
+    pub eyes: Eyes,
+    pub metrics: Arc<Metrics>,
+    pub notices: Arc<Notices>,
+    pub audit: Arc<Audit>,
+    pub refusals: Arc<Refusals>,
 }
+
+/// The registry as taglock itself sees it: by its own account, or as anybody.
+pub struct Eyes {
+    pub registry: Arc<dyn Registry>,
+    pub catalogue: Arc<dyn Catalogue>,
+    /// The registry's own authority.
+    pub host: String,
+}
+
+/// The API behind one listener.
+pub struct Admin {
+    router: Router,
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "taglock",
+        description = "What operators ask of a running taglock, and have it do.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0")
+    ),
+    components(schemas(model::ExportHeader, model::ExportFooter)),
+    security(("token" = []))
+)]
+struct Description;
+
+/// The description, as served.
+#[derive(Clone)]
+struct Described(Arc<serde_json::Value>);
 
 impl Admin {
-    pub fn new(
-        ledger: Arc<dyn Ledger>,
-        registry: Arc<dyn Registry>,
-        metrics: Arc<Metrics>,
-        notices: Arc<Notices>,
-        token: Option<&str>,
-    ) -> Self {
-        let token = token.map(|token| Sha256::digest(token).into());
-        Self { ledger, registry, metrics, notices, token }
+    /// `hosts` are names it may be asked by, beside addresses.
+    pub fn new(parts: Parts, token: Option<&str>, hosts: Vec<String>) -> Self {
+        let guard = Guard::new(token, hosts);
+        let (open, mut description) = OpenApiRouter::with_openapi(Description::openapi())
+            .routes(routes!(health::alive))
+            .routes(routes!(health::ready))
+            .routes(routes!(health::metrics))
+            .split_for_parts();
+        let (guarded, guarded_description) = OpenApiRouter::default()
+            .routes(routes!(describe))
+            .routes(routes!(ledger::list))
+            .routes(routes!(ledger::entry))
+            .routes(routes!(ledger::pending))
+            .routes(routes!(ledger::release))
+            .routes(routes!(ledger::export))
+            .routes(routes!(ledger::restore))
+            .routes(routes!(registry::catalogue))
+            .routes(routes!(registry::tags))
+            .routes(routes!(registry::import))
+            .routes(routes!(registry::verify))
+            .routes(routes!(registry::drift))
+            .routes(routes!(rules::list))
+            .routes(routes!(rules::explain))
+            .routes(routes!(rules::refusals))
+            .split_for_parts();
+        description.merge(guarded_description);
+        description.components.get_or_insert_default().add_security_scheme(
+            "token",
+            SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build()),
+        );
+        // Made of constants of this program; a test reads it.
+        let described = serde_json::to_value(&description).unwrap_or_default();
+        let guarded = guarded
+            .fallback(|| async { No::not_found("there is nothing here; see /openapi.json") })
+            .method_not_allowed_fallback(wrong_method)
+            .layer(Extension(Described(Arc::new(described))))
+            .layer(DefaultBodyLimit::max(MAX_BODY))
+            .layer(from_fn_with_state(guard, guard::guard));
+        let router = open
+            .method_not_allowed_fallback(wrong_method)
+            .merge(guarded)
+            .layer(from_fn(in_time))
+            .with_state(Arc::new(parts));
+        Self { router }
     }
+}
 
-    async fn ready(&self) -> (StatusCode, String) {
-        let (ledger, registry) = tokio::join!(self.ledger.identity(), self.registry.ping());
-        let status = if ledger.is_ok() && registry.is_ok() {
-            StatusCode::OK
-        } else {
-            StatusCode::SERVICE_UNAVAILABLE
-        };
-        let ledger = ledger.map_or_else(|e| e.to_string(), |_| "ok".into());
-        let registry = registry.map_or_else(|e| e.to_string(), |()| "ok".into());
-        (status, format!("ledger: {ledger}\nregistry: {registry}\n{}", self.notices.lines()))
-    }
+async fn wrong_method() -> No {
+    No::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "not by this method")
+}
 
-    fn may(&self, authorization: Option<&http::HeaderValue>) -> bool {
-        let sent = authorization.and_then(|value| value.to_str().ok()).and_then(|text| {
-            let (scheme, token) = text.split_once(' ')?;
-            scheme.eq_ignore_ascii_case("bearer").then(|| Sha256::digest(token.trim()))
-        });
-        match (&self.token, sent) {
-            (Some(token), Some(sent)) => token[..] == sent[..],
-            _ => false,
+async fn in_time(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(PATIENCE, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => {
+            let message = "it took too long; what was begun may have been done";
+            No::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message).into_response()
         }
     }
 }
 
-const TEXT: &str = "text/plain; charset=utf-8";
-const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// This description.
+#[utoipa::path(
+    get,
+    path = "/openapi.json",
+    responses((status = 200, description = "OpenAPI 3.1", body = serde_json::Value))
+)]
+async fn describe(
+    Extension(Described(described)): Extension<Described>,
+) -> Json<serde_json::Value> {
+    Json((*described).clone())
+}
 
 #[async_trait]
-impl ServeHttp for Admin {
-    async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
-        let header = session.req_header();
-        let reading = matches!(header.method, Method::GET | Method::HEAD);
-        let head = header.method == Method::HEAD;
-        let (status, kind, body) = match header.uri.path() {
-            "/healthz" if reading => (StatusCode::OK, TEXT, b"ok\n".to_vec()),
-            "/readyz" if reading => {
-                let (status, text) = self.ready().await;
-                (status, TEXT, text.into_bytes())
-            }
-            "/metrics" if reading => (StatusCode::OK, METRICS, self.metrics.render()),
-            "/healthz" | "/readyz" | "/metrics" => {
-                (StatusCode::METHOD_NOT_ALLOWED, TEXT, b"only GET and HEAD\n".to_vec())
-            }
-            _ if self.may(header.headers.get(AUTHORIZATION)) => {
-                (StatusCode::NOT_FOUND, TEXT, b"there is nothing here\n".to_vec())
-            }
-            _ => (StatusCode::UNAUTHORIZED, TEXT, b"the admin token is needed\n".to_vec()),
-        };
-        let mut response = Response::new(Vec::new());
-        *response.status_mut() = status;
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, http::HeaderValue::from_static(kind));
-        headers.insert(CONTENT_LENGTH, http::HeaderValue::from(body.len()));
-        if !head {
-            *response.body_mut() = body;
+impl ServerApp for Admin {
+    async fn process_new(
+        self: &Arc<Self>,
+        stream: Stream,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Stream> {
+        let service = TowerToHyperService::new(self.router.clone());
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(SILENCE)
+            .max_buf_size(64 << 10)
+            .serve_connection(TokioIo::new(stream), service);
+        let mut connection = std::pin::pin!(connection);
+        let mut shutdown = shutdown.clone();
+        // Whether it ended well is the client's to know.
+        tokio::select! {
+            _ = connection.as_mut() => return None,
+            _ = shutdown.changed() => connection.as_mut().graceful_shutdown(),
         }
-        response
+        let _ = connection.await;
+        None
     }
 }

@@ -47,6 +47,7 @@ use crate::route::{Doors, ManifestWrite, Rejection, Route, check_namespace};
 use crate::rules::{Deletes, Mutability, Rules};
 use crate::telemetry::Metrics;
 use crate::telemetry::audit::Audit;
+use crate::telemetry::refusals::Refusals;
 use passage::Passage;
 use refusal::Refusal;
 use rehearsal::Rehearsal;
@@ -90,6 +91,7 @@ pub struct Rooms {
     pub metrics: Arc<Metrics>,
     pub audit: Arc<Audit>,
     pub crowd: Arc<Crowd>,
+    pub refusals: Arc<Refusals>,
 }
 
 pub struct Edge {

@@ -7,6 +7,7 @@ mod anchored;
 pub mod delete;
 pub mod drift;
 mod eyes;
+pub mod inspection;
 mod mutable;
 pub mod permit;
 #[cfg(debug_assertions)]

@@ -19,10 +19,12 @@
 //! A pull of an immutable tag is shorter: [`judge::pull`] looks up what the tag is bound to, and the
 //! registry is asked for that digest.
 //!
-//! The names of the distribution spec are types in [`name`]; operators look in through [`admin`].
+//! The names of the distribution spec are types in [`name`]; operators look in through [`admin`],
+//! and from the command line through [`console`].
 
 pub mod admin;
 pub mod cli;
+pub mod console;
 pub mod edge;
 pub mod judge;
 pub mod ledger;

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use taglock::cli::Cli;
+use taglock::console;
 use taglock::run::{Failure, run};
 
 /// Fewer and cheaper allocations than the system's on the small-request path.
@@ -14,11 +15,15 @@ fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("taglock: {failure}");
-            match failure {
-                Failure::Settings(_) => ExitCode::from(2),
-                Failure::Start(_) => ExitCode::from(1),
+            if !matches!(failure, Failure::Console(console::Failure::Told)) {
+                eprintln!("taglock: {failure}");
             }
+            ExitCode::from(match failure {
+                Failure::Start(_) | Failure::Console(console::Failure::Told) => 1,
+                Failure::Console(console::Failure::No(_)) => 1,
+                Failure::Settings(_) | Failure::Console(console::Failure::Usage(_)) => 2,
+                Failure::Console(console::Failure::Unknown(_) | console::Failure::Down(_)) => 3,
+            })
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What the judge asks of the registry, and how the answers are told apart.
 
 pub mod account;
+pub mod catalogue;
 pub mod client;
 mod idle;
 pub mod media;
@@ -11,6 +12,7 @@ use std::fmt;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::header::HOST;
 use http::{HeaderMap, HeaderValue, StatusCode};
 
 use crate::name::{Digest, Reference, RepositoryName, Tag};
@@ -30,6 +32,14 @@ impl fmt::Debug for Caller {
     /// Never the headers: they hold credentials.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Caller").field("namespace", &self.namespace).finish_non_exhaustive()
+    }
+}
+
+impl Caller {
+    /// taglock itself, without credentials; `authority` is the registry's own.
+    pub fn taglock(authority: &str) -> Self {
+        let host = HeaderValue::from_str(authority).ok().map(|host| (HOST, host));
+        Self { headers: HeaderMap::from_iter(host), namespace: None }
     }
 }
 

@@ -3,8 +3,12 @@
 //! Rules are compiled once into a snapshot that is swapped whole. The first rule whose repository
 //! patterns match decides; a repository that no rule matches is mutable.
 
+mod explain;
+mod language;
+pub mod lint;
 mod pattern;
 
+pub use explain::{Match, Why};
 pub use pattern::{PatternError, RepositoryPattern, TagPattern};
 
 use std::fmt;

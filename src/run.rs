@@ -1,6 +1,7 @@
 //! The composition root: the only file that sees every room. It builds them from the settings,
 //! connects them, and ends them in order.
 
+mod commands;
 #[cfg(debug_assertions)]
 mod crash;
 mod fleet;
@@ -10,7 +11,7 @@ mod shutdown;
 mod verify;
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -24,8 +25,9 @@ use pingora::services::listening::Service;
 use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
 use rustls::sign::SingleCertAndKey;
 
-use crate::admin::Admin;
-use crate::cli::{Command, LedgerCommand, Serve};
+use crate::admin::{Admin, Eyes, Parts};
+use crate::cli::{Command, Serve};
+use crate::console;
 use crate::edge::{Cap, Caps, Config, Crowd, Edge, Front, Rooms};
 use crate::judge::Judge;
 use crate::judge::drift::{Change, Drift, Servant};
@@ -39,6 +41,7 @@ use crate::registry::peer::Peers;
 use crate::settings::{self, Flags, HostPolicy, KeyPair, LogFormat, OnOutage, Problems, Settings};
 use crate::telemetry::audit::Audit;
 use crate::telemetry::notices::Notices;
+use crate::telemetry::refusals::Refusals;
 use crate::telemetry::{Metrics, logging};
 use fleet::Fleet;
 use reload::Reload;
@@ -52,6 +55,8 @@ pub enum Failure {
     Settings(#[from] Problems),
     #[error("{0}")]
     Start(String),
+    #[error("{0}")]
+    Console(#[from] console::Failure),
 }
 
 /// # Errors
@@ -62,17 +67,14 @@ pub fn run(command: Command) -> Result<(), Failure> {
             let file = flags.config.clone();
             serve(settings_of(flags)?, file)
         }
-        Command::Check { file } => check(&file),
-        Command::Ledger(LedgerCommand::Init { config }) => {
-            let settings = settings::read_file(&config)?;
-            print(&ledgers::init(&settings)?)
+        Command::Check { file, strict, json } => commands::check(&file, strict, json),
+        Command::Explain { reference, digest, common } => {
+            commands::explain(&reference, digest.as_deref(), &common)
         }
+        Command::Ledger(command) => commands::ledger(command),
+        Command::Completions { shell } => commands::completions(shell),
+        Command::Man { folder } => commands::manual(folder.as_deref()),
     }
-}
-
-fn check(file: &Path) -> Result<(), Failure> {
-    let settings = settings::read_file(file)?;
-    print(&settings::describe(&settings))
 }
 
 /// Data goes to standard output; a reader that has left is no failure of ours.
@@ -136,7 +138,7 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
     server.bootstrap();
 
     let rules = Arc::new(ArcSwap::new(Arc::clone(&settings.rules)));
-    let account = account(&settings, client)?;
+    let account = account(&settings, &client)?;
     let reload = Reload::new(
         file,
         &settings,
@@ -145,7 +147,10 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
         Arc::clone(&notices),
         Verify {
             ledger: Arc::clone(&guarded),
-            registry: account.clone().unwrap_or_else(|| Arc::clone(&registry)),
+            registry: match &account {
+                Some(account) => Arc::<Account>::clone(account),
+                None => Arc::clone(&registry),
+            },
             host: settings.upstream.origin.authority(),
         },
     );
@@ -162,7 +167,7 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
         true => judge.watching(Arc::new(drift(&settings, account.clone(), &metrics))),
         false => judge,
     };
-    let judge = match account {
+    let judge = match account.clone() {
         Some(account) => judge.looking_as(account),
         None => judge,
     };
@@ -181,11 +186,24 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
         rules,
         metrics: Arc::clone(&metrics),
         audit: Arc::new(Audit::default()),
+        refusals: Arc::new(Refusals::default()),
+    };
+    let parts = Parts {
+        upstream: settings.upstream.name.clone(),
+        ledger: witness,
+        remembered: settings.ledger.remembering.ttl,
+        judge: Arc::clone(&rooms.judge),
+        rules: Arc::clone(&rooms.rules),
+        eyes: eyes(&settings, client, account),
+        metrics: Arc::clone(&metrics),
+        notices,
+        audit: Arc::clone(&rooms.audit),
+        refusals: Arc::clone(&rooms.refusals),
     };
     server.add_service(proxy(&server, &settings, rooms)?);
     if let Some(admin) = &settings.admin {
         let token = admin.token.as_ref().map(settings::Secret::expose);
-        let app = Admin::new(witness, registry, Arc::clone(&metrics), notices, token);
+        let app = Admin::new(parts, token, admin.hosts.clone());
         let mut service = Service::new("admin".into(), app);
         service.add_tcp(&admin.address.to_string());
         service.threads = Some(1);
@@ -213,23 +231,33 @@ fn check_bind(address: SocketAddr) -> Result<(), Failure> {
     }
 }
 
-/// The registry by taglock's own account, where it has one.
-fn account(settings: &Settings, client: Arc<Client>) -> Result<Option<Arc<dyn Registry>>, Failure> {
+/// Taglock's own account at the registry, where it has one.
+fn account(settings: &Settings, client: &Arc<Client>) -> Result<Option<Arc<Account>>, Failure> {
     let account = settings.upstream.account.as_ref().map(|account| {
-        let account = Account::new(client, account.expose()).ok_or_else(|| {
+        Account::new(Arc::clone(client), account.expose()).map(Arc::new).ok_or_else(|| {
             Failure::Start("`upstream.credentials_file` can't stand in a header".into())
-        })?;
-        Ok(Arc::new(account) as Arc<dyn Registry>)
+        })
     });
     account.transpose()
 }
 
-fn drift(settings: &Settings, account: Option<Arc<dyn Registry>>, metrics: &Arc<Metrics>) -> Drift {
+fn drift(settings: &Settings, account: Option<Arc<Account>>, metrics: &Arc<Metrics>) -> Drift {
     let repair = settings.drift.repair;
     let servant = account.map(|registry| Servant { registry, repair });
     let metrics = Arc::clone(metrics);
     let told = move |change: Change, known| metrics.drift(change.as_str(), known);
     Drift::new(settings.drift.interval, servant, Box::new(told))
+}
+
+/// Its own account's, or anybody's.
+fn eyes(settings: &Settings, client: Arc<Client>, account: Option<Arc<Account>>) -> Eyes {
+    let host = settings.upstream.origin.authority();
+    match account {
+        Some(account) => {
+            Eyes { registry: Arc::<Account>::clone(&account), catalogue: account, host }
+        }
+        None => Eyes { registry: Arc::<Client>::clone(&client), catalogue: client, host },
+    }
 }
 
 fn peers(settings: &Settings) -> Peers {

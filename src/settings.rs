@@ -183,6 +183,8 @@ pub struct Admin {
     pub address: SocketAddr,
     /// Without one, only what needs none is served.
     pub token: Option<Secret>,
+    /// Names it may be asked by, beside addresses and `localhost`.
+    pub hosts: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,5 +4,6 @@ pub mod audit;
 pub mod logging;
 mod metrics;
 pub mod notices;
+pub mod refusals;
 
 pub use metrics::Metrics;

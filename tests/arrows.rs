@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 /// Each room and the rooms it may name. What stands to the right of an arrow is never seen by what
 /// stands to its left: `name ← route, rules ← ledger ← judge ← edge ← run`.
-const ROOMS: [(&str, &[&str]); 13] = [
+const ROOMS: [(&str, &[&str]); 14] = [
     ("name", &[]),
     ("route", &["name"]),
     ("rules", &["name"]),
@@ -20,7 +20,8 @@ const ROOMS: [(&str, &[&str]); 13] = [
     ("judge", &["name", "rules", "ledger", "registry"]),
     ("telemetry", &["name"]),
     ("edge", &["name", "route", "rules", "ledger", "registry", "judge", "telemetry"]),
-    ("admin", &["name", "ledger", "registry", "telemetry"]),
+    ("admin", &["name", "rules", "ledger", "registry", "judge", "telemetry"]),
+    ("console", &["name", "ledger", "admin"]),
     ("settings", &["name", "route", "rules", "ledger", "registry", "judge", "telemetry"]),
     ("cli", &["name"]),
     (
@@ -35,15 +36,16 @@ const ROOMS: [(&str, &[&str]); 13] = [
             "telemetry",
             "edge",
             "admin",
+            "console",
             "settings",
             "cli",
         ],
     ),
-    ("main", &["cli", "run"]),
+    ("main", &["cli", "console", "run"]),
 ];
 
 /// Libraries that only some files may name.
-const LIBRARIES: [(&str, &[&str]); 8] = [
+const LIBRARIES: [(&str, &[&str]); 17] = [
     (
         "pingora",
         &[
@@ -59,10 +61,19 @@ const LIBRARIES: [(&str, &[&str]); 8] = [
     ("redb", &["src/ledger/embedded"]),
     // `run` names taglock's own module of that name.
     ("redis", &["src/ledger/redis", "src/run/ledgers.rs"]),
-    ("serde", &["src/registry/wire.rs"]),
-    ("serde_json", &["src/registry/wire.rs"]),
+    ("serde", &["src/registry/wire.rs", "src/admin", "src/console"]),
+    ("serde_json", &["src/registry/wire.rs", "src/admin", "src/console", "src/run/commands.rs"]),
     ("toml", &["src/settings/reader.rs"]),
-    ("clap", &["src/cli.rs", "src/main.rs"]),
+    ("clap", &["src/cli", "src/main.rs"]),
+    ("clap_complete", &["src/cli"]),
+    ("clap_mangen", &["src/cli"]),
+    ("axum", &["src/admin"]),
+    ("hyper", &["src/admin.rs"]),
+    ("utoipa", &["src/admin"]),
+    ("futures_util", &["src/admin/book.rs", "src/console/saving.rs"]),
+    ("ureq", &["src/console/client.rs"]),
+    ("indicatif", &["src/console/progress.rs"]),
+    ("regex_automata", &["src/rules/language.rs"]),
 ];
 
 /// The stores behind the ledger's trait.

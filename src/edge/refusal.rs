@@ -1,7 +1,7 @@
 //! taglock's own answers: the only writer of errors, in the form of the distribution spec
 //! ("Error Codes"), each logged and counted once.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
 use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER};
@@ -23,6 +23,8 @@ use crate::name::{RepositoryName, Tag};
 use crate::registry::{Trouble, wire};
 use crate::route::{ErrorCode, Rejection};
 use crate::rules::{RefusalStyle, Rule};
+use crate::telemetry::audit::user_of;
+use crate::telemetry::refusals::Refused;
 
 /// Few clients wait for a second; those that do, and people, wait this many.
 const RETRY_SECONDS: &str = "5";
@@ -348,6 +350,20 @@ impl Edge {
             "refused"
         );
         let body = wire::error_document(code.as_str(), &message);
+        let request = session.req_header();
+        self.rooms.refusals.note(Refused {
+            at: SystemTime::now(),
+            id: passage.id.to_string(),
+            client: passage.client.address,
+            user: user_of(&request.headers),
+            method: request.method.to_string(),
+            // Not its query, which may hold a token.
+            path: request.uri.path().to_owned(),
+            status: status.as_u16(),
+            code: code.as_str(),
+            reason,
+            message,
+        });
         let mut header = ResponseHeader::build(status, Some(8))?;
         header.insert_header(CONTENT_TYPE, "application/json")?;
         header.insert_header("Docker-Distribution-API-Version", "registry/2.0")?;

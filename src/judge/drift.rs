@@ -113,6 +113,18 @@ impl Drift {
         known.values().cloned().collect()
     }
 
+    /// The name was let go of: there is nothing to differ from.
+    pub fn forget(&self, repository: &RepositoryKey, tag: &Tag) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(gone) = known.remove(&(repository.clone(), tag.clone())) {
+            let count = known.len();
+            self.count.store(count, Ordering::Release);
+            drop(known);
+            tracing::info!(%repository, %tag, bound = %gone.bound, "a tag that differed was let go of");
+            (self.told)(Change::Healed, count);
+        }
+    }
+
     /// Notes what the registry has under a tag that is bound to `bound`.
     pub fn saw(&self, repository: &RepositoryKey, tag: &Tag, bound: &Digest, seen: Option<Digest>) {
         if seen.is_some_and(|seen| seen.algorithm() != bound.algorithm()) {

@@ -14,6 +14,7 @@ use crate::registry::{Deleted, Listing, Reading, Serving};
 
 mod anchored;
 mod delete;
+mod inspection;
 mod mutable;
 mod pulls;
 

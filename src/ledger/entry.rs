@@ -82,6 +82,8 @@ pub enum Origin {
 }
 
 impl Origin {
+    pub const ALL: [Self; 3] = [Self::Push, Self::Import, Self::FirstSight];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Push => "push",

@@ -16,6 +16,7 @@ use http::{HeaderName, StatusCode};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::time::Instant;
 
+use super::catalogue::{Catalogue, Repositories};
 use super::client::Client;
 use super::{
     Answer, Caller, Deleted, Fetched, Listing, Manifest, Place, Reading, Registry, Serving,
@@ -45,6 +46,13 @@ enum Right {
     Push,
 }
 
+/// What a token is for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Scope {
+    Repository(RepositoryName, Right),
+    Catalogue,
+}
+
 struct Kept {
     header: HeaderValue,
     /// `None` for what does not expire.
@@ -54,7 +62,7 @@ struct Kept {
 pub struct Account {
     client: Arc<Client>,
     basic: HeaderValue,
-    kept: Mutex<HashMap<(RepositoryName, Right), Kept>>,
+    kept: Mutex<HashMap<Scope, Kept>>,
 }
 
 /// What a registry wants of those it does not know.
@@ -75,6 +83,10 @@ impl Account {
 
     /// The account in place of whoever's request is at hand.
     fn caller(&self, caller: &Caller, name: &RepositoryName, right: Right) -> Caller {
+        self.caller_for(caller, &Scope::Repository(name.clone(), right))
+    }
+
+    fn caller_for(&self, caller: &Caller, scope: &Scope) -> Caller {
         let mut headers = HeaderMap::new();
         for passed_on in &PASSED_ON {
             for value in caller.headers.get_all(passed_on) {
@@ -84,7 +96,7 @@ impl Account {
         let agent = concat!("taglock/", env!("CARGO_PKG_VERSION"));
         headers.insert(USER_AGENT, HeaderValue::from_static(agent));
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kept) = kept.get(&(name.clone(), right))
+        if let Some(kept) = kept.get(scope)
             && kept.until.is_none_or(|until| Instant::now() < until)
         {
             headers.insert(AUTHORIZATION, kept.header.clone());
@@ -94,19 +106,23 @@ impl Account {
 
     /// Takes a challenge up; true where there is something to come again with.
     async fn accept(&self, answer: &Answer, name: &RepositoryName, right: Right) -> bool {
+        self.accept_for(answer, Scope::Repository(name.clone(), right)).await
+    }
+
+    async fn accept_for(&self, answer: &Answer, scope: Scope) -> bool {
         if answer.status != StatusCode::UNAUTHORIZED {
             return false;
         }
         let (header, until) = match challenge(&answer.headers) {
             None => return false,
             Some(Challenge::Basic) => (self.basic.clone(), None),
-            Some(Challenge::Bearer { realm, service, scope }) => {
-                match self.token(&realm, service.as_deref(), scope.as_deref()).await {
+            Some(Challenge::Bearer { realm, service, scope: wanted }) => {
+                match self.token(&realm, service.as_deref(), wanted.as_deref()).await {
                     Ok((header, lifetime)) => {
                         (header, Some(Instant::now() + lifetime.saturating_sub(MARGIN)))
                     }
                     Err(trouble) => {
-                        tracing::warn!(%trouble, repository = %name, "taglock's account got no token");
+                        tracing::warn!(%trouble, ?scope, "taglock's account got no token");
                         return false;
                     }
                 }
@@ -116,7 +132,7 @@ impl Account {
         if kept.len() >= KEPT {
             kept.clear();
         }
-        kept.insert((name.clone(), right), Kept { header, until });
+        kept.insert(scope, Kept { header, until });
         true
     }
 
@@ -276,6 +292,20 @@ impl Registry for Account {
                 self.client.fetch(&own, name, digest).await
             }
             fetched => fetched,
+        }
+    }
+}
+
+#[async_trait]
+impl Catalogue for Account {
+    async fn repositories(&self, caller: &Caller, page: Option<&str>) -> Repositories {
+        let own = self.caller_for(caller, &Scope::Catalogue);
+        match self.client.repositories(&own, page).await {
+            Repositories::Denied(answer) if self.accept_for(&answer, Scope::Catalogue).await => {
+                let own = self.caller_for(caller, &Scope::Catalogue);
+                self.client.repositories(&own, page).await
+            }
+            listed => listed,
         }
     }
 }

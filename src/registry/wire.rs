@@ -33,6 +33,17 @@ pub fn tag_list(body: &[u8]) -> Option<Vec<String>> {
 }
 
 #[derive(Deserialize)]
+struct Catalogue {
+    repositories: Option<Vec<String>>,
+}
+
+/// The repositories of a catalogue, as they stand there; `None` where it is none.
+pub fn catalogue(body: &[u8]) -> Option<Vec<String>> {
+    let catalogue = serde_json::from_slice::<Catalogue>(body).ok()?;
+    Some(catalogue.repositories.unwrap_or_default())
+}
+
+#[derive(Deserialize)]
 struct Token {
     token: Option<String>,
     access_token: Option<String>,

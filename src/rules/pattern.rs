@@ -7,7 +7,7 @@ use std::fmt;
 use regex::bytes::{RegexSet, RegexSetBuilder};
 use regex::{Regex, RegexBuilder};
 
-use crate::name::Tag;
+use crate::name::{RepositoryName, Tag};
 
 /// A compiled pattern may take this much memory; a thousand rules of usual length need a tenth.
 const MAX_SIZE: usize = 16 * 1024 * 1024;
@@ -51,6 +51,21 @@ impl RepositoryPattern {
             return Err(PatternError("`***` means nothing; `**` goes across components".into()));
         }
         Ok(Self { text: text.to_owned(), regex: glob(text) })
+    }
+
+    /// Whether it matches, for explanations; decisions ask all patterns at once.
+    pub fn matches(&self, name: &RepositoryName) -> bool {
+        Regex::new(&self.anchored()).is_ok_and(|regex| regex.is_match(name.as_str()))
+    }
+
+    /// The pattern as written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// As an expression that matches whole names.
+    pub(super) fn anchored(&self) -> String {
+        format!("^(?:{})$", self.regex)
     }
 }
 
@@ -119,6 +134,16 @@ impl TagPattern {
 
     pub fn matches(&self, tag: &Tag) -> bool {
         self.regex.is_match(tag.as_str())
+    }
+
+    /// The pattern as written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// As an expression that matches whole tags.
+    pub(super) fn anchored(&self) -> &str {
+        self.regex.as_str()
     }
 }
 

@@ -27,20 +27,44 @@ pub(super) fn open(settings: &Settings) -> Result<Arc<dyn Ledger>, Failure> {
     }
 }
 
-/// Begins a ledger where there is none, and says which one is there then.
-pub(super) fn init(settings: &Settings) -> Result<String, Failure> {
+/// The ledger of a taglock that does not run; `begin` where one may begin that is not there.
+pub(super) fn open_stopped(settings: &Settings, begin: bool) -> Result<Arc<dyn Ledger>, Failure> {
+    if begin {
+        return open(settings);
+    }
     let id = &settings.ledger.id;
-    let (id, place) = match &settings.ledger.store {
+    match &settings.ledger.store {
         Store::Embedded { path } => {
-            let ledger = Embedded::open_as(path, &Expected::New(id.clone())).map_err(start)?;
-            (ledger.id().to_owned(), path.display().to_string())
+            let expected = id.clone().map_or(Expected::Existing, Expected::Only);
+            Ok(Arc::new(Embedded::open_as(path, &expected).map_err(start)?))
         }
         Store::Redis(redis) => {
-            let ledger = Redis::init(&redis_config(redis, id)?).map_err(start)?;
-            (ledger.id().to_owned(), redis.shown.clone())
+            Ok(Arc::new(Redis::existing(&redis_config(redis, id)?).map_err(start)?))
+        }
+    }
+}
+
+/// Where it is, for people.
+pub(super) fn place(settings: &Settings) -> String {
+    match &settings.ledger.store {
+        Store::Embedded { path } => path.display().to_string(),
+        Store::Redis(redis) => redis.shown.clone(),
+    }
+}
+
+/// Begins a ledger where there is none, and says which one is there then, and where.
+pub(super) fn init(settings: &Settings) -> Result<(String, String), Failure> {
+    let id = &settings.ledger.id;
+    let id = match &settings.ledger.store {
+        Store::Embedded { path } => {
+            let ledger = Embedded::open_as(path, &Expected::New(id.clone())).map_err(start)?;
+            ledger.id().to_owned()
+        }
+        Store::Redis(redis) => {
+            Redis::init(&redis_config(redis, id)?).map_err(start)?.id().to_owned()
         }
     };
-    Ok(format!("the ledger at {place} is {id}\n"))
+    Ok((id, place(settings)))
 }
 
 fn start(error: impl std::fmt::Display) -> Failure {

@@ -5,8 +5,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::HOST;
-use http::{HeaderMap, HeaderValue};
 use tokio::time::sleep;
 
 use crate::ledger::{Entry, Ledger, Listed};
@@ -29,6 +27,7 @@ impl Verify {
     /// Looks at every entry that the new rules protect and the old ones did not.
     pub async fn widened(&self, old: &Rules, new: &Rules) {
         let (mut equal, mut differ, mut unseen) = (0_u64, 0_u64, 0_u64);
+        let caller = Caller::taglock(&self.host);
         let mut after = None;
         loop {
             let page = match self.ledger.list(after.as_ref(), PAGE).await {
@@ -47,7 +46,7 @@ impl Verify {
                 }
                 let Entry::Sealed(sealed) = entry else { continue };
                 let reference = Reference::Tag(tag.clone());
-                match self.registry.look(&self.caller(), name, &reference).await {
+                match self.registry.look(&caller, name, &reference).await {
                     Sighting::Found(digest) if digest == sealed.digest => equal += 1,
                     Sighting::Found(digest) => {
                         differ += 1;
@@ -71,12 +70,6 @@ impl Verify {
                 "entries of newly protected tags were compared with the registry"
             );
         }
-    }
-
-    /// taglock itself, without credentials of any client.
-    fn caller(&self) -> Caller {
-        let host = HeaderValue::from_str(&self.host).ok().map(|host| (HOST, host));
-        Caller { headers: HeaderMap::from_iter(host), namespace: None }
     }
 }
 

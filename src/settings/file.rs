@@ -322,8 +322,9 @@ fn admin(mut table: Table<'_>) -> Option<Admin> {
         }
         token => Ok(Secret::new(token)),
     });
+    let hosts = table.texts("hosts", values::host).unwrap_or_default();
     table.finish();
-    Some(Admin { address, token })
+    Some(Admin { address, token, hosts })
 }
 
 fn limits(table: Option<Table<'_>>) -> Option<Limits> {

@@ -72,7 +72,7 @@ pub fn from_flags(flags: Flags) -> Result<Settings, Problems> {
                 remembering: Remembering::default(),
             },
             drift: Drift::default(),
-            admin: admin.map(|address| Admin { address, token: None }),
+            admin: admin.map(|address| Admin { address, token: None, hosts: Vec::new() }),
             limits: Limits::default(),
             log: Log::default(),
             rules: Arc::new(rules),

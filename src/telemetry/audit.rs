@@ -93,6 +93,31 @@ impl Audit {
     }
 }
 
+/// What an operator had done to a tag's entry.
+#[derive(Clone, Copy, Debug)]
+pub struct Act<'a> {
+    /// As the operator names themselves; the admin token tells no more.
+    pub actor: &'a str,
+    pub repository: &'a RepositoryName,
+    pub tag: &'a Tag,
+    pub digest: Option<&'a Digest>,
+    pub reason: Option<&'a str>,
+    /// One of a closed set: released, pending-released, imported, restored.
+    pub outcome: &'static str,
+}
+
+impl Audit {
+    pub fn act(&self, act: &Act<'_>) {
+        let Act { actor, repository, tag, digest, reason, outcome } = act;
+        let bound = digest.map(ToString::to_string);
+        tracing::info!(
+            target: "taglock::audit",
+            actor, %repository, tags = %tag, bound, reason, outcome,
+            "operation",
+        );
+    }
+}
+
 /// The user's name in Basic credentials; a Bearer token's is the registry's to know.
 pub fn user_of(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(AUTHORIZATION)?.to_str().ok()?;

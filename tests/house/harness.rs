@@ -224,7 +224,9 @@ impl Taglock {
 
     /// The same file and ledger, in a new process.
     pub fn restart(&mut self) {
-        self.process.signal("-KILL");
+        if self.process.child.try_wait().unwrap().is_none() {
+            self.process.signal("-KILL");
+        }
         self.process.wait_for_end();
         self.process = Self::spawn(self.folder.path());
         self.process.wait_for(&self.address);

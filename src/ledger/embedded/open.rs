@@ -58,6 +58,8 @@ pub enum OpenError {
         folder.display()
     )]
     Empty { folder: PathBuf, expected: String },
+    #[error("there is no ledger in `{}`", folder.display())]
+    Missing { folder: PathBuf },
     #[error("{what}: {source}")]
     Io { what: String, source: io::Error },
 }
@@ -77,6 +79,8 @@ pub enum Expected {
     Any,
     /// The one with this id.
     Only(String),
+    /// Any, and it must be there.
+    Existing,
     /// A new one, with this id or one of its own; or one that began so before.
     New(Option<String>),
 }
@@ -86,6 +90,9 @@ pub(super) fn open(folder: &Path, expected: &Expected) -> Result<Opened, OpenErr
         let what = format!("`{}` {what}", path.display());
         |source| OpenError::Io { what, source }
     };
+    if *expected == Expected::Existing && !folder.join(FILE).exists() {
+        return Err(OpenError::Missing { folder: folder.to_owned() });
+    }
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -125,13 +132,16 @@ fn open_or_create(folder: &Path, expected: &Expected) -> Result<(Database, Ident
                         expected: id.clone(),
                     })
                 }
-                Expected::Any | Expected::Only(_) | Expected::New(_) => Ok((database, identity)),
+                Expected::Any | Expected::Existing | Expected::Only(_) | Expected::New(_) => {
+                    Ok((database, identity))
+                }
             }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => match expected {
             Expected::Only(id) => {
                 Err(OpenError::Empty { folder: folder.to_owned(), expected: id.clone() })
             }
+            Expected::Existing => Err(OpenError::Missing { folder: folder.to_owned() }),
             Expected::Any | Expected::New(None) => create(folder, &file, new_id()),
             Expected::New(Some(id)) => create(folder, &file, id.clone()),
         },

@@ -73,6 +73,8 @@ pub enum OpenError {
          Restore it, or begin an empty one with this id: `taglock ledger init --config FILE`"
     )]
     Empty { shown: String, expected: String },
+    #[error("the Redis at {shown} holds no ledger")]
+    Missing { shown: String },
     #[error(
         "the ledger at {shown} has format {found}, and this taglock knows formats up to {FORMAT}"
     )]
@@ -97,6 +99,14 @@ impl Redis {
     /// See [`OpenError`]; another ledger that is there stays as it is.
     pub fn init(config: &Config) -> Result<Self, OpenError> {
         Self::start(config, Beginning::Always)
+    }
+
+    /// As `open`, and a ledger must be there.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn existing(config: &Config) -> Result<Self, OpenError> {
+        Self::start(config, Beginning::Never)
     }
 
     fn start(config: &Config, beginning: Beginning) -> Result<Self, OpenError> {
@@ -132,6 +142,7 @@ impl Redis {
 /// When an empty Redis becomes a ledger.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Beginning {
+    Never,
     /// Where no other one is expected.
     Unpinned,
     /// When an operator says so.
@@ -211,7 +222,10 @@ async fn identify(
         (Some(found), Some(expected)) if found != *expected => {
             return Err(OpenError::Another { shown: shown(), found, expected: expected.clone() });
         }
-        (None, Some(expected)) if beginning == Beginning::Unpinned => {
+        (None, None) if beginning == Beginning::Never => {
+            return Err(OpenError::Missing { shown: shown() });
+        }
+        (None, Some(expected)) if beginning != Beginning::Always => {
             return Err(OpenError::Empty { shown: shown(), expected: expected.clone() });
         }
         (Some(found), _) => found,

@@ -1,14 +1,18 @@
-//! The tags of a repository, page by page (distribution spec, "Listing Tags").
+//! The tags of a repository, page by page (distribution spec, "Listing Tags"), and the catalogue.
 
+use async_trait::async_trait;
 use http::header::LINK;
 use http::{HeaderMap, Method, StatusCode};
 
 use super::Client;
 use crate::name::{RepositoryName, Tag};
+use crate::registry::catalogue::{Catalogue, Repositories};
 use crate::registry::{Caller, Listing, Trouble, wire};
 
 /// One page: a registry that knows no pages answers with everything at once.
 const MAX_PAGE: usize = 16 * 1024 * 1024;
+/// How many tags, or repositories, are asked for at once: some registries refuse more.
+const AT_ONCE: usize = 1000;
 /// A registry may make its pages smaller than it was asked to.
 const MAX_PAGES: usize = 100;
 
@@ -20,7 +24,7 @@ impl Client {
         at_most: usize,
     ) -> Listing {
         let mut tags = Vec::new();
-        let mut query = format!("n={at_most}");
+        let mut query = format!("n={}", at_most.min(AT_ONCE));
         for _ in 0..MAX_PAGES {
             let path = format!("{}/tags/list?{query}", self.naming.place(repository));
             let answer = match self.read(caller, &Method::GET, &path, MAX_PAGE).await {
@@ -62,6 +66,41 @@ fn distinct(mut tags: Vec<Tag>) -> Vec<Tag> {
     let mut seen = std::collections::HashSet::new();
     tags.retain(|tag| seen.insert(tag.clone()));
     tags
+}
+
+#[async_trait]
+impl Catalogue for Client {
+    async fn repositories(&self, caller: &Caller, page: Option<&str>) -> Repositories {
+        let first = format!("n={AT_ONCE}");
+        let query = page.unwrap_or(&first);
+        let path = format!("/v2/_catalog?{query}");
+        let answer = match self.read(caller, &Method::GET, &path, MAX_PAGE).await {
+            Ok(answer) => answer,
+            Err(trouble) => return Repositories::Unclear(trouble),
+        };
+        match answer.status {
+            StatusCode::OK => {}
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS => {
+                return Repositories::Denied(answer);
+            }
+            status => return Repositories::Unclear(Trouble::Status(status.as_u16())),
+        }
+        let Some(listed) = wire::catalogue(&answer.body) else {
+            return Repositories::Unclear(Trouble::Garbage("its catalogue is none"));
+        };
+        let next = next_query(&answer.headers);
+        if next.as_deref() == Some(query) {
+            return Repositories::Unclear(Trouble::Garbage("its catalogue has no end"));
+        }
+        let (mut names, mut odd) = (Vec::new(), Vec::new());
+        for text in listed {
+            match RepositoryName::parse(&text) {
+                Ok(name) => names.push(name),
+                Err(_) => odd.push(text),
+            }
+        }
+        Repositories::Page { names, odd, next }
+    }
 }
 
 /// The query of the next page. The path is known, and whatever host a registry names in its
