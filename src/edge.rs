@@ -8,6 +8,7 @@ mod admission;
 mod deletes;
 mod forwarding;
 mod front;
+mod gate;
 mod intake;
 mod passage;
 mod reads;
@@ -16,7 +17,8 @@ mod rehearsal;
 pub mod rewriting;
 mod writes;
 
-pub use front::Front;
+pub use front::{Front, LULL};
+pub use gate::Gate;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -43,7 +45,7 @@ use crate::route::{Doors, ManifestWrite, Rejection, Route};
 use crate::rules::{Deletes, Mutability, Rules};
 use crate::telemetry::Metrics;
 use crate::telemetry::audit::Audit;
-use passage::Passage;
+use passage::{InFlight, Passage};
 use refusal::Refusal;
 use rehearsal::Rehearsal;
 
@@ -79,6 +81,7 @@ pub struct Rooms {
     pub rules: Arc<ArcSwap<Rules>>,
     pub metrics: Arc<Metrics>,
     pub audit: Arc<Audit>,
+    pub gate: Arc<Gate>,
 }
 
 pub struct Edge {
@@ -102,6 +105,16 @@ enum Course {
     Read(RepositoryName, Tag),
     /// A delete in protected scope.
     Delete(Box<Deletion>),
+}
+
+impl Course {
+    fn needs_the_ledger(&self) -> bool {
+        match self {
+            Self::Write(_) | Self::WriteMutable(_) | Self::Read(..) | Self::Delete(_) => true,
+            // A rehearsal is no more than told.
+            Self::Stream | Self::Refuse(_) | Self::Rehearse(_) => false,
+        }
+    }
 }
 
 impl Edge {
@@ -161,6 +174,10 @@ impl Edge {
         RepositoryKey { upstream: self.config.upstream.clone(), repository: repository.clone() }
     }
 
+    fn protected(&self) -> InFlight {
+        InFlight::new(self.rooms.metrics.protected().clone())
+    }
+
     /// Admits, routes and decides, before anything is sent anywhere.
     fn decide(&self, session: &Session, passage: &mut Passage) -> Result<Course, Rejection> {
         let header = session.req_header();
@@ -176,8 +193,13 @@ impl Edge {
             // Before the rules are read: see there.
             let unjudged = self.rooms.judge.unjudged();
             passage.unjudged = Some(unjudged.enter(&self.key(&write.repository), &write.tags));
+            passage.protected = Some(self.protected());
         }
-        Ok(self.course(route))
+        let course = self.course(route);
+        if matches!(course, Course::Read(..) | Course::Delete(_)) {
+            passage.protected = Some(self.protected());
+        }
+        Ok(course)
     }
 }
 
@@ -202,6 +224,9 @@ impl ProxyHttp for Edge {
             Ok(course) => course,
             Err(rejection) => Course::Refuse(rejection.into()),
         };
+        if course.needs_the_ledger() {
+            self.rooms.gate.pass().await;
+        }
         match course {
             Course::Stream => return Ok(false),
             Course::Rehearse(rehearsal) => {

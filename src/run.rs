@@ -4,12 +4,15 @@
 #[cfg(debug_assertions)]
 mod crash;
 mod fleet;
+mod handover;
 mod ledgers;
 mod reload;
+mod service_manager;
 mod shutdown;
+mod sockets;
+mod takeover;
 mod verify;
 
-use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -36,13 +39,18 @@ use crate::registry::Registry;
 use crate::registry::account::Account;
 use crate::registry::client::Client;
 use crate::registry::peer::Peers;
-use crate::settings::{self, Flags, HostPolicy, KeyPair, LogFormat, OnOutage, Problems, Settings};
+use crate::settings::{
+    self, Flags, HostPolicy, KeyPair, LogFormat, OnOutage, Problems, Settings, Store,
+};
 use crate::telemetry::audit::Audit;
 use crate::telemetry::notices::Notices;
 use crate::telemetry::{Metrics, logging};
 use fleet::Fleet;
+use handover::Older;
 use reload::Reload;
 use shutdown::Shutdown;
+use sockets::{Door, Sockets};
+use takeover::Takeover;
 use verify::Verify;
 
 /// Why a command ended otherwise than well; `main` turns it into an exit status.
@@ -103,16 +111,22 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
         .map_err(Failure::Start)?;
     // Both TLS sides use ring; an error says that it was chosen before.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    // pingora panics where it can't bind; the operator gets a sentence instead.
+    shutdown::keep_from_ending();
+    // An older process, if this one is to take over from it, and its sockets.
+    let (older, inherited) = Older::meet().map_err(Failure::Start)?.unzip();
     let admin_address = settings.admin.as_ref().map(|admin| admin.address);
-    for address in settings.listen.addresses.iter().copied().chain(admin_address) {
-        check_bind(address)?;
-    }
-    let ledger = ledgers::open(&settings)?;
+    let addresses = settings.listen.addresses.iter().copied().chain(admin_address);
+    let sockets = Arc::new(Sockets::open(addresses, inherited.unwrap_or_default())?);
     let metrics = Arc::new(Metrics::new());
     let notices = Arc::new(Notices::default());
-    let guarded: Arc<dyn Ledger> =
-        Arc::new(Guarded::new(Arc::clone(&ledger), Arc::clone(&metrics)));
+    let audit = Audit::to(&settings.audit, Arc::clone(&metrics));
+    let audit = Arc::new(
+        audit.map_err(|e| Failure::Start(format!("the audit's file can't be opened: {e}")))?,
+    );
+    let waiting = Arc::new(Guarded::waiting(Arc::clone(&metrics)));
+    let takeover = Takeover::begin(&settings, &waiting, older)?;
+    let gate = takeover.gate();
+    let guarded: Arc<dyn Ledger> = waiting;
     let witness = Arc::new(Witness::new(Arc::clone(&guarded), settings.ledger.remembering));
     let peers = Arc::new(peers(&settings));
     let client = Arc::new(Client::new(
@@ -127,7 +141,9 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
         threads: settings.threads,
         // pingora sleeps this through and then cuts what is left; `shutdown` ends the process
         // before, as soon as nothing is left.
-        grace_period_seconds: Some(settings.shutdown_timeout.as_secs() + 5),
+        grace_period_seconds: Some(
+            settings.shutdown_timeout.max(settings.upgrade_timeout).as_secs() + 60,
+        ),
         graceful_shutdown_timeout_seconds: Some(1),
         ..ServerConf::default()
     };
@@ -142,13 +158,14 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
         Arc::clone(&rules),
         Arc::clone(&metrics),
         Arc::clone(&notices),
+        Arc::clone(&audit),
         Verify {
             ledger: Arc::clone(&guarded),
             registry: account.clone().unwrap_or_else(|| Arc::clone(&registry)),
             host: settings.upstream.origin.authority(),
         },
     );
-    server.add_service(background_service("reload", reload));
+    let reload = server.add_service(background_service("reload", reload));
     let fleet = Fleet::new(
         Arc::clone(&witness),
         Arc::clone(&rules),
@@ -170,18 +187,21 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
     let rooms = Rooms {
         judge: Arc::new(judge),
         peers,
-        rules,
+        rules: Arc::clone(&rules),
         metrics: Arc::clone(&metrics),
-        audit: Arc::new(Audit::default()),
+        audit: Arc::clone(&audit),
+        gate: Arc::clone(&gate),
     };
-    server.add_service(proxy(&server, &settings, rooms)?);
+    let door = proxy(&server, &settings, rooms, &sockets)?.on_open(|| takeover.serve());
+    server.add_service(door).add_dependency(&reload);
     if let Some(admin) = &settings.admin {
         let token = admin.token.as_ref().map(settings::Secret::expose);
+        let notices = Arc::clone(&notices);
         let app = Admin::new(witness, registry, Arc::clone(&metrics), notices, token);
         let mut service = Service::new("admin".into(), app);
         service.add_tcp(&admin.address.to_string());
         service.threads = Some(1);
-        server.add_service(service);
+        server.add_service(sockets.door(service, &[admin.address])?);
     }
 
     for address in &settings.listen.addresses {
@@ -193,16 +213,20 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
         rules = settings.rules.iter().count(),
         "taglock {} serves", env!("CARGO_PKG_VERSION")
     );
-    let shutdown = Shutdown::new(metrics, ledger, settings.shutdown_timeout);
+    let shutdown = Shutdown {
+        metrics,
+        notices,
+        ledger: guarded,
+        audit,
+        exclusive: matches!(settings.ledger.store, Store::Embedded { .. }),
+        gate,
+        rules,
+        sockets,
+        timeout: settings.shutdown_timeout,
+        upgrade_timeout: settings.upgrade_timeout,
+    };
     server.run(RunArgs { shutdown_signal: Box::new(shutdown) });
     Ok(())
-}
-
-fn check_bind(address: SocketAddr) -> Result<(), Failure> {
-    match TcpListener::bind(address) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(Failure::Start(format!("{address} can't be listened on: {error}"))),
-    }
 }
 
 /// The registry by taglock's own account, where it has one.
@@ -237,7 +261,12 @@ fn peers(settings: &Settings) -> Peers {
     Peers::new(upstream.origin.clone(), upstream.timeouts.clone(), authorities, client)
 }
 
-fn proxy(server: &Server, settings: &Settings, rooms: Rooms) -> Result<Service<Front>, Failure> {
+fn proxy(
+    server: &Server,
+    settings: &Settings,
+    rooms: Rooms,
+    sockets: &Sockets,
+) -> Result<Door<Front>, Failure> {
     let Settings { listen, upstream, limits, .. } = settings;
     let config = Arc::new(Config {
         upstream: upstream.name.clone(),
@@ -255,7 +284,8 @@ fn proxy(server: &Server, settings: &Settings, rooms: Rooms) -> Result<Service<F
     });
     let rooms = Arc::new(rooms);
     let edge = || Edge::new(Arc::clone(&config), Arc::clone(&rooms));
-    let front = Front::new(&server.configuration, listen.tls.is_some(), edge);
+    let connections = rooms.metrics.connections().clone();
+    let front = Front::new(&server.configuration, listen.tls.is_some(), connections, edge);
     let mut service = Service::new("proxy".into(), front);
     for address in &listen.addresses {
         // Header and body of a small answer leave in one write.
@@ -266,7 +296,7 @@ fn proxy(server: &Server, settings: &Settings, rooms: Rooms) -> Result<Service<F
             None => endpoint,
         });
     }
-    Ok(service)
+    sockets.door(service, &listen.addresses)
 }
 
 fn tls(pair: &KeyPair) -> Result<TlsSettings, Failure> {

@@ -35,6 +35,7 @@ use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Timeouts};
 use crate::route::Doors;
 use crate::rules::Rules;
+use crate::telemetry::audit;
 
 /// Everything, as it will be applied.
 #[derive(Clone, Debug)]
@@ -47,9 +48,12 @@ pub struct Settings {
     pub admin: Option<Admin>,
     pub limits: Limits,
     pub log: Log,
+    pub audit: audit::Output,
     pub rules: Arc<Rules>,
     /// How long requests under way may take to end after a stop.
     pub shutdown_timeout: Duration,
+    /// How long they may take once a newer process has taken over.
+    pub upgrade_timeout: Duration,
     /// Worker threads of the proxy.
     pub threads: usize,
 }

@@ -59,8 +59,8 @@ const LIBRARIES: [(&str, &[&str]); 8] = [
     ("redb", &["src/ledger/embedded"]),
     // `run` names taglock's own module of that name.
     ("redis", &["src/ledger/redis", "src/run/ledgers.rs"]),
-    ("serde", &["src/registry/wire.rs"]),
-    ("serde_json", &["src/registry/wire.rs"]),
+    ("serde", &["src/registry/wire.rs", "src/telemetry/audit"]),
+    ("serde_json", &["src/registry/wire.rs", "src/telemetry/audit"]),
     ("toml", &["src/settings/reader.rs"]),
     ("clap", &["src/cli.rs", "src/main.rs"]),
 ];

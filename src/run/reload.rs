@@ -10,14 +10,17 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use pingora::server::ShutdownWatch;
+use pingora::services::ServiceReadyNotifier;
 use pingora::services::background::BackgroundService;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
 
+use super::service_manager;
 use super::verify::Verify;
 use crate::rules::Rules;
 use crate::settings::{self, Settings};
 use crate::telemetry::Metrics;
+use crate::telemetry::audit::Audit;
 use crate::telemetry::notices::{Notices, Topic};
 
 /// Between two looks at the file.
@@ -31,6 +34,7 @@ pub(super) struct Reload {
     rules: Arc<ArcSwap<Rules>>,
     metrics: Arc<Metrics>,
     notices: Arc<Notices>,
+    audit: Arc<Audit>,
     verify: Arc<Verify>,
 }
 
@@ -46,11 +50,12 @@ impl Reload {
         rules: Arc<ArcSwap<Rules>>,
         metrics: Arc<Metrics>,
         notices: Arc<Notices>,
+        audit: Arc<Audit>,
         verify: Verify,
     ) -> Self {
         let content = file.as_ref().and_then(|file| std::fs::read(file).ok());
         let read = Mutex::new(Read { content, fixed: fixed(settings) });
-        Self { file, read, rules, metrics, notices, verify: Arc::new(verify) }
+        Self { file, read, rules, metrics, notices, audit, verify: Arc::new(verify) }
     }
 
     /// Applies the file, if it has changed or it is asked for.
@@ -74,6 +79,14 @@ impl Reload {
                     changed = before.fingerprint() != fingerprint,
                     "the rules of the file are applied"
                 );
+                if before.fingerprint() != fingerprint {
+                    let from = before.fingerprint();
+                    self.audit.change(
+                        "rules",
+                        "applied",
+                        format!("{path}: {from} to {fingerprint}"),
+                    );
+                }
                 let (verify, new) = (Arc::clone(&self.verify), Arc::clone(&settings.rules));
                 tokio::spawn(async move { verify.widened(&before, &new).await });
                 if fixed(&settings) != read.fixed {
@@ -88,6 +101,7 @@ impl Reload {
                 let text = "the file was changed and could not be applied; the rules are as before";
                 self.notices.put(Topic::Configuration, text);
                 tracing::error!(file = %path, "{text}: {problems}");
+                self.audit.change("rules", "refused", format!("{path}: {text}"));
             }
         }
     }
@@ -102,9 +116,15 @@ fn fixed(settings: &Settings) -> String {
 
 #[async_trait]
 impl BackgroundService for Reload {
-    async fn start(&self, mut shutdown: ShutdownWatch) {
-        let Some(file) = &self.file else { return };
-        let mut hangup = match signal(SignalKind::hangup()) {
+    /// Ready when SIGHUP is caught: by itself it would end the process.
+    async fn start_with_ready_notifier(
+        &self,
+        mut shutdown: ShutdownWatch,
+        ready: ServiceReadyNotifier,
+    ) {
+        let hangup = signal(SignalKind::hangup());
+        ready.notify_ready();
+        let mut hangup = match hangup {
             Ok(hangup) => hangup,
             Err(error) => {
                 tracing::error!(%error, "SIGHUP can't be caught");
@@ -114,8 +134,19 @@ impl BackgroundService for Reload {
         let mut look = tokio::time::interval(LOOK);
         loop {
             tokio::select! {
-                _ = hangup.recv() => self.look(file, true).await,
-                _ = look.tick() => self.look(file, false).await,
+                _ = hangup.recv() => {
+                    self.audit.reopen();
+                    service_manager::reloading();
+                    if let Some(file) = &self.file {
+                        self.look(file, true).await;
+                    }
+                    service_manager::ready();
+                }
+                _ = look.tick() => {
+                    if let Some(file) = &self.file {
+                        self.look(file, false).await;
+                    }
+                }
                 _ = shutdown.changed() => return,
             }
         }

@@ -21,6 +21,7 @@ use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Timeouts};
 use crate::route::Doors;
 use crate::rules::Rules;
+use crate::telemetry::audit;
 
 /// Where tokens are asked for at well-known registries, on the registry's own host.
 pub const TOKEN_PATHS: [&str; 5] =
@@ -69,6 +70,7 @@ fn document(reader: &Reader<'_>, file: &str) -> Option<Settings> {
     let mut top = reader.document();
     let style = top.text("refusal", |t| values::word(t, &STYLES)).unwrap_or_default();
     let shutdown_timeout = top.text("shutdown_timeout", values::duration);
+    let upgrade_timeout = top.text("upgrade_timeout", values::duration);
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let threads = top.number("threads", 1..=1024).map_or(cores, |n| n as usize);
     let listen = listen(top.table("listen"));
@@ -78,6 +80,7 @@ fn document(reader: &Reader<'_>, file: &str) -> Option<Settings> {
     let admin = top.table("admin").map(admin);
     let limits = limits(top.table("limits"));
     let log = log(top.table("log"));
+    let audit = audit(top.table("audit"));
     let rules: Vec<_> =
         top.tables("rule").into_iter().map(|t| rules::rule(t, file, style)).collect();
     let mut names: Vec<_> = rules.iter().flatten().map(|rule| rule.name.as_str()).collect();
@@ -116,14 +119,29 @@ fn document(reader: &Reader<'_>, file: &str) -> Option<Settings> {
         },
         limits: limits?,
         log: log?,
+        audit,
         rules: rules?,
         shutdown_timeout: shutdown_timeout.unwrap_or(Duration::from_secs(60)),
+        upgrade_timeout: upgrade_timeout.unwrap_or(Duration::from_secs(3600)),
         threads,
     })
 }
 
 pub(super) fn default_address() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 5000))
+}
+
+fn audit(table: Option<Table<'_>>) -> audit::Output {
+    let Some(mut table) = table else { return audit::Output::default() };
+    let output = table.text("file", |text| {
+        Ok::<_, String>(match text {
+            "log" => audit::Output::Log,
+            "stdout" => audit::Output::Stdout,
+            path => audit::Output::File(values::path(path)?),
+        })
+    });
+    table.finish();
+    output.unwrap_or_default()
 }
 
 fn listen(table: Option<Table<'_>>) -> Option<Listen> {

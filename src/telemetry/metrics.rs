@@ -20,6 +20,10 @@ pub struct Metrics {
     ledger: HistogramVec,
     in_flight: IntGauge,
     settling: IntGauge,
+    protected: IntGauge,
+    connections: IntGauge,
+    upgrades: IntCounterVec,
+    audit: IntCounterVec,
     reloads: IntCounterVec,
     rules_differ: IntGauge,
     ledger_losses: IntGauge,
@@ -100,6 +104,22 @@ impl Metrics {
                 "taglock_protected_pushes_in_flight",
                 "Protected manifest writes under way, those whose client has left included.",
             ),
+            protected: gauge(
+                "taglock_protected_requests_in_flight",
+                "Requests being answered now that need the ledger, or may turn out to.",
+            ),
+            connections: gauge("taglock_connections", "Connections of clients that are open."),
+            upgrades: counter(
+                "taglock_upgrades_total",
+                "Times a newer process was to take over from this one, by what came of it.",
+                &["result"],
+            ),
+            audit: counter(
+                "taglock_audit_lines_total",
+                "Lines of the audit that went to its own file or to standard output, by result; \
+                 those not written there are in the log.",
+                &["result"],
+            ),
             reloads: counter(
                 "taglock_reloads_total",
                 "Times the settings' file was read again, by what came of it.",
@@ -177,6 +197,27 @@ impl Metrics {
     /// Protected writes under way, whether or not their client is still there.
     pub fn settling(&self) -> &IntGauge {
         &self.settling
+    }
+
+    /// Requests being answered that need the ledger.
+    pub fn protected(&self) -> &IntGauge {
+        &self.protected
+    }
+
+    /// Open connections of clients.
+    pub fn connections(&self) -> &IntGauge {
+        &self.connections
+    }
+
+    /// A line of the audit: `written`, or in the log instead because the disk did not take it
+    /// (`failed`) or was too slow (`not-kept-up`).
+    pub fn audit(&self, result: &'static str) {
+        self.audit.with_label_values(&[result]).inc();
+    }
+
+    /// A newer process was started: `taken-over`, or `failed` and this one goes on.
+    pub fn upgrade(&self, result: &'static str) {
+        self.upgrades.with_label_values(&[result]).inc();
     }
 
     /// The Prometheus text format.

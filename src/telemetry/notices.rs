@@ -8,6 +8,8 @@ use std::sync::{Mutex, PoisonError};
 pub enum Topic {
     /// The file was changed and could not be applied.
     Configuration,
+    /// A newer process did not start, and this one goes on.
+    Upgrade,
     /// Proxies of one ledger apply different rules.
     Rules,
     /// The ledger lost bindings.
@@ -18,6 +20,7 @@ impl Topic {
     fn as_str(self) -> &'static str {
         match self {
             Self::Configuration => "configuration",
+            Self::Upgrade => "upgrade",
             Self::Rules => "rules",
             Self::Ledger => "ledger warning",
         }

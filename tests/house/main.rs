@@ -8,6 +8,7 @@
     reason = "a test fails by a panic, and may wait on its own thread"
 )]
 
+mod audit;
 mod auth;
 mod bad_input;
 mod chaos;
@@ -34,3 +35,4 @@ mod signatures;
 mod tls;
 mod token_server;
 mod transparency;
+mod upgrade;
