@@ -72,6 +72,8 @@ pub struct Config {
     pub strict: bool,
     pub max_manifest: usize,
     pub max_header: usize,
+    /// Whether each request is logged.
+    pub access_log: bool,
 }
 
 /// What the edge talks to.
@@ -367,6 +369,10 @@ impl ProxyHttp for Edge {
     async fn logging(&self, session: &mut Session, error: Option<&Error>, passage: &mut Passage) {
         let status = session.response_written().map_or(0, |response| response.status.as_u16());
         self.rooms.metrics.request(passage.route, status);
+        self.rooms.metrics.bytes(session.body_bytes_read(), session.body_bytes_sent());
+        if !self.config.access_log {
+            return;
+        }
         let header = session.req_header();
         // Never the query: it holds upload states and tokens' scopes.
         tracing::info!(

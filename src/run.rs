@@ -1,6 +1,7 @@
 //! The composition root: the only file that sees every room. It builds them from the settings,
 //! connects them, and ends them in order.
 
+mod certificates;
 #[cfg(debug_assertions)]
 mod crash;
 mod fleet;
@@ -13,7 +14,7 @@ mod sockets;
 mod takeover;
 mod verify;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -24,8 +25,6 @@ use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
 use pingora::services::background::background_service;
 use pingora::services::listening::Service;
-use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
-use rustls::sign::SingleCertAndKey;
 
 use crate::admin::Admin;
 use crate::cli::{Command, LedgerCommand, Serve};
@@ -39,15 +38,14 @@ use crate::registry::Registry;
 use crate::registry::account::Account;
 use crate::registry::client::Client;
 use crate::registry::peer::Peers;
-use crate::settings::{
-    self, Flags, HostPolicy, KeyPair, LogFormat, OnOutage, Problems, Settings, Store,
-};
+use crate::settings::{self, Flags, HostPolicy, LogFormat, OnOutage, Problems, Settings, Store};
 use crate::telemetry::audit::Audit;
 use crate::telemetry::notices::Notices;
 use crate::telemetry::{Metrics, logging};
+use certificates::{Certificates, Served};
 use fleet::Fleet;
 use handover::Older;
-use reload::Reload;
+use reload::{Reload, Watched};
 use shutdown::Shutdown;
 use sockets::{Door, Sockets};
 use takeover::Takeover;
@@ -67,7 +65,8 @@ pub enum Failure {
 pub fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(flags) => {
-            let file = flags.config.clone();
+            // Before it is understood: a change in between is one that is seen later.
+            let file = flags.config.clone().map(Watched::read);
             serve(settings_of(flags)?, file)
         }
         Command::Check { file } => check(&file),
@@ -106,7 +105,7 @@ fn settings_of(serve: Serve) -> Result<Settings, Failure> {
 }
 
 /// Runs until a signal; the process then ends with status 0 from `shutdown`.
-fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
+fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
     logging::start(&settings.log.filter, settings.log.format == LogFormat::Json)
         .map_err(Failure::Start)?;
     // Both TLS sides use ring; an error says that it was chosen before.
@@ -114,9 +113,6 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
     shutdown::keep_from_ending();
     // An older process, if this one is to take over from it, and its sockets.
     let (older, inherited) = Older::meet().map_err(Failure::Start)?.unzip();
-    let admin_address = settings.admin.as_ref().map(|admin| admin.address);
-    let addresses = settings.listen.addresses.iter().copied().chain(admin_address);
-    let sockets = Arc::new(Sockets::open(addresses, inherited.unwrap_or_default())?);
     let metrics = Arc::new(Metrics::new());
     let notices = Arc::new(Notices::default());
     let audit = Audit::to(&settings.audit, Arc::clone(&metrics));
@@ -124,11 +120,26 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
         audit.map_err(|e| Failure::Start(format!("the audit's file can't be opened: {e}")))?,
     );
     let waiting = Arc::new(Guarded::waiting(Arc::clone(&metrics)));
+    let guarded: Arc<dyn Ledger> = Arc::<Guarded>::clone(&waiting);
+    let witness = Arc::new(Witness::new(Arc::clone(&guarded), settings.ledger.remembering));
+    let peers = Arc::new(Peers::new(
+        settings.upstream.origin.clone(),
+        settings.upstream.timeouts.clone(),
+        certificates::upstream(&settings.upstream),
+    ));
+    let served = settings.listen.tls.as_ref().map(|pair| Arc::new(Served::new(pair)));
+    let certificates = Certificates::new(
+        &settings,
+        served.as_ref(),
+        &peers,
+        (Arc::clone(&metrics), Arc::clone(&notices), Arc::clone(&audit)),
+    );
+    // Who can connect may change files at once: they have been read above.
+    let admin_address = settings.admin.as_ref().map(|admin| admin.address);
+    let addresses = settings.listen.addresses.iter().copied().chain(admin_address);
+    let sockets = Arc::new(Sockets::open(addresses, inherited.unwrap_or_default())?);
     let takeover = Takeover::begin(&settings, &waiting, older)?;
     let gate = takeover.gate();
-    let guarded: Arc<dyn Ledger> = waiting;
-    let witness = Arc::new(Witness::new(Arc::clone(&guarded), settings.ledger.remembering));
-    let peers = Arc::new(peers(&settings));
     let client = Arc::new(Client::new(
         Arc::clone(&peers),
         Arc::clone(&settings.upstream.media),
@@ -156,9 +167,8 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
         file,
         &settings,
         Arc::clone(&rules),
-        Arc::clone(&metrics),
-        Arc::clone(&notices),
-        Arc::clone(&audit),
+        (Arc::clone(&metrics), Arc::clone(&notices), Arc::clone(&audit)),
+        certificates,
         Verify {
             ledger: Arc::clone(&guarded),
             registry: account.clone().unwrap_or_else(|| Arc::clone(&registry)),
@@ -192,7 +202,7 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
         audit: Arc::clone(&audit),
         gate: Arc::clone(&gate),
     };
-    let door = proxy(&server, &settings, rooms, &sockets)?.on_open(|| takeover.serve());
+    let door = proxy(&server, &settings, rooms, (&sockets, served))?.on_open(|| takeover.serve());
     server.add_service(door).add_dependency(&reload);
     if let Some(admin) = &settings.admin {
         let token = admin.token.as_ref().map(settings::Secret::expose);
@@ -248,26 +258,13 @@ fn drift(settings: &Settings, account: Option<Arc<dyn Registry>>, metrics: &Arc<
     Drift::new(settings.drift.interval, servant, Box::new(told))
 }
 
-fn peers(settings: &Settings) -> Peers {
-    let upstream = &settings.upstream;
-    let authorities = upstream.authorities.as_ref().map(|list| {
-        let wrapped = |der: &Vec<u8>| WrappedX509::new(der.clone(), parse_x509);
-        list.iter().map(wrapped).collect::<Arc<[_]>>()
-    });
-    let client = upstream
-        .client
-        .as_ref()
-        .map(|pair| Arc::new(CertKey::new(pair.chain.clone(), pair.expose_key().to_vec())));
-    Peers::new(upstream.origin.clone(), upstream.timeouts.clone(), authorities, client)
-}
-
 fn proxy(
     server: &Server,
     settings: &Settings,
     rooms: Rooms,
-    sockets: &Sockets,
+    (sockets, served): (&Sockets, Option<Arc<Served>>),
 ) -> Result<Door<Front>, Failure> {
-    let Settings { listen, upstream, limits, .. } = settings;
+    let Settings { listen, upstream, limits, log, .. } = settings;
     let config = Arc::new(Config {
         upstream: upstream.name.clone(),
         doors: upstream.doors.clone(),
@@ -281,6 +278,7 @@ fn proxy(
         strict: settings.ledger.on_outage == OnOutage::Strict,
         max_manifest: limits.manifest,
         max_header: limits.header,
+        access_log: log.access,
     });
     let rooms = Arc::new(rooms);
     let edge = || Edge::new(Arc::clone(&config), Arc::clone(&rooms));
@@ -291,18 +289,18 @@ fn proxy(
         // Header and body of a small answer leave in one write.
         let buffer = L4BufferSettings::default().write(16 * 1024);
         let endpoint = ListenerConfig::tcp(address.to_string()).l4_buffer(buffer);
-        service.add_listener(match &listen.tls {
-            Some(pair) => endpoint.tls(tls(pair)?),
+        service.add_listener(match &served {
+            Some(served) => endpoint.tls(tls(served)?),
             None => endpoint,
         });
     }
     sockets.door(service, &listen.addresses)
 }
 
-fn tls(pair: &KeyPair) -> Result<TlsSettings, Failure> {
+fn tls(served: &Arc<Served>) -> Result<TlsSettings, Failure> {
     let start = |e: Box<pingora::Error>| Failure::Start(e.to_string());
     let mut tls = TlsSettings::intermediate("", "").map_err(start)?;
-    tls.set_cert_resolver(Arc::new(SingleCertAndKey::from(pair.certified())));
+    tls.set_cert_resolver(Arc::<Served>::clone(served));
     tls.enable_h2();
     Ok(tls)
 }

@@ -16,7 +16,7 @@ mod values;
 pub use check::describe;
 pub use file::{read, read_file};
 pub use flags::{Flags, from_flags};
-pub use pem::KeyPair;
+pub use pem::{Authorities, KeyPair};
 pub use problem::{Problem, Problems};
 pub use secret::Secret;
 pub use values::parse_origin;
@@ -85,7 +85,7 @@ pub struct Upstream {
     pub origin: Origin,
     pub host: HostPolicy,
     /// Instead of the system's roots.
-    pub authorities: Option<Arc<Vec<Vec<u8>>>>,
+    pub authorities: Option<Arc<Authorities>>,
     pub client: Option<Arc<KeyPair>>,
     pub timeouts: Timeouts,
     pub doors: Doors,
@@ -204,6 +204,8 @@ pub struct Log {
     /// A filter of `tracing`: a level, or levels by target.
     pub filter: String,
     pub format: LogFormat,
+    /// One line for each request.
+    pub access: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,7 +216,7 @@ pub enum LogFormat {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { filter: "info".into(), format: LogFormat::Text }
+        Self { filter: "info".into(), format: LogFormat::Text, access: true }
     }
 }
 

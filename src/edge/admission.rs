@@ -274,6 +274,7 @@ mod tests {
             strict: false,
             max_manifest: 1,
             max_header: 1,
+            access_log: true,
         };
         let seen = |peer: &str, lines: &[&'static str]| {
             let mut headers = HeaderMap::new();

@@ -85,9 +85,12 @@ impl Newer {
 
 /// Ends a newer process that does not serve, and says what became of it.
 fn end(child: &mut Child, error: &io::Error) -> String {
-    if error.kind() == io::ErrorKind::UnexpectedEof
-        && let Ok(status) = child.wait()
-    {
+    // A reset is an end with the greeting unread.
+    let ended = matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+    );
+    if ended && let Ok(status) = child.wait() {
         return format!("it ended with {status}; the log has its reason");
     }
     let _ = child.kill();

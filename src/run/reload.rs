@@ -1,4 +1,4 @@
-//! Rules change without a restart: on SIGHUP, and when the file's content changes.
+//! Rules and certificates change without a restart: on SIGHUP, and when the file's content changes.
 //!
 //! The content is compared, not the file's time or inode, so that the symlink swap of a Kubernetes
 //! ConfigMap is seen like an editor's save.
@@ -15,6 +15,7 @@ use pingora::services::background::BackgroundService;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
 
+use super::certificates::Certificates;
 use super::service_manager;
 use super::verify::Verify;
 use crate::rules::Rules;
@@ -35,7 +36,21 @@ pub(super) struct Reload {
     metrics: Arc<Metrics>,
     notices: Arc<Notices>,
     audit: Arc<Audit>,
+    certificates: Certificates,
     verify: Arc<Verify>,
+}
+
+/// A file, and its content at a certain time.
+pub(super) struct Watched {
+    path: PathBuf,
+    content: Option<Vec<u8>>,
+}
+
+impl Watched {
+    pub fn read(path: PathBuf) -> Self {
+        let content = std::fs::read(&path).ok();
+        Self { path, content }
+    }
 }
 
 struct Read {
@@ -45,17 +60,17 @@ struct Read {
 
 impl Reload {
     pub fn new(
-        file: Option<PathBuf>,
+        file: Option<Watched>,
         settings: &Settings,
         rules: Arc<ArcSwap<Rules>>,
-        metrics: Arc<Metrics>,
-        notices: Arc<Notices>,
-        audit: Arc<Audit>,
+        (metrics, notices, audit): (Arc<Metrics>, Arc<Notices>, Arc<Audit>),
+        certificates: Certificates,
         verify: Verify,
     ) -> Self {
-        let content = file.as_ref().and_then(|file| std::fs::read(file).ok());
+        let (file, content) = file.map(|file| (file.path, file.content)).unzip();
+        let content = content.flatten();
         let read = Mutex::new(Read { content, fixed: fixed(settings) });
-        Self { file, read, rules, metrics, notices, audit, verify: Arc::new(verify) }
+        Self { file, read, rules, metrics, notices, audit, certificates, verify: Arc::new(verify) }
     }
 
     /// Applies the file, if it has changed or it is asked for.
@@ -140,12 +155,14 @@ impl BackgroundService for Reload {
                     if let Some(file) = &self.file {
                         self.look(file, true).await;
                     }
+                    self.certificates.look(true);
                     service_manager::ready();
                 }
                 _ = look.tick() => {
                     if let Some(file) = &self.file {
                         self.look(file, false).await;
                     }
+                    self.certificates.look(false);
                 }
                 _ = shutdown.changed() => return,
             }

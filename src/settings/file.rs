@@ -12,8 +12,8 @@ use super::problem::{Problem, Problems};
 use super::reader::{Environment, Reader, Table};
 use super::rules::{self, STYLES};
 use super::{
-    Admin, Drift, HostPolicy, KeyPair, Limits, Listen, Log, LogFormat, Secret, Settings, Upstream,
-    ledger, pem, values,
+    Admin, Authorities, Drift, HostPolicy, KeyPair, Limits, Listen, Log, LogFormat, Secret,
+    Settings, Upstream, ledger, values,
 };
 use crate::judge::Options;
 use crate::name::UpstreamName;
@@ -257,8 +257,10 @@ fn one_upstream(mut table: Table<'_>) -> Option<Upstream> {
     if plain && table.has("ca_file") {
         table.problem("ca_file", "the registry is spoken to without TLS", "use an `https` url");
     }
-    let authorities = table
-        .text("ca_file", |text| if plain { Ok(Vec::new()) } else { pem::certificates_in(text) });
+    let authorities = table.text("ca_file", |text| match values::path(text)? {
+        file if plain => Ok(Authorities { file, list: Vec::new() }),
+        file => Authorities::load(&file),
+    });
     let authorities = authorities.map(Arc::new);
     // Parsed for the day when several upstreams are told apart by them.
     table.texts("hosts", values::host);
@@ -379,6 +381,7 @@ fn log(table: Option<Table<'_>>) -> Option<Log> {
             .text("filter", crate::telemetry::logging::check_filter)
             .unwrap_or(defaults.filter),
         format: table.text("format", |t| values::word(t, &formats)).unwrap_or(defaults.format),
+        access: table.flag("access").unwrap_or(defaults.access),
     };
     table.finish();
     Some(log)

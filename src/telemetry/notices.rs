@@ -8,6 +8,10 @@ use std::sync::{Mutex, PoisonError};
 pub enum Topic {
     /// The file was changed and could not be applied.
     Configuration,
+    /// A certificate was changed and could not be used.
+    Certificate,
+    /// Likewise, for connections to the registry.
+    UpstreamCertificate,
     /// A newer process did not start, and this one goes on.
     Upgrade,
     /// Proxies of one ledger apply different rules.
@@ -20,6 +24,8 @@ impl Topic {
     fn as_str(self) -> &'static str {
         match self {
             Self::Configuration => "configuration",
+            Self::Certificate => "certificate",
+            Self::UpstreamCertificate => "upstream certificate",
             Self::Upgrade => "upgrade",
             Self::Rules => "rules",
             Self::Ledger => "ledger warning",

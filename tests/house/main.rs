@@ -11,6 +11,7 @@
 mod audit;
 mod auth;
 mod bad_input;
+mod certificates;
 mod chaos;
 mod clients;
 mod deletes;
@@ -23,6 +24,7 @@ mod fleet;
 mod fuzz;
 mod harness;
 mod http;
+mod observability;
 mod policies;
 mod program;
 mod pulls;

@@ -9,13 +9,13 @@ use crate::harness::*;
 use crate::http::{self, raw};
 
 /// An authority, and certificates it signs, as PEM files.
-struct Authority {
+pub struct Authority {
     certificate: rcgen::Certificate,
     issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
         params.distinguished_name.push(rcgen::DnType::CommonName, "the house's authority");
@@ -24,12 +24,12 @@ impl Authority {
         Self { certificate, issuer: rcgen::Issuer::new(params, key) }
     }
 
-    fn write(&self, file: &Path) {
+    pub fn write(&self, file: &Path) {
         fs::write(file, self.certificate.pem()).unwrap();
     }
 
     /// `<name>.pem` and `<name>.key` in this folder.
-    fn issue(&self, folder: &Path, name: &str, host: &str) {
+    pub fn issue(&self, folder: &Path, name: &str, host: &str) {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(vec![host.to_owned()]).unwrap();
         params.distinguished_name.push(rcgen::DnType::CommonName, host);

@@ -27,7 +27,7 @@ pub(super) struct Writer {
 }
 
 enum Job {
-    Write(Line),
+    Write(Box<Line>),
     Reopen,
     Flush(SyncSender<()>),
 }
@@ -51,7 +51,7 @@ impl Writer {
     }
 
     pub fn write(&self, line: Line) {
-        match self.queue.try_send(Job::Write(line)) {
+        match self.queue.try_send(Job::Write(Box::new(line))) {
             Ok(()) => {}
             Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => {
                 if let Job::Write(line) = job {
