@@ -9,6 +9,7 @@ mod crowd;
 mod deletes;
 mod forwarding;
 mod front;
+mod gate;
 mod harbor;
 mod intake;
 mod pace;
@@ -20,7 +21,8 @@ pub mod rewriting;
 mod writes;
 
 pub use crowd::{Cap, Caps, Crowd};
-pub use front::Front;
+pub use front::{Front, LULL};
+pub use gate::Gate;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -48,7 +50,7 @@ use crate::rules::{Deletes, Mutability, Rules};
 use crate::telemetry::Metrics;
 use crate::telemetry::audit::Audit;
 use crate::telemetry::refusals::Refusals;
-use passage::Passage;
+use passage::{InFlight, Passage};
 use refusal::Refusal;
 use rehearsal::Rehearsal;
 
@@ -81,6 +83,8 @@ pub struct Config {
     pub manifest_time: Duration,
     /// What a body that streams must bring a second, in the mean.
     pub body_rate: u64,
+    /// Whether each request is logged.
+    pub access_log: bool,
 }
 
 /// What the edge talks to.
@@ -92,6 +96,7 @@ pub struct Rooms {
     pub audit: Arc<Audit>,
     pub crowd: Arc<Crowd>,
     pub refusals: Arc<Refusals>,
+    pub gate: Arc<Gate>,
 }
 
 pub struct Edge {
@@ -115,6 +120,16 @@ enum Course {
     Read(RepositoryName, Tag),
     /// A delete in protected scope.
     Delete(Box<Deletion>),
+}
+
+impl Course {
+    fn needs_the_ledger(&self) -> bool {
+        match self {
+            Self::Write(_) | Self::WriteMutable(_) | Self::Read(..) | Self::Delete(_) => true,
+            // A rehearsal is no more than told.
+            Self::Stream | Self::Refuse(_) | Self::Rehearse(_) => false,
+        }
+    }
 }
 
 impl Edge {
@@ -177,6 +192,10 @@ impl Edge {
         RepositoryKey { upstream: self.config.upstream.clone(), repository: repository.clone() }
     }
 
+    fn protected(&self) -> InFlight {
+        InFlight::new(self.rooms.metrics.protected().clone())
+    }
+
     /// Admits, routes and decides, before anything is sent anywhere.
     fn decide(&self, session: &Session, passage: &mut Passage) -> Result<Course, Rejection> {
         let header = session.req_header();
@@ -192,13 +211,18 @@ impl Edge {
             // Before the rules are read: see there.
             let unjudged = self.rooms.judge.unjudged();
             passage.unjudged = Some(unjudged.enter(&self.key(&write.repository), &write.tags));
+            passage.protected = Some(self.protected());
         }
         if let (Some(own), Some(repository)) = (&self.config.namespace, route.repository())
             && self.rooms.rules.load().protecting(repository).is_some()
         {
             check_namespace(header.uri.query(), own)?;
         }
-        Ok(self.course(route))
+        let course = self.course(route);
+        if matches!(course, Course::Read(..) | Course::Delete(_)) {
+            passage.protected = Some(self.protected());
+        }
+        Ok(course)
     }
 }
 
@@ -224,6 +248,9 @@ impl ProxyHttp for Edge {
             Ok(course) => course,
             Err(rejection) => Course::Refuse(rejection.into()),
         };
+        if course.needs_the_ledger() {
+            self.rooms.gate.pass().await;
+        }
         match course {
             Course::Stream => return Ok(false),
             Course::Rehearse(rehearsal) => {
@@ -371,6 +398,10 @@ impl ProxyHttp for Edge {
     async fn logging(&self, session: &mut Session, error: Option<&Error>, passage: &mut Passage) {
         let status = session.response_written().map_or(0, |response| response.status.as_u16());
         self.rooms.metrics.request(passage.route, status);
+        self.rooms.metrics.bytes(session.body_bytes_read(), session.body_bytes_sent());
+        if !self.config.access_log {
+            return;
+        }
         let header = session.req_header();
         // Never the query: it holds upload states and tokens' scopes.
         tracing::info!(

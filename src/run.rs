@@ -1,17 +1,20 @@
 //! The composition root: the only file that sees every room. It builds them from the settings,
 //! connects them, and ends them in order.
 
+mod certificates;
 mod commands;
 #[cfg(debug_assertions)]
 mod crash;
 mod fleet;
+mod handover;
 mod ledgers;
 mod reload;
+mod service_manager;
 mod shutdown;
+mod sockets;
+mod takeover;
 mod verify;
 
-use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -22,8 +25,6 @@ use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
 use pingora::services::background::background_service;
 use pingora::services::listening::Service;
-use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
-use rustls::sign::SingleCertAndKey;
 
 use crate::admin::{Admin, Eyes, Parts};
 use crate::cli::{Command, Serve};
@@ -38,14 +39,18 @@ use crate::registry::Registry;
 use crate::registry::account::Account;
 use crate::registry::client::Client;
 use crate::registry::peer::Peers;
-use crate::settings::{self, Flags, HostPolicy, KeyPair, LogFormat, OnOutage, Problems, Settings};
+use crate::settings::{self, Flags, HostPolicy, LogFormat, OnOutage, Problems, Settings, Store};
 use crate::telemetry::audit::Audit;
 use crate::telemetry::notices::Notices;
 use crate::telemetry::refusals::Refusals;
 use crate::telemetry::{Metrics, logging};
+use certificates::{Certificates, Served};
 use fleet::Fleet;
-use reload::Reload;
+use handover::Older;
+use reload::{Reload, Watched};
 use shutdown::Shutdown;
+use sockets::{Door, Sockets};
+use takeover::Takeover;
 use verify::Verify;
 
 /// Why a command ended otherwise than well; `main` turns it into an exit status.
@@ -64,7 +69,8 @@ pub enum Failure {
 pub fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(flags) => {
-            let file = flags.config.clone();
+            // Before it is understood: a change in between is one that is seen later.
+            let file = flags.config.clone().map(Watched::read);
             serve(settings_of(flags)?, file)
         }
         Command::Check { file, strict, json } => commands::check(&file, strict, json),
@@ -100,23 +106,41 @@ fn settings_of(serve: Serve) -> Result<Settings, Failure> {
 }
 
 /// Runs until a signal; the process then ends with status 0 from `shutdown`.
-fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
+fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
     logging::start(&settings.log.filter, settings.log.format == LogFormat::Json)
         .map_err(Failure::Start)?;
     // Both TLS sides use ring; an error says that it was chosen before.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    // pingora panics where it can't bind; the operator gets a sentence instead.
-    let admin_address = settings.admin.as_ref().map(|admin| admin.address);
-    for address in settings.listen.addresses.iter().copied().chain(admin_address) {
-        check_bind(address)?;
-    }
-    let ledger = ledgers::open(&settings)?;
+    shutdown::keep_from_ending();
+    // An older process, if this one is to take over from it, and its sockets.
+    let (older, inherited) = Older::meet().map_err(Failure::Start)?.unzip();
     let metrics = Arc::new(Metrics::new());
     let notices = Arc::new(Notices::default());
-    let guarded: Arc<dyn Ledger> =
-        Arc::new(Guarded::new(Arc::clone(&ledger), Arc::clone(&metrics)));
+    let audit = Audit::to(&settings.audit, Arc::clone(&metrics));
+    let audit = Arc::new(
+        audit.map_err(|e| Failure::Start(format!("the audit's file can't be opened: {e}")))?,
+    );
+    let waiting = Arc::new(Guarded::waiting(Arc::clone(&metrics)));
+    let guarded: Arc<dyn Ledger> = Arc::<Guarded>::clone(&waiting);
     let witness = Arc::new(Witness::new(Arc::clone(&guarded), settings.ledger.remembering));
-    let peers = Arc::new(peers(&settings));
+    let peers = Arc::new(Peers::new(
+        settings.upstream.origin.clone(),
+        settings.upstream.timeouts.clone(),
+        certificates::upstream(&settings.upstream),
+    ));
+    let served = settings.listen.tls.as_ref().map(|pair| Arc::new(Served::new(pair)));
+    let certificates = Certificates::new(
+        &settings,
+        served.as_ref(),
+        &peers,
+        (Arc::clone(&metrics), Arc::clone(&notices), Arc::clone(&audit)),
+    );
+    // Who can connect may change files at once: they have been read above.
+    let admin_address = settings.admin.as_ref().map(|admin| admin.address);
+    let addresses = settings.listen.addresses.iter().copied().chain(admin_address);
+    let sockets = Arc::new(Sockets::open(addresses, inherited.unwrap_or_default())?);
+    let takeover = Takeover::begin(&settings, &waiting, older)?;
+    let gate = takeover.gate();
     let client = Client::new(
         Arc::clone(&peers),
         Arc::clone(&settings.upstream.media),
@@ -130,7 +154,9 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
         threads: settings.threads,
         // pingora sleeps this through and then cuts what is left; `shutdown` ends the process
         // before, as soon as nothing is left.
-        grace_period_seconds: Some(settings.shutdown_timeout.as_secs() + 5),
+        grace_period_seconds: Some(
+            settings.shutdown_timeout.max(settings.upgrade_timeout).as_secs() + 60,
+        ),
         graceful_shutdown_timeout_seconds: Some(1),
         ..ServerConf::default()
     };
@@ -143,8 +169,8 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
         file,
         &settings,
         Arc::clone(&rules),
-        Arc::clone(&metrics),
-        Arc::clone(&notices),
+        (Arc::clone(&metrics), Arc::clone(&notices), Arc::clone(&audit)),
+        certificates,
         Verify {
             ledger: Arc::clone(&guarded),
             registry: match &account {
@@ -154,7 +180,7 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
             host: settings.upstream.origin.authority(),
         },
     );
-    server.add_service(background_service("reload", reload));
+    let reload = server.add_service(background_service("reload", reload));
     let fleet = Fleet::new(
         Arc::clone(&witness),
         Arc::clone(&rules),
@@ -183,9 +209,10 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
         crowd: Arc::new(Crowd::new(caps, Arc::clone(&metrics))),
         judge: Arc::new(judge),
         peers,
-        rules,
+        rules: Arc::clone(&rules),
         metrics: Arc::clone(&metrics),
-        audit: Arc::new(Audit::default()),
+        audit: Arc::clone(&audit),
+        gate: Arc::clone(&gate),
         refusals: Arc::new(Refusals::default()),
     };
     let parts = Parts {
@@ -196,18 +223,19 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
         rules: Arc::clone(&rooms.rules),
         eyes: eyes(&settings, client, account),
         metrics: Arc::clone(&metrics),
-        notices,
+        notices: Arc::clone(&notices),
         audit: Arc::clone(&rooms.audit),
         refusals: Arc::clone(&rooms.refusals),
     };
-    server.add_service(proxy(&server, &settings, rooms)?);
+    let door = proxy(&server, &settings, rooms, (&sockets, served))?.on_open(|| takeover.serve());
+    server.add_service(door).add_dependency(&reload);
     if let Some(admin) = &settings.admin {
         let token = admin.token.as_ref().map(settings::Secret::expose);
         let app = Admin::new(parts, token, admin.hosts.clone());
         let mut service = Service::new("admin".into(), app);
         service.add_tcp(&admin.address.to_string());
         service.threads = Some(1);
-        server.add_service(service);
+        server.add_service(sockets.door(service, &[admin.address])?);
     }
 
     for address in &settings.listen.addresses {
@@ -219,16 +247,20 @@ fn serve(settings: Settings, file: Option<PathBuf>) -> Result<(), Failure> {
         rules = settings.rules.iter().count(),
         "taglock {} serves", env!("CARGO_PKG_VERSION")
     );
-    let shutdown = Shutdown::new(metrics, ledger, settings.shutdown_timeout);
+    let shutdown = Shutdown {
+        metrics,
+        notices,
+        ledger: guarded,
+        audit,
+        exclusive: matches!(settings.ledger.store, Store::Embedded { .. }),
+        gate,
+        rules,
+        sockets,
+        timeout: settings.shutdown_timeout,
+        upgrade_timeout: settings.upgrade_timeout,
+    };
     server.run(RunArgs { shutdown_signal: Box::new(shutdown) });
     Ok(())
-}
-
-fn check_bind(address: SocketAddr) -> Result<(), Failure> {
-    match TcpListener::bind(address) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(Failure::Start(format!("{address} can't be listened on: {error}"))),
-    }
 }
 
 /// Taglock's own account at the registry, where it has one.
@@ -260,21 +292,13 @@ fn eyes(settings: &Settings, client: Arc<Client>, account: Option<Arc<Account>>)
     }
 }
 
-fn peers(settings: &Settings) -> Peers {
-    let upstream = &settings.upstream;
-    let authorities = upstream.authorities.as_ref().map(|list| {
-        let wrapped = |der: &Vec<u8>| WrappedX509::new(der.clone(), parse_x509);
-        list.iter().map(wrapped).collect::<Arc<[_]>>()
-    });
-    let client = upstream
-        .client
-        .as_ref()
-        .map(|pair| Arc::new(CertKey::new(pair.chain.clone(), pair.expose_key().to_vec())));
-    Peers::new(upstream.origin.clone(), upstream.timeouts.clone(), authorities, client)
-}
-
-fn proxy(server: &Server, settings: &Settings, rooms: Rooms) -> Result<Service<Front>, Failure> {
-    let Settings { listen, upstream, limits, .. } = settings;
+fn proxy(
+    server: &Server,
+    settings: &Settings,
+    rooms: Rooms,
+    (sockets, served): (&Sockets, Option<Arc<Served>>),
+) -> Result<Door<Front>, Failure> {
+    let Settings { listen, upstream, limits, log, .. } = settings;
     let config = Arc::new(Config {
         upstream: upstream.name.clone(),
         doors: upstream.doors.clone(),
@@ -291,6 +315,7 @@ fn proxy(server: &Server, settings: &Settings, rooms: Rooms) -> Result<Service<F
         max_header: limits.header,
         manifest_time: limits.manifest_time,
         body_rate: limits.body_rate,
+        access_log: log.access,
     });
     let rooms = Arc::new(rooms);
     let edge = || Edge::new(Arc::clone(&config), Arc::clone(&rooms));
@@ -301,18 +326,18 @@ fn proxy(server: &Server, settings: &Settings, rooms: Rooms) -> Result<Service<F
         // Header and body of a small answer leave in one write.
         let buffer = L4BufferSettings::default().write(16 * 1024);
         let endpoint = ListenerConfig::tcp(address.to_string()).l4_buffer(buffer);
-        service.add_listener(match &listen.tls {
-            Some(pair) => endpoint.tls(tls(pair)?),
+        service.add_listener(match &served {
+            Some(served) => endpoint.tls(tls(served)?),
             None => endpoint,
         });
     }
-    Ok(service)
+    sockets.door(service, &listen.addresses)
 }
 
-fn tls(pair: &KeyPair) -> Result<TlsSettings, Failure> {
+fn tls(served: &Arc<Served>) -> Result<TlsSettings, Failure> {
     let start = |e: Box<pingora::Error>| Failure::Start(e.to_string());
     let mut tls = TlsSettings::intermediate("", "").map_err(start)?;
-    tls.set_cert_resolver(Arc::new(SingleCertAndKey::from(pair.certified())));
+    tls.set_cert_resolver(Arc::<Served>::clone(served));
     tls.enable_h2();
     Ok(tls)
 }

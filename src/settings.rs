@@ -18,7 +18,7 @@ pub use check::describe;
 pub use doors::Kind;
 pub use file::{read, read_file};
 pub use flags::{Flags, from_flags};
-pub use pem::KeyPair;
+pub use pem::{Authorities, KeyPair};
 pub use problem::{Problem, Problems};
 pub use secret::Secret;
 pub use values::parse_origin;
@@ -37,6 +37,7 @@ use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Timeouts};
 use crate::route::Doors;
 use crate::rules::Rules;
+use crate::telemetry::audit;
 
 /// Everything, as it will be applied.
 #[derive(Clone, Debug)]
@@ -49,9 +50,12 @@ pub struct Settings {
     pub admin: Option<Admin>,
     pub limits: Limits,
     pub log: Log,
+    pub audit: audit::Output,
     pub rules: Arc<Rules>,
     /// How long requests under way may take to end after a stop.
     pub shutdown_timeout: Duration,
+    /// How long they may take once a newer process has taken over.
+    pub upgrade_timeout: Duration,
     /// Worker threads of the proxy.
     pub threads: usize,
 }
@@ -83,7 +87,7 @@ pub struct Upstream {
     pub origin: Origin,
     pub host: HostPolicy,
     /// Instead of the system's roots.
-    pub authorities: Option<Arc<Vec<Vec<u8>>>>,
+    pub authorities: Option<Arc<Authorities>>,
     pub client: Option<Arc<KeyPair>>,
     pub timeouts: Timeouts,
     pub kind: Kind,
@@ -233,6 +237,8 @@ pub struct Log {
     /// A filter of `tracing`: a level, or levels by target.
     pub filter: String,
     pub format: LogFormat,
+    /// One line for each request.
+    pub access: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -243,7 +249,7 @@ pub enum LogFormat {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { filter: "info".into(), format: LogFormat::Text }
+        Self { filter: "info".into(), format: LogFormat::Text, access: true }
     }
 }
 

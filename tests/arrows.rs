@@ -61,8 +61,17 @@ const LIBRARIES: [(&str, &[&str]); 17] = [
     ("redb", &["src/ledger/embedded"]),
     // `run` names taglock's own module of that name.
     ("redis", &["src/ledger/redis", "src/run/ledgers.rs"]),
-    ("serde", &["src/registry/wire.rs", "src/admin", "src/console"]),
-    ("serde_json", &["src/registry/wire.rs", "src/admin", "src/console", "src/run/commands.rs"]),
+    ("serde", &["src/registry/wire.rs", "src/admin", "src/console", "src/telemetry/audit"]),
+    (
+        "serde_json",
+        &[
+            "src/registry/wire.rs",
+            "src/admin",
+            "src/console",
+            "src/run/commands.rs",
+            "src/telemetry/audit",
+        ],
+    ),
     ("toml", &["src/settings/reader.rs"]),
     ("clap", &["src/cli", "src/main.rs"]),
     ("clap_complete", &["src/cli"]),

@@ -297,6 +297,7 @@ mod tests {
             max_header: 1,
             manifest_time: std::time::Duration::from_secs(1),
             body_rate: 0,
+            access_log: true,
         };
         let seen = |peer: &str, lines: &[&'static str]| {
             let mut headers = HeaderMap::new();

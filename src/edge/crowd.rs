@@ -73,6 +73,11 @@ impl Crowd {
         }
     }
 
+    /// How many connections there are now.
+    pub fn connected(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
     /// Counts a connection for as long as it lives. `None` where there are too many.
     pub fn connect(self: &Arc<Self>) -> Option<Connected> {
         self.metrics.within_runtime();

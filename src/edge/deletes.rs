@@ -62,11 +62,15 @@ impl Edge {
         };
         let judge = Arc::clone(&self.rooms.judge);
         let audit = Arc::clone(&self.rooms.audit);
-        let settling = InFlight::new(self.rooms.metrics.settling().clone());
+        let metrics = Arc::clone(&self.rooms.metrics);
+        let settling = InFlight::new(metrics.settling().clone());
         let task = tokio::spawn(async move {
             let _settling = settling;
             let ruling = judge.delete(&deletion, &caller).await;
             let tags = tags_of(&ruling).to_vec();
+            if let Ruling::Refused(_) = &ruling {
+                metrics.refused_by(Some(&deletion.rule.name));
+            }
             audit.record(&Decision { tags, ..decision }, &outcome_of(&ruling, &deletion));
             ruling
         });

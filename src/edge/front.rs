@@ -13,7 +13,8 @@ use pingora::protocols::{ALPN, Stream};
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::ShutdownWatch;
 use pingora::server::configuration::ServerConf;
-use tokio::time::timeout;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::crowd::Crowd;
 use super::{Edge, pace, refusal};
@@ -22,6 +23,11 @@ use super::{Edge, pace, refusal};
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long a connection may be silent before a request.
 const SILENCE: Duration = Duration::from_secs(60);
+/// When the proxy stops, connections that are open have so long to bring a request, which is answered
+/// with `Connection: close`. Clients are told so before they are cut off.
+pub const LULL: Duration = Duration::from_secs(1);
+/// Between two looks whether some are left.
+const LOOK: Duration = Duration::from_millis(20);
 /// How long an HTTP/2 connection may be kept without a request.
 const IDLE_HTTP2: Duration = Duration::from_secs(120);
 
@@ -33,6 +39,8 @@ pub struct Front {
     http1: Arc<HttpProxy<Edge>>,
     /// `None` behind TLS, where the handshake has settled the version.
     http2: Option<Arc<HttpProxy<Edge>>>,
+    /// Says when the lull is over.
+    over: watch::Sender<bool>,
 }
 
 impl Front {
@@ -53,7 +61,7 @@ impl Front {
             Arc::new(proxy)
         };
         let (http1, http2) = (proxy(false), (!tls).then(|| proxy(true)));
-        Self { crowd, header_time, http1, http2 }
+        Self { crowd, header_time, http1, http2, over: watch::Sender::new(false) }
     }
 
     async fn serve(
@@ -65,9 +73,10 @@ impl Front {
             return self.http1.process_new(stream, shutdown).await;
         }
         let Some(http2) = &self.http2 else { return self.serve_http1(stream, shutdown).await };
-        if starts_with(&mut stream, &PREFACE[..4], shutdown).await? {
+        let over = self.over.subscribe();
+        if starts_with(&mut stream, &PREFACE[..4], &over).await? {
             // All of it must come in time, too: pingora waits for it without a bound.
-            starts_with(&mut stream, PREFACE, shutdown).await?;
+            starts_with(&mut stream, PREFACE, &over).await?;
             http2.process_new(stream, shutdown).await
         } else {
             self.serve_http1(stream, shutdown).await
@@ -99,7 +108,13 @@ impl ServerApp for Front {
         }
     }
 
+    /// No connection is accepted any more; those that wait for a request are closed.
     async fn cleanup(&self) {
+        let start = Instant::now();
+        while self.crowd.connected() > 0 && start.elapsed() < LULL {
+            sleep(LOOK).await;
+        }
+        self.over.send_replace(true);
         ServerApp::cleanup(&*self.http1).await;
         if let Some(http2) = &self.http2 {
             ServerApp::cleanup(&**http2).await;
@@ -108,14 +123,18 @@ impl ServerApp for Front {
 }
 
 /// Whether the next bytes are these; they stay to be read. `None` where none come in time, the
-/// client leaves, or the proxy is stopping.
-async fn starts_with(stream: &mut Stream, bytes: &[u8], shutdown: &ShutdownWatch) -> Option<bool> {
-    let mut shutdown = shutdown.clone();
+/// client leaves, or the proxy has stopped.
+async fn starts_with(
+    stream: &mut Stream,
+    bytes: &[u8],
+    over: &watch::Receiver<bool>,
+) -> Option<bool> {
+    let mut over = over.clone();
     let mut start = vec![0; bytes.len()];
     let peeked = tokio::select! {
         biased;
         peeked = timeout(SILENCE, stream.try_peek(&mut start)) => peeked,
-        _ = shutdown.changed() => return None,
+        _ = over.wait_for(|over| *over) => return None,
     };
     matches!(peeked, Ok(Ok(true))).then(|| start == bytes)
 }

@@ -31,6 +31,8 @@ pub struct Passage {
     pub rehearsal: Option<Box<Rehearsal>>,
     /// What an answer is to be taken with care for.
     pub warning: Option<HeaderValue>,
+    /// A request that needs the ledger, or may turn out to.
+    pub protected: Option<InFlight>,
     _in_flight: InFlight,
 }
 
@@ -92,6 +94,7 @@ impl Passage {
             unjudged: None,
             rehearsal: None,
             warning: None,
+            protected: None,
             _in_flight: InFlight::new(in_flight),
         }
     }

@@ -23,7 +23,7 @@ use crate::name::{RepositoryName, Tag};
 use crate::registry::{Trouble, wire};
 use crate::route::{ErrorCode, Rejection};
 use crate::rules::{RefusalStyle, Rule};
-use crate::telemetry::audit::user_of;
+use crate::telemetry::audit::{User, user_of};
 use crate::telemetry::refusals::Refused;
 
 /// Few clients wait for a second; those that do, and people, wait this many.
@@ -355,7 +355,7 @@ impl Edge {
             at: SystemTime::now(),
             id: passage.id.to_string(),
             client: passage.client.address,
-            user: user_of(&request.headers),
+            user: user_of(&request.headers).map(User::into_name),
             method: request.method.to_string(),
             // Not its query, which may hold a token.
             path: request.uri.path().to_owned(),

@@ -18,7 +18,7 @@ use crate::registry::Caller;
 use crate::registry::client::CONTENT_DIGEST;
 use crate::route::{ManifestWrite, Route};
 use crate::rules::{Deletes, Mutability, Rule, Rules};
-use crate::telemetry::audit::{Decision, Outcome, Subject, user_of};
+use crate::telemetry::audit::{Decision, Outcome, Subject, User, user_of};
 
 /// One such request on its way through.
 pub struct Rehearsal {
@@ -26,7 +26,7 @@ pub struct Rehearsal {
     rule: Rule,
     act: Act,
     caller: Caller,
-    user: Option<String>,
+    user: Option<User>,
     /// What is against it so far.
     refusal: Option<Refusal>,
     /// What its protected tags were bound to, or had in the registry, before it.

@@ -133,6 +133,11 @@ impl Edge {
                 Verdict::Unbound(tag) => {
                     let decision = Decision { tags: vec![tag.clone()], ..decision.clone() };
                     audit.record(&decision, &outcome_of(&verdict));
+                    metrics.refused_by(decision.rule.as_deref());
+                }
+                Verdict::Refused(_) => {
+                    audit.record(&decision, &outcome_of(&verdict));
+                    metrics.refused_by(decision.rule.as_deref());
                 }
                 _ if judged => audit.record(&decision, &outcome_of(&verdict)),
                 _ => {}

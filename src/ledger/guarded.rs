@@ -1,6 +1,6 @@
 //! Any ledger, with a deadline and another try: what stores leave to their caller.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -21,14 +21,33 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Repeats calls that fail until [`PATIENCE`] is over; every operation is safe to repeat.
 pub struct Guarded {
-    inner: Arc<dyn Ledger>,
+    /// Empty until an older process has let go of it.
+    inner: OnceLock<Arc<dyn Ledger>>,
     metrics: Arc<Metrics>,
     patience: Duration,
 }
 
 impl Guarded {
     pub fn new(inner: Arc<dyn Ledger>, metrics: Arc<Metrics>) -> Self {
-        Self { inner, metrics, patience: PATIENCE }
+        let guarded = Self::waiting(metrics);
+        guarded.fill(inner);
+        guarded
+    }
+
+    /// A ledger that is not there yet: until it is filled, calls fail as in an outage.
+    pub fn waiting(metrics: Arc<Metrics>) -> Self {
+        Self { inner: OnceLock::new(), metrics, patience: PATIENCE }
+    }
+
+    /// Here it is. A second one is not taken.
+    pub fn fill(&self, inner: Arc<dyn Ledger>) {
+        if self.inner.set(inner).is_err() {
+            tracing::error!("a ledger was opened twice");
+        }
+    }
+
+    fn inner(&self) -> Result<&Arc<dyn Ledger>, Unavailable> {
+        self.inner.get().ok_or_else(|| Unavailable::Store("an older process still has it".into()))
     }
 
     async fn call<T, F>(
@@ -75,7 +94,7 @@ impl Ledger for Guarded {
         repository: &RepositoryKey,
         tags: &[Tag],
     ) -> Result<Vec<Entry>, Unavailable> {
-        self.call("lookup", || self.inner.lookup(repository, tags)).await
+        self.call("lookup", || async { self.inner()?.lookup(repository, tags).await }).await
     }
 
     async fn claim(
@@ -85,7 +104,10 @@ impl Ledger for Guarded {
         digest: &Digest,
         attempt: AttemptId,
     ) -> Result<Claim, Unavailable> {
-        self.call("claim", || self.inner.claim(repository, tags, digest, attempt)).await
+        self.call("claim", || async {
+            self.inner()?.claim(repository, tags, digest, attempt).await
+        })
+        .await
     }
 
     async fn seal(
@@ -95,7 +117,8 @@ impl Ledger for Guarded {
         digest: &Digest,
         origin: Origin,
     ) -> Result<Seal, Unavailable> {
-        self.call("seal", || self.inner.seal(repository, tags, digest, origin)).await
+        self.call("seal", || async { self.inner()?.seal(repository, tags, digest, origin).await })
+            .await
     }
 
     async fn abort(
@@ -105,7 +128,10 @@ impl Ledger for Guarded {
         digest: &Digest,
         attempt: AttemptId,
     ) -> Result<(), Unavailable> {
-        self.call("abort", || self.inner.abort(repository, tags, digest, attempt)).await
+        self.call("abort", || async {
+            self.inner()?.abort(repository, tags, digest, attempt).await
+        })
+        .await
     }
 
     async fn release(
@@ -114,7 +140,7 @@ impl Ledger for Guarded {
         tag: &Tag,
         token: Token,
     ) -> Result<Release, Unavailable> {
-        self.call("release", || self.inner.release(repository, tag, token)).await
+        self.call("release", || async { self.inner()?.release(repository, tag, token).await }).await
     }
 
     async fn withdraw(
@@ -123,7 +149,8 @@ impl Ledger for Guarded {
         tags: &[Tag],
         digest: &Digest,
     ) -> Result<(), Unavailable> {
-        self.call("withdraw", || self.inner.withdraw(repository, tags, digest)).await
+        self.call("withdraw", || async { self.inner()?.withdraw(repository, tags, digest).await })
+            .await
     }
 
     async fn supersede(
@@ -131,7 +158,7 @@ impl Ledger for Guarded {
         repository: &RepositoryKey,
         tags: &[Tag],
     ) -> Result<Vec<Holder>, Unavailable> {
-        self.call("supersede", || self.inner.supersede(repository, tags)).await
+        self.call("supersede", || async { self.inner()?.supersede(repository, tags).await }).await
     }
 
     async fn bound_to(
@@ -139,7 +166,7 @@ impl Ledger for Guarded {
         repository: &RepositoryKey,
         digest: &Digest,
     ) -> Result<Vec<Tag>, Unavailable> {
-        self.call("bound_to", || self.inner.bound_to(repository, digest)).await
+        self.call("bound_to", || async { self.inner()?.bound_to(repository, digest).await }).await
     }
 
     async fn list(
@@ -147,27 +174,29 @@ impl Ledger for Guarded {
         after: Option<&Position>,
         limit: usize,
     ) -> Result<Vec<Listed>, Unavailable> {
-        self.call("list", || self.inner.list(after, limit)).await
+        self.call("list", || async { self.inner()?.list(after, limit).await }).await
     }
 
     async fn identity(&self) -> Result<Identity, Unavailable> {
-        self.call("identity", || self.inner.identity()).await
+        self.call("identity", || async { self.inner()?.identity().await }).await
     }
 
     async fn sequence(&self, repository: &RepositoryKey) -> Result<u64, Unavailable> {
-        self.call("sequence", || self.inner.sequence(repository)).await
+        self.call("sequence", || async { self.inner()?.sequence(repository).await }).await
     }
 
     async fn announce(&self, own: &Announcement) -> Result<Vec<Announcement>, Unavailable> {
-        self.call("announce", || self.inner.announce(own)).await
+        self.call("announce", || async { self.inner()?.announce(own).await }).await
     }
 
     fn losses(&self) -> Option<&Losses> {
-        self.inner.losses()
+        self.inner.get()?.losses()
     }
 
     async fn close(&self) {
-        self.inner.close().await;
+        if let Some(inner) = self.inner.get() {
+            inner.close().await;
+        }
     }
 }
 
@@ -180,13 +209,21 @@ mod tests {
     use crate::ledger::memory::Memory;
 
     fn guarded(patience: Duration) -> Guarded {
-        let metrics = Arc::new(Metrics::new());
-        Guarded { inner: Arc::new(Memory::new()), metrics, patience }
+        let guarded = Guarded::new(Arc::new(Memory::new()), Arc::new(Metrics::new()));
+        Guarded { patience, ..guarded }
     }
 
     #[tokio::test]
     async fn a_guarded_ledger_keeps_the_contract() {
         contract::holds(&guarded(PATIENCE)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_ledger_that_comes_later_is_an_outage_until_then() {
+        let guarded = Guarded::waiting(Arc::new(Metrics::new()));
+        assert!(matches!(guarded.identity().await, Err(Unavailable::Store(_))));
+        guarded.fill(Arc::new(Memory::new()));
+        assert!(guarded.identity().await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]

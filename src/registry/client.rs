@@ -27,7 +27,7 @@ use tokio::time::{sleep, timeout};
 
 use super::idle::Connections;
 use super::media::MediaTypes;
-use super::peer::{Origin, Peers};
+use super::peer::{Credentials, Origin, Peers};
 use super::{
     Answer, Caller, Deleted, Fetched, Listing, Manifest, Place, Reading, Registry, Serving,
     Sighting, Trouble, Written,
@@ -128,7 +128,7 @@ impl Client {
             headers = headers_of(&headers, &REDIRECT_HEADERS);
             headers.insert(HOST, header_value(&origin.authority())?);
             // Another host: its own addresses, the system's roots, no client certificate.
-            let peers = Peers::new(origin, self.peers.timeouts().clone(), None, None);
+            let peers = Peers::new(origin, self.peers.timeouts().clone(), Credentials::default());
             let request = self::request(method, &target, &headers)?;
             answer = self.exchange(&peers, request, None, max, Repeat::Harmless).await?;
         }

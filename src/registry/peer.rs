@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use dashmap::DashMap;
 use pingora::prelude::HttpPeer;
 use pingora::protocols::tls::CaType;
@@ -74,21 +74,28 @@ impl Default for Timeouts {
 pub struct Peers {
     origin: Origin,
     timeouts: Timeouts,
-    /// Instead of the system's roots.
-    ca: Option<Arc<CaType>>,
-    client: Option<Arc<CertKey>>,
+    credentials: ArcSwap<Credentials>,
     addresses: Addresses,
 }
 
+/// What a TLS connection to the registry is made with.
+#[derive(Default)]
+pub struct Credentials {
+    /// Instead of the system's roots.
+    pub ca: Option<Arc<CaType>>,
+    pub client: Option<Arc<CertKey>>,
+}
+
 impl Peers {
-    pub fn new(
-        origin: Origin,
-        timeouts: Timeouts,
-        ca: Option<Arc<CaType>>,
-        client: Option<Arc<CertKey>>,
-    ) -> Self {
+    pub fn new(origin: Origin, timeouts: Timeouts, credentials: Credentials) -> Self {
         let addresses = Addresses::new(&origin, timeouts.connect);
-        Self { origin, timeouts, ca, client, addresses }
+        let credentials = ArcSwap::from_pointee(credentials);
+        Self { origin, timeouts, credentials, addresses }
+    }
+
+    /// Connections made from now on are made with these.
+    pub fn renew(&self, credentials: Credentials) {
+        self.credentials.store(Arc::new(credentials));
     }
 
     pub fn origin(&self) -> &Origin {
@@ -119,8 +126,9 @@ impl Peers {
         options.idle_timeout = Some(self.timeouts.idle);
         options.set_http_version(1, 1);
         options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
-        options.ca.clone_from(&self.ca);
-        peer.client_cert_key.clone_from(&self.client);
+        let credentials = self.credentials.load();
+        options.ca.clone_from(&credentials.ca);
+        peer.client_cert_key.clone_from(&credentials.client);
         Ok(peer)
     }
 }
@@ -258,7 +266,8 @@ mod tests {
 
     #[tokio::test]
     async fn every_timeout_and_the_server_name_are_set() {
-        let peers = Peers::new(origin(true, "localhost", 1), Timeouts::default(), None, None);
+        let peers =
+            Peers::new(origin(true, "localhost", 1), Timeouts::default(), Credentials::default());
         let peer = peers.peer().await.unwrap();
         assert_eq!(peer.sni, "localhost");
         let options = &peer.options;
@@ -304,8 +313,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_without_an_address_is_trouble_not_a_hang() {
-        let peers =
-            Peers::new(origin(false, "no-such-host.invalid", 80), Timeouts::default(), None, None);
+        let peers = Peers::new(
+            origin(false, "no-such-host.invalid", 80),
+            Timeouts::default(),
+            Credentials::default(),
+        );
         assert_eq!(peers.peer().await.err(), Some(Trouble::Unreachable));
     }
 }

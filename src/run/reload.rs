@@ -1,4 +1,4 @@
-//! Rules change without a restart: on SIGHUP, and when the file's content changes.
+//! Rules and certificates change without a restart: on SIGHUP, and when the file's content changes.
 //!
 //! The content is compared, not the file's time or inode, so that the symlink swap of a Kubernetes
 //! ConfigMap is seen like an editor's save.
@@ -10,14 +10,18 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use pingora::server::ShutdownWatch;
+use pingora::services::ServiceReadyNotifier;
 use pingora::services::background::BackgroundService;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
 
+use super::certificates::Certificates;
+use super::service_manager;
 use super::verify::Verify;
 use crate::rules::Rules;
 use crate::settings::{self, Settings};
 use crate::telemetry::Metrics;
+use crate::telemetry::audit::Audit;
 use crate::telemetry::notices::{Notices, Topic};
 
 /// Between two looks at the file.
@@ -31,7 +35,22 @@ pub(super) struct Reload {
     rules: Arc<ArcSwap<Rules>>,
     metrics: Arc<Metrics>,
     notices: Arc<Notices>,
+    audit: Arc<Audit>,
+    certificates: Certificates,
     verify: Arc<Verify>,
+}
+
+/// A file, and its content at a certain time.
+pub(super) struct Watched {
+    path: PathBuf,
+    content: Option<Vec<u8>>,
+}
+
+impl Watched {
+    pub fn read(path: PathBuf) -> Self {
+        let content = std::fs::read(&path).ok();
+        Self { path, content }
+    }
 }
 
 struct Read {
@@ -41,16 +60,17 @@ struct Read {
 
 impl Reload {
     pub fn new(
-        file: Option<PathBuf>,
+        file: Option<Watched>,
         settings: &Settings,
         rules: Arc<ArcSwap<Rules>>,
-        metrics: Arc<Metrics>,
-        notices: Arc<Notices>,
+        (metrics, notices, audit): (Arc<Metrics>, Arc<Notices>, Arc<Audit>),
+        certificates: Certificates,
         verify: Verify,
     ) -> Self {
-        let content = file.as_ref().and_then(|file| std::fs::read(file).ok());
+        let (file, content) = file.map(|file| (file.path, file.content)).unzip();
+        let content = content.flatten();
         let read = Mutex::new(Read { content, fixed: fixed(settings) });
-        Self { file, read, rules, metrics, notices, verify: Arc::new(verify) }
+        Self { file, read, rules, metrics, notices, audit, certificates, verify: Arc::new(verify) }
     }
 
     /// Applies the file, if it has changed or it is asked for.
@@ -74,6 +94,14 @@ impl Reload {
                     changed = before.fingerprint() != fingerprint,
                     "the rules of the file are applied"
                 );
+                if before.fingerprint() != fingerprint {
+                    let from = before.fingerprint();
+                    self.audit.change(
+                        "rules",
+                        "applied",
+                        format!("{path}: {from} to {fingerprint}"),
+                    );
+                }
                 let (verify, new) = (Arc::clone(&self.verify), Arc::clone(&settings.rules));
                 tokio::spawn(async move { verify.widened(&before, &new).await });
                 if fixed(&settings) != read.fixed {
@@ -88,6 +116,7 @@ impl Reload {
                 let text = "the file was changed and could not be applied; the rules are as before";
                 self.notices.put(Topic::Configuration, text);
                 tracing::error!(file = %path, "{text}: {problems}");
+                self.audit.change("rules", "refused", format!("{path}: {text}"));
             }
         }
     }
@@ -102,9 +131,15 @@ fn fixed(settings: &Settings) -> String {
 
 #[async_trait]
 impl BackgroundService for Reload {
-    async fn start(&self, mut shutdown: ShutdownWatch) {
-        let Some(file) = &self.file else { return };
-        let mut hangup = match signal(SignalKind::hangup()) {
+    /// Ready when SIGHUP is caught: by itself it would end the process.
+    async fn start_with_ready_notifier(
+        &self,
+        mut shutdown: ShutdownWatch,
+        ready: ServiceReadyNotifier,
+    ) {
+        let hangup = signal(SignalKind::hangup());
+        ready.notify_ready();
+        let mut hangup = match hangup {
             Ok(hangup) => hangup,
             Err(error) => {
                 tracing::error!(%error, "SIGHUP can't be caught");
@@ -114,8 +149,21 @@ impl BackgroundService for Reload {
         let mut look = tokio::time::interval(LOOK);
         loop {
             tokio::select! {
-                _ = hangup.recv() => self.look(file, true).await,
-                _ = look.tick() => self.look(file, false).await,
+                _ = hangup.recv() => {
+                    self.audit.reopen();
+                    service_manager::reloading();
+                    if let Some(file) = &self.file {
+                        self.look(file, true).await;
+                    }
+                    self.certificates.look(true);
+                    service_manager::ready();
+                }
+                _ = look.tick() => {
+                    if let Some(file) = &self.file {
+                        self.look(file, false).await;
+                    }
+                    self.certificates.look(false);
+                }
                 _ = shutdown.changed() => return,
             }
         }

@@ -1,32 +1,62 @@
 //! Ending: on SIGTERM or SIGINT nothing new is taken, what is under way ends, the ledger is closed,
-//! and the process is gone as soon as that is done.
+//! and the process is gone as soon as that is done. SIGUSR2 starts a newer process first, which takes
+//! everything over; one that does not start changes nothing.
 
 use std::process;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
+use super::handover::Newer;
+use super::service_manager;
+use super::sockets::Sockets;
+use crate::edge::{Gate, LULL};
 use crate::ledger::Ledger;
+use crate::rules::Rules;
 use crate::telemetry::Metrics;
+use crate::telemetry::audit::Audit;
+use crate::telemetry::notices::{Notices, Topic};
 
 /// Connections accepted just before the listeners closed still bring their requests.
 const SETTLE: Duration = Duration::from_millis(100);
 const POLL: Duration = Duration::from_millis(20);
+/// How long connections may take to close that have nothing under way.
+const CLOSING: Duration = Duration::from_secs(3);
+/// A newer process gets the ledger after so long at the latest, whatever is still to be settled.
+const HAND_OVER: Duration = Duration::from_secs(20);
 
-pub struct Shutdown {
-    metrics: Arc<Metrics>,
-    ledger: Arc<dyn Ledger>,
-    timeout: Duration,
+/// What is needed for an end.
+pub(super) struct Shutdown {
+    pub metrics: Arc<Metrics>,
+    pub notices: Arc<Notices>,
+    pub ledger: Arc<dyn Ledger>,
+    pub audit: Arc<Audit>,
+    /// Only one process at a time has the ledger.
+    pub exclusive: bool,
+    pub gate: Arc<Gate>,
+    pub rules: Arc<ArcSwap<Rules>>,
+    pub sockets: Arc<Sockets>,
+    /// After SIGTERM.
+    pub timeout: Duration,
+    /// After a newer process has taken over.
+    pub upgrade_timeout: Duration,
 }
 
-impl Shutdown {
-    pub fn new(metrics: Arc<Metrics>, ledger: Arc<dyn Ledger>, timeout: Duration) -> Self {
-        Self { metrics, ledger, timeout }
+/// From now on SIGUSR2 does not end the process, as it would by itself. Before this one listens for it
+/// there is nothing that a newer process could take over.
+pub(super) fn keep_from_ending() {
+    if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        let _inside = runtime.enter();
+        // What is caught once stays caught.
+        drop(signal(SignalKind::user_defined2()));
     }
 }
 
@@ -34,19 +64,76 @@ impl Shutdown {
 impl ShutdownSignalWatch for Shutdown {
     async fn recv(&self) -> ShutdownSignal {
         let mut signals = Signals::new();
-        signals.next().await;
-        tracing::info!("stopping: requests under way may take {:?} to end", self.timeout);
+        let newer = loop {
+            match signals.next().await {
+                Asked::Stop => break None,
+                Asked::Upgrade => match self.upgrade().await {
+                    Ok(newer) => break Some(newer),
+                    Err(reason) => {
+                        let text = "the newer process did not start; this one goes on";
+                        tracing::error!(reason, "{text}");
+                        self.notices.put(Topic::Upgrade, text);
+                        self.metrics.upgrade("failed");
+                    }
+                },
+            }
+        };
+        let bound = match &newer {
+            Some(newer) => {
+                self.metrics.upgrade("taken-over");
+                tracing::info!(
+                    pid = newer.pid,
+                    "a newer process takes over: requests under way may take {:?} to end",
+                    self.upgrade_timeout
+                );
+                service_manager::taken_over_by(newer.pid);
+                self.upgrade_timeout
+            }
+            None => {
+                tracing::info!("stopping: requests under way may take {:?} to end", self.timeout);
+                service_manager::stopping();
+                self.timeout
+            }
+        };
         // pingora's own loop ends after this and then only sleeps, so the waiting is done on
         // threads of ours, the ledger's closing among it.
-        let (metrics, ledger, timeout) =
-            (Arc::clone(&self.metrics), Arc::clone(&self.ledger), self.timeout);
-        on_a_thread(end(metrics, ledger, timeout));
-        on_a_thread(async {
-            Signals::new().next().await;
+        let deadline = watch::Sender::new(Instant::now() + bound);
+        let end = End {
+            metrics: Arc::clone(&self.metrics),
+            ledger: Arc::clone(&self.ledger),
+            audit: Arc::clone(&self.audit),
+            exclusive: self.exclusive,
+            deadline: deadline.subscribe(),
+        };
+        let hurried = newer.is_some().then_some(self.timeout);
+        on_a_thread(end.run(newer));
+        on_a_thread(async move {
+            let mut signals = Signals::new();
+            if let Some(timeout) = hurried {
+                signals.stop().await;
+                tracing::info!("requests under way may take {timeout:?} to end");
+                deadline
+                    .send_modify(|deadline| *deadline = (Instant::now() + timeout).min(*deadline));
+            }
+            signals.stop().await;
             tracing::warn!("stopped at once by a second signal");
             process::exit(1);
         });
         ShutdownSignal::GracefulTerminate
+    }
+}
+
+impl Shutdown {
+    /// Starts a newer process and waits until it serves.
+    async fn upgrade(&self) -> Result<Newer, String> {
+        if !self.gate.is_open() {
+            return Err("this process has not taken over itself yet".into());
+        }
+        tracing::info!("starting a newer process");
+        let rules = self.rules.load().fingerprint().to_string();
+        let sockets = Arc::clone(&self.sockets);
+        let started = spawn_blocking(move || Newer::start(&sockets, &rules)).await;
+        started.unwrap_or_else(|e| Err(e.to_string()))
     }
 }
 
@@ -60,25 +147,69 @@ fn on_a_thread(work: impl Future<Output = ()> + Send + 'static) {
     });
 }
 
-async fn end(metrics: Arc<Metrics>, ledger: Arc<dyn Ledger>, timeout: Duration) {
-    let start = Instant::now();
-    sleep(SETTLE).await;
-    let under_way = || metrics.in_flight().get() + metrics.settling().get();
-    while under_way() > 0 && start.elapsed() < timeout {
-        sleep(POLL).await;
-    }
-    match under_way() {
-        0 => tracing::info!("stopped after {:?}", start.elapsed()),
-        left => tracing::warn!(requests = left, "stopped, requests that took too long are cut"),
-    }
-    ledger.close().await;
-    process::exit(0)
+struct End {
+    metrics: Arc<Metrics>,
+    ledger: Arc<dyn Ledger>,
+    audit: Arc<Audit>,
+    exclusive: bool,
+    deadline: watch::Receiver<Instant>,
 }
 
-/// The signals that mean "stop".
+impl End {
+    async fn run(self, newer: Option<Newer>) {
+        let start = Instant::now();
+        sleep(SETTLE).await;
+        if let Some(mut newer) = newer {
+            self.settle(start).await;
+            if self.exclusive {
+                self.ledger.close().await;
+            }
+            newer.released();
+            tracing::info!("the newer process judges alone after {:?}", start.elapsed());
+        }
+        let under_way = || self.metrics.in_flight().get() + self.metrics.settling().get();
+        while under_way() > 0 && Instant::now() < *self.deadline.borrow() {
+            sleep(POLL).await;
+        }
+        // Over HTTP/2 the end of an answer may be on its way when its request has ended.
+        let idle = Instant::now();
+        while self.metrics.connections().get() > 0 && idle.elapsed() < CLOSING {
+            sleep(POLL).await;
+        }
+        match under_way() {
+            0 => tracing::info!("stopped after {:?}", start.elapsed()),
+            left => tracing::warn!(requests = left, "stopped, requests that took too long are cut"),
+        }
+        self.ledger.close().await;
+        self.audit.flush();
+        process::exit(0)
+    }
+
+    /// Waits until no request can need the ledger any more: idle connections are closed, and what
+    /// is protected has ended.
+    async fn settle(&self, start: Instant) {
+        let quiet = || start.elapsed() > LULL + SETTLE || self.metrics.connections().get() == 0;
+        let protected = || self.metrics.protected().get() + self.metrics.settling().get();
+        while !(quiet() && protected() == 0) && start.elapsed() < HAND_OVER {
+            sleep(POLL).await;
+        }
+        match protected() {
+            0 => {}
+            left => tracing::warn!(requests = left, "protected requests under way lose the ledger"),
+        }
+    }
+}
+
+enum Asked {
+    Stop,
+    Upgrade,
+}
+
+/// The signals that mean "stop", and the one that means "let a newer process take over".
 struct Signals {
     terminate: Option<Signal>,
     interrupt: Option<Signal>,
+    upgrade: Option<Signal>,
 }
 
 impl Signals {
@@ -87,13 +218,21 @@ impl Signals {
         Self {
             terminate: signal(SignalKind::terminate()).ok(),
             interrupt: signal(SignalKind::interrupt()).ok(),
+            upgrade: signal(SignalKind::user_defined2()).ok(),
         }
     }
 
-    async fn next(&mut self) {
+    async fn next(&mut self) -> Asked {
         tokio::select! {
-            () = caught(&mut self.terminate) => {}
-            () = caught(&mut self.interrupt) => {}
+            () = caught(&mut self.terminate) => Asked::Stop,
+            () = caught(&mut self.interrupt) => Asked::Stop,
+            () = caught(&mut self.upgrade) => Asked::Upgrade,
+        }
+    }
+
+    async fn stop(&mut self) {
+        while let Asked::Upgrade = self.next().await {
+            tracing::warn!("this process is ending; the newer one can be asked");
         }
     }
 }

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use super::{Drift, HostPolicy, Kind, OnOutage, Settings, Store};
 use crate::name::TagCase;
 use crate::rules::{Deletes, RefusalStyle, Rule};
+use crate::telemetry::audit::Output;
 
 /// A description for people. It shows no secret.
 pub fn describe(settings: &Settings) -> String {
@@ -17,8 +18,10 @@ pub fn describe(settings: &Settings) -> String {
         admin,
         limits,
         log: _,
+        audit,
         rules,
         shutdown_timeout,
+        upgrade_timeout,
         threads,
     } = settings;
     let join = |items: &mut dyn Iterator<Item = String>| items.collect::<Vec<_>>().join(", ");
@@ -94,7 +97,14 @@ pub fn describe(settings: &Settings) -> String {
             limits.body_rate
         ),
     );
-    line("stop", format!("within {}", humantime::format_duration(*shutdown_timeout)));
+    match audit {
+        Output::Log => {}
+        Output::Stdout => line("audit", "to standard output".into()),
+        Output::File(path) => line("audit", format!("to `{}`", path.display())),
+    }
+    let (stop, upgrade) = (*shutdown_timeout, *upgrade_timeout);
+    let [stop, upgrade] = [stop, upgrade].map(humantime::format_duration);
+    line("stop", format!("within {stop}, after an upgrade within {upgrade}"));
     line("threads", threads.to_string());
 
     out.push_str("\nrules, the first that matches a repository decides:\n");

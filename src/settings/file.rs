@@ -13,14 +13,15 @@ use super::problem::{Problem, Problems};
 use super::reader::{Environment, Reader, Table};
 use super::rules::{self, STYLES};
 use super::{
-    Admin, Caps, Drift, HostPolicy, KeyPair, Limits, Listen, Log, LogFormat, Secret, Settings,
-    Upstream, ledger, pem, values,
+    Admin, Authorities, Caps, Drift, HostPolicy, KeyPair, Limits, Listen, Log, LogFormat, Secret,
+    Settings, Upstream, ledger, values,
 };
 use crate::judge::Options;
 use crate::name::UpstreamName;
 use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Timeouts};
 use crate::rules::Rules;
+use crate::telemetry::audit;
 
 /// Reads the file at this path.
 ///
@@ -63,6 +64,7 @@ fn document(reader: &Reader<'_>, file: &str) -> Option<Settings> {
     let mut top = reader.document();
     let style = top.text("refusal", |t| values::word(t, &STYLES)).unwrap_or_default();
     let shutdown_timeout = top.text("shutdown_timeout", values::duration);
+    let upgrade_timeout = top.text("upgrade_timeout", values::duration);
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let threads = top.number("threads", 1..=1024).map_or(cores, |n| n as usize);
     let listen = listen(top.table("listen"));
@@ -72,6 +74,7 @@ fn document(reader: &Reader<'_>, file: &str) -> Option<Settings> {
     let admin = top.table("admin").map(admin);
     let limits = limits(top.table("limits"));
     let log = log(top.table("log"));
+    let audit = audit(top.table("audit"));
     let rules: Vec<_> =
         top.tables("rule").into_iter().map(|t| rules::rule(t, file, style)).collect();
     let mut names: Vec<_> = rules.iter().flatten().map(|rule| rule.name.as_str()).collect();
@@ -110,14 +113,29 @@ fn document(reader: &Reader<'_>, file: &str) -> Option<Settings> {
         },
         limits: limits?,
         log: log?,
+        audit,
         rules: rules?,
         shutdown_timeout: shutdown_timeout.unwrap_or(Duration::from_secs(60)),
+        upgrade_timeout: upgrade_timeout.unwrap_or(Duration::from_secs(3600)),
         threads,
     })
 }
 
 pub(super) fn default_address() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 5000))
+}
+
+fn audit(table: Option<Table<'_>>) -> audit::Output {
+    let Some(mut table) = table else { return audit::Output::default() };
+    let output = table.text("file", |text| {
+        Ok::<_, String>(match text {
+            "log" => audit::Output::Log,
+            "stdout" => audit::Output::Stdout,
+            path => audit::Output::File(values::path(path)?),
+        })
+    });
+    table.finish();
+    output.unwrap_or_default()
 }
 
 fn listen(table: Option<Table<'_>>) -> Option<Listen> {
@@ -229,8 +247,10 @@ fn one_upstream(mut table: Table<'_>) -> Option<Upstream> {
     if plain && table.has("ca_file") {
         table.problem("ca_file", "the registry is spoken to without TLS", "use an `https` url");
     }
-    let authorities = table
-        .text("ca_file", |text| if plain { Ok(Vec::new()) } else { pem::certificates_in(text) });
+    let authorities = table.text("ca_file", |text| match values::path(text)? {
+        file if plain => Ok(Authorities { file, list: Vec::new() }),
+        file => Authorities::load(&file),
+    });
     let authorities = authorities.map(Arc::new);
     // Parsed for the day when several upstreams are told apart by them.
     table.texts("hosts", values::host);
@@ -377,6 +397,7 @@ fn log(table: Option<Table<'_>>) -> Option<Log> {
             .text("filter", crate::telemetry::logging::check_filter)
             .unwrap_or(defaults.filter),
         format: table.text("format", |t| values::word(t, &formats)).unwrap_or(defaults.format),
+        access: table.flag("access").unwrap_or(defaults.access),
     };
     table.finish();
     Some(log)

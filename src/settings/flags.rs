@@ -10,6 +10,7 @@ use super::problem::{Problem, Problems};
 use super::{Admin, Drift, Ledger, Limits, Listen, Log, OnOutage, Settings, Store, values};
 use crate::ledger::witness::Remembering;
 use crate::rules::{Deletes, Mutability, RefusalStyle, RepositoryPattern, Rule, Rules, Source};
+use crate::telemetry::audit::Output;
 
 /// What `taglock serve` was given instead of a file.
 #[derive(Clone, Debug)]
@@ -75,8 +76,10 @@ pub fn from_flags(flags: Flags) -> Result<Settings, Problems> {
             admin: admin.map(|address| Admin { address, token: None, hosts: Vec::new() }),
             limits: Limits::default(),
             log: Log::default(),
+            audit: Output::default(),
             rules: Arc::new(rules),
             shutdown_timeout: Duration::from_secs(60),
+            upgrade_timeout: Duration::from_secs(3600),
             threads: std::thread::available_parallelism().map_or(2, usize::from),
         }),
         _ => Err(Problems(problems)),

@@ -1,9 +1,11 @@
 //! The table `[ledger]`: which store, and where it is.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::reader::Table;
-use super::{KeyPair, Ledger, OnOutage, Redis, Secret, Server, Servers, Store, pem, values};
+use super::{
+    Authorities, KeyPair, Ledger, OnOutage, Redis, Secret, Server, Servers, Store, values,
+};
 use crate::ledger::witness::Remembering;
 
 pub(super) fn ledger(table: Option<Table<'_>>) -> Option<Ledger> {
@@ -48,7 +50,7 @@ fn redis(table: &mut Table<'_>, wanted: bool) -> Option<Redis> {
     let username = table.text("username_file", secret);
     let password = table.text("password_file", secret);
     let ca_file = table.text("ca_file", |text| match plain {
-        false => pem::certificates_in(text).map(|_| PathBuf::from(text)),
+        false => Authorities::load(Path::new(text)).map(|authorities| authorities.file),
         true => Ok(PathBuf::new()),
     });
     let client = client(table, plain);

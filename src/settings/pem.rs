@@ -62,9 +62,26 @@ impl fmt::Debug for KeyPair {
     }
 }
 
-/// All certificates of a file, DER; at least one.
-pub(super) fn certificates_in(path: &str) -> Result<Vec<Vec<u8>>, String> {
-    certificates(Path::new(path))
+/// Certificates of authorities, DER.
+pub struct Authorities {
+    pub file: PathBuf,
+    pub list: Vec<Vec<u8>>,
+}
+
+impl Authorities {
+    /// All certificates of a file; at least one.
+    ///
+    /// # Errors
+    /// What is wrong, for people.
+    pub fn load(file: &Path) -> Result<Self, String> {
+        Ok(Self { file: file.to_owned(), list: certificates(file)? })
+    }
+}
+
+impl fmt::Debug for Authorities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authorities").field("file", &self.file).finish_non_exhaustive()
+    }
 }
 
 fn certificates(path: &Path) -> Result<Vec<Vec<u8>>, String> {

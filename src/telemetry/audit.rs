@@ -1,169 +1,97 @@
-//! The one place every protected decision goes through.
+//! The one place every protected decision goes through, and what operators change: one line each.
 
-use std::net::IpAddr;
+mod line;
+mod user;
+mod writer;
 
-use http::HeaderMap;
-use http::header::AUTHORIZATION;
+pub use line::{Act, Decision, Outcome, Subject};
+pub use user::{User, user_of};
 
-use crate::name::{Digest, Reference, RepositoryName, Tag};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
 
-/// What was asked, and of whom the answer is known to be.
-#[derive(Clone, Debug)]
-pub struct Decision {
-    pub id: String,
-    /// As far as the credentials show a name.
-    pub user: Option<String>,
-    pub client: IpAddr,
-    pub repository: RepositoryName,
-    pub tags: Vec<Tag>,
-    pub subject: Subject,
-    /// The rule that was asked; none protects a tag whose entry is superseded.
-    pub rule: Option<String>,
+use super::Metrics;
+use crate::name::{Digest, Tag};
+use line::Line;
+use writer::Writer;
+
+/// Where lines go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Output {
+    /// To the log, under the target `taglock::audit`.
+    #[default]
+    Log,
+    /// To standard output, as JSON.
+    Stdout,
+    /// To this file, as JSON. It may be moved away at any time, and goes on under its name.
+    File(PathBuf),
 }
 
-/// What the client wanted done.
-#[derive(Clone, Debug)]
-pub enum Subject {
-    Push(Digest),
-    /// What a pull found, and bound the tag to.
-    Pull,
-    Delete(Reference),
+#[derive(Default)]
+pub struct Audit {
+    /// `None` for the log.
+    writer: Option<Writer>,
 }
-
-impl Subject {
-    fn pushed(&self) -> Option<String> {
-        match self {
-            Self::Push(digest) => Some(digest.to_string()),
-            Self::Pull | Self::Delete(_) => None,
-        }
-    }
-
-    fn deleted(&self) -> Option<String> {
-        match self {
-            Self::Push(_) | Self::Pull => None,
-            Self::Delete(reference) => Some(reference.to_string()),
-        }
-    }
-}
-
-/// What became of it.
-#[derive(Clone, Debug)]
-pub struct Outcome {
-    /// One of a closed set: admitted, refused, relayed, undecided; of a delete also deleted,
-    /// withdrawn and released.
-    pub label: &'static str,
-    /// What the tag is bound to, where that stood against the push.
-    pub bound: Option<Digest>,
-    /// The registry's own answer, where it gave one.
-    pub registry_status: Option<u16>,
-    pub detail: Option<String>,
-}
-
-/// Writes decisions to the log, under the target `taglock::audit`.
-#[derive(Debug, Default)]
-pub struct Audit {}
 
 impl Audit {
+    /// # Errors
+    /// When the file can't be opened, or its thread not started.
+    pub fn to(output: &Output, metrics: Arc<Metrics>) -> io::Result<Self> {
+        let writer = match output {
+            Output::Log => None,
+            Output::Stdout => Some(Writer::stdout(metrics)?),
+            Output::File(path) => Some(Writer::file(path, metrics)?),
+        };
+        Ok(Self { writer })
+    }
+
+    /// What was asked, and what became of it.
     pub fn record(&self, decision: &Decision, outcome: &Outcome) {
-        let Decision { id, user, client, repository, tags, subject, rule } = decision;
-        let Outcome { label, bound, registry_status, detail } = outcome;
-        let tags = tags.iter().map(Tag::as_str).collect::<Vec<_>>().join(",");
-        let bound = bound.map(|digest| digest.to_string());
-        tracing::info!(
-            target: "taglock::audit",
-            id, user, %client, %repository, tags, pushed = subject.pushed(),
-            deleted = subject.deleted(), bound, rule,
-            outcome = label, registry_status, detail,
-            "decision",
-        );
+        self.write(Line::decision(decision, outcome));
     }
-}
 
-impl Audit {
     /// A push that the rules let through took the place of an entry from stricter days.
     pub fn superseded(&self, decision: &Decision, tag: &Tag, bound: Option<&Digest>) {
-        let Decision { id, user, client, repository, subject, rule, .. } = decision;
-        let bound = bound.map(ToString::to_string);
-        tracing::info!(
-            target: "taglock::audit",
-            id, user, %client, %repository, tags = %tag, pushed = subject.pushed(), bound, rule,
-            outcome = "superseded",
-            "decision",
-        );
-    }
-}
-
-/// What an operator had done to a tag's entry.
-#[derive(Clone, Copy, Debug)]
-pub struct Act<'a> {
-    /// As the operator names themselves; the admin token tells no more.
-    pub actor: &'a str,
-    pub repository: &'a RepositoryName,
-    pub tag: &'a Tag,
-    pub digest: Option<&'a Digest>,
-    pub reason: Option<&'a str>,
-    /// One of a closed set: released, pending-released, imported, restored.
-    pub outcome: &'static str,
-}
-
-impl Audit {
-    pub fn act(&self, act: &Act<'_>) {
-        let Act { actor, repository, tag, digest, reason, outcome } = act;
-        let bound = digest.map(ToString::to_string);
-        tracing::info!(
-            target: "taglock::audit",
-            actor, %repository, tags = %tag, bound, reason, outcome,
-            "operation",
-        );
-    }
-}
-
-/// The user's name in Basic credentials; a Bearer token's is the registry's to know.
-pub fn user_of(headers: &HeaderMap) -> Option<String> {
-    let value = headers.get(AUTHORIZATION)?.to_str().ok()?;
-    let (scheme, credentials) = value.split_once(' ')?;
-    if !scheme.eq_ignore_ascii_case("basic") {
-        return None;
-    }
-    let decoded =
-        base64::Engine::decode(&base64::prelude::BASE64_STANDARD, credentials.trim()).ok()?;
-    let decoded = String::from_utf8(decoded).ok()?;
-    let (name, password) = decoded.split_once(':')?;
-    // Some services take a token as the name, with itself, nothing or a fixed word behind it.
-    let is_token = password.is_empty()
-        || password == name
-        || password == "x-oauth-basic"
-        || TOKEN_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
-    let plain = name.len() <= 128 && name.bytes().all(|b| b.is_ascii_graphic());
-    (plain && !is_token).then(|| name.to_owned())
-}
-
-/// How well-known tokens begin, where one might stand in a name's place.
-const TOKEN_PREFIXES: [&str; 8] =
-    ["ghp_", "gho_", "ghs_", "github_pat_", "glpat-", "dop_v1_", "dckr_pat_", "eyJ"];
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_name_of_basic_credentials_is_taken() {
-        let user = |value: &'static str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(AUTHORIZATION, http::HeaderValue::from_static(value));
-            user_of(&headers)
+        let decision = Decision { tags: vec![tag.clone()], ..decision.clone() };
+        let outcome = Outcome {
+            label: "superseded",
+            bound: bound.copied(),
+            registry_status: None,
+            detail: None,
         };
-        // alice:secret
-        assert_eq!(user("Basic YWxpY2U6c2VjcmV0").as_deref(), Some("alice"));
-        // Without a colon it could be a secret as a whole.
-        assert_eq!(user("Basic c2VjcmV0"), None);
-        // ghp_x:y, tok:tok, tok:x-oauth-basic, tok:
-        for token in ["Z2hwX3g6eQ==", "dG9rOnRvaw==", "dG9rOngtb2F1dGgtYmFzaWM=", "dG9rOg=="] {
-            let mut headers = HeaderMap::new();
-            headers.insert(AUTHORIZATION, format!("Basic {token}").parse().unwrap());
-            assert_eq!(user_of(&headers), None, "{token}");
+        self.write(Line::decision(&decision, &outcome));
+    }
+
+    /// What an operator had done to a tag's entry.
+    pub fn act(&self, act: &Act<'_>) {
+        self.write(Line::act(act));
+    }
+
+    /// The settings changed while the process ran: `what` is one of `rules` and `certificate`, and
+    /// `outcome` one of `applied` and `refused`.
+    pub fn change(&self, what: &'static str, outcome: &'static str, detail: String) {
+        self.write(Line::change(what, outcome, detail));
+    }
+
+    /// The file may have been moved: it is opened anew.
+    pub fn reopen(&self) {
+        if let Some(writer) = &self.writer {
+            writer.reopen();
         }
-        assert_eq!(user("Bearer YWxpY2U6c2VjcmV0"), None);
-        assert_eq!(user("Basic ???"), None);
+    }
+
+    /// Waits, bounded, until what was recorded has been written. Blocks.
+    pub fn flush(&self) {
+        if let Some(writer) = &self.writer {
+            writer.flush();
+        }
+    }
+
+    fn write(&self, line: Line) {
+        match &self.writer {
+            Some(writer) => writer.write(line),
+            None => line.log(),
+        }
     }
 }

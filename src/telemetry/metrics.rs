@@ -5,7 +5,8 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 use tokio::runtime::Handle;
 
@@ -14,6 +15,8 @@ pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
     refusals: IntCounterVec,
+    by_rule: IntCounterVec,
+    bytes: IntCounterVec,
     dry_run: IntCounterVec,
     pushes: HistogramVec,
     pulls: HistogramVec,
@@ -27,6 +30,11 @@ pub struct Metrics {
     manifests: IntGauge,
     overloads: IntCounterVec,
     settling: IntGauge,
+    protected: IntGauge,
+    upgrades: IntCounterVec,
+    audit: IntCounterVec,
+    certificate_expiry: IntGaugeVec,
+    certificate_reloads: IntCounterVec,
     reloads: IntCounterVec,
     rules_differ: IntGauge,
     ledger_losses: IntGauge,
@@ -55,6 +63,9 @@ impl Metrics {
             register(&registry, metric)
         };
         let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help));
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            register(&registry, IntGaugeVec::new(Opts::new(name, help), labels))
+        };
         let histogram = |name: &str, help: &str, labels: &[&str], buckets: &[f64]| {
             let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
             register(&registry, HistogramVec::new(options, labels))
@@ -69,6 +80,16 @@ impl Metrics {
                 "taglock_refusals_total",
                 "Requests refused by taglock itself, by reason.",
                 &["reason"],
+            ),
+            by_rule: counter(
+                "taglock_rule_refusals_total",
+                "Pushes and deletes that a rule refused, by the rule's name in the file.",
+                &["rule"],
+            ),
+            bytes: counter(
+                "taglock_body_bytes_total",
+                "Bytes of requests' and answers' bodies: from clients (in) and to them (out).",
+                &["direction"],
             ),
             dry_run: counter(
                 "taglock_dry_run_refusals_total",
@@ -119,6 +140,32 @@ impl Metrics {
                 "taglock_protected_pushes_in_flight",
                 "Protected manifest writes under way, those whose client has left included.",
             ),
+            protected: gauge(
+                "taglock_protected_requests_in_flight",
+                "Requests being answered now that need the ledger, or may turn out to.",
+            ),
+            upgrades: counter(
+                "taglock_upgrades_total",
+                "Times a newer process was to take over from this one, by what came of it.",
+                &["result"],
+            ),
+            certificate_expiry: gauges(
+                "taglock_certificate_expiry_timestamp_seconds",
+                "When a certificate in use ends, in seconds since 1970: the listener's, or the one the \
+                 registry is shown.",
+                &["certificate"],
+            ),
+            certificate_reloads: counter(
+                "taglock_certificate_reloads_total",
+                "Times certificates were read again, by what came of it.",
+                &["certificate", "result"],
+            ),
+            audit: counter(
+                "taglock_audit_lines_total",
+                "Lines of the audit that went to its own file or to standard output, by result; \
+                 those not written there are in the log.",
+                &["result"],
+            ),
             reloads: counter(
                 "taglock_reloads_total",
                 "Times the settings' file was read again, by what came of it.",
@@ -165,6 +212,16 @@ impl Metrics {
 
     pub fn refusal(&self, reason: &'static str) {
         self.refusals.with_label_values(&[reason]).inc();
+    }
+
+    /// The rules' names are a closed set: the file's.
+    pub fn refused_by(&self, rule: Option<&str>) {
+        self.by_rule.with_label_values(&[rule.unwrap_or("none")]).inc();
+    }
+
+    pub fn bytes(&self, from_client: usize, to_client: usize) {
+        self.bytes.with_label_values(&["in"]).inc_by(from_client as u64);
+        self.bytes.with_label_values(&["out"]).inc_by(to_client as u64);
     }
 
     pub fn dry_run_refusal(&self, reason: &'static str) {
@@ -217,6 +274,32 @@ impl Metrics {
         &self.settling
     }
 
+    /// Requests being answered that need the ledger.
+    pub fn protected(&self) -> &IntGauge {
+        &self.protected
+    }
+
+    /// A certificate is in use that ends at this time.
+    pub fn certificate_expiry(&self, certificate: &'static str, seconds: i64) {
+        self.certificate_expiry.with_label_values(&[certificate]).set(seconds);
+    }
+
+    /// Certificates were read again: `applied`, or `refused` and the old ones kept.
+    pub fn certificate_reload(&self, certificate: &'static str, result: &'static str) {
+        self.certificate_reloads.with_label_values(&[certificate, result]).inc();
+    }
+
+    /// A line of the audit: `written`, or in the log instead because the disk did not take it
+    /// (`failed`) or was too slow (`not-kept-up`).
+    pub fn audit(&self, result: &'static str) {
+        self.audit.with_label_values(&[result]).inc();
+    }
+
+    /// A newer process was started: `taken-over`, or `failed` and this one goes on.
+    pub fn upgrade(&self, result: &'static str) {
+        self.upgrades.with_label_values(&[result]).inc();
+    }
+
     /// The Prometheus text format.
     pub fn render(&self) -> Vec<u8> {
         if let Some(runtime) = self.runtime.get() {
@@ -255,6 +338,8 @@ mod tests {
         metrics.push("admitted", Duration::from_millis(3));
         metrics.ledger_call("claim", "ok", Duration::from_micros(90));
         metrics.in_flight().inc();
+        metrics.refused_by(Some("releases"));
+        metrics.bytes(1, 2);
         let text = String::from_utf8(metrics.render()).unwrap();
         assert!(text.contains(r#"taglock_requests_total{route="blob",status="2xx"} 1"#), "{text}");
         for line in text.lines().filter(|line| !line.starts_with('#')) {

@@ -8,6 +8,12 @@ use std::sync::{Mutex, PoisonError};
 pub enum Topic {
     /// The file was changed and could not be applied.
     Configuration,
+    /// A certificate was changed and could not be used.
+    Certificate,
+    /// Likewise, for connections to the registry.
+    UpstreamCertificate,
+    /// A newer process did not start, and this one goes on.
+    Upgrade,
     /// Proxies of one ledger apply different rules.
     Rules,
     /// The ledger lost bindings.
@@ -18,6 +24,9 @@ impl Topic {
     fn as_str(self) -> &'static str {
         match self {
             Self::Configuration => "configuration",
+            Self::Certificate => "certificate",
+            Self::UpstreamCertificate => "upstream certificate",
+            Self::Upgrade => "upgrade",
             Self::Rules => "rules",
             Self::Ledger => "ledger warning",
         }

@@ -204,19 +204,39 @@ impl Taglock {
 
     /// From a file made of the address, the admin's address and the folder.
     pub fn from_file(file: impl FnOnce(&str, &str, &str) -> String) -> Self {
+        Self::from_program(Path::new(env!("CARGO_BIN_EXE_taglock")), file)
+    }
+
+    /// The program at this path, from such a file.
+    pub fn from_program(program: &Path, file: impl FnOnce(&str, &str, &str) -> String) -> Self {
+        Self::begin(Command::new(program), file)
+    }
+
+    /// With more in its environment.
+    pub fn with_environment(registry: &str, environment: &[(&str, &Path)]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_taglock"));
+        command.envs(environment.iter().copied());
+        Self::begin(command, |address, admin, dir| {
+            format!(
+                "[listen]\naddress = \"{address}\"\n[upstream]\nurl = \"http://{registry}\"\n\
+                 [ledger]\npath = \"{dir}/ledger\"\n[admin]\naddress = \"{admin}\"\n{RULES}"
+            )
+        })
+    }
+
+    fn begin(command: Command, file: impl FnOnce(&str, &str, &str) -> String) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let address = format!("127.0.0.1:{}", port());
         let admin = format!("127.0.0.1:{}", port());
         let text = file(&address, &admin, &folder.path().display().to_string());
         fs::write(folder.path().join("taglock.toml"), text).unwrap();
-        let process = Self::spawn(folder.path());
+        let process = Self::spawn(command, folder.path());
         let mut taglock = Self { address, admin, process, folder };
         taglock.process.wait_for(&taglock.address);
         taglock
     }
 
-    fn spawn(folder: &Path) -> Process {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_taglock"));
+    fn spawn(mut command: Command, folder: &Path) -> Process {
         command.arg("serve").arg("--config").arg(folder.join("taglock.toml"));
         command.env("RUST_BACKTRACE", "1");
         Process::start("taglock", command, folder)
@@ -228,7 +248,8 @@ impl Taglock {
             self.process.signal("-KILL");
         }
         self.process.wait_for_end();
-        self.process = Self::spawn(self.folder.path());
+        let command = Command::new(env!("CARGO_BIN_EXE_taglock"));
+        self.process = Self::spawn(command, self.folder.path());
         self.process.wait_for(&self.address);
     }
 

@@ -8,9 +8,11 @@
     reason = "a test fails by a panic, and may wait on its own thread"
 )]
 
+mod audit;
 mod auth;
 mod bad_input;
 mod bypass;
+mod certificates;
 mod chaos;
 mod clients;
 mod deletes;
@@ -26,6 +28,7 @@ mod harness;
 mod http;
 mod limits;
 mod names;
+mod observability;
 mod operators;
 mod operators_api;
 mod operators_fleet;
@@ -42,3 +45,4 @@ mod soak;
 mod tls;
 mod token_server;
 mod transparency;
+mod upgrade;

@@ -24,7 +24,7 @@ impl Authority {
         Self { certificate, issuer: rcgen::Issuer::new(params, key) }
     }
 
-    fn write(&self, file: &Path) {
+    pub fn write(&self, file: &Path) {
         fs::write(file, self.certificate.pem()).unwrap();
     }
 

@@ -4,7 +4,7 @@ use http::header::{ACCEPT, AUTHORIZATION, HOST, HeaderMap, HeaderValue, USER_AGE
 use http::{Method, Uri};
 
 use super::{Client, MAX_ANSWER, Repeat, header_value, request};
-use crate::registry::peer::{Origin, Peers};
+use crate::registry::peer::{Credentials, Origin, Peers};
 use crate::registry::{Answer, Trouble};
 
 impl Client {
@@ -46,7 +46,7 @@ impl Client {
         if origin == *self.peers.origin() {
             return self.exchange(&self.peers, request, None, MAX_ANSWER, Repeat::Harmless).await;
         }
-        let peers = Peers::new(origin, self.peers.timeouts().clone(), None, None);
+        let peers = Peers::new(origin, self.peers.timeouts().clone(), Credentials::default());
         self.exchange(&peers, request, None, MAX_ANSWER, Repeat::Harmless).await
     }
 }
