@@ -30,6 +30,17 @@ pub enum Command {
     /// Looks after the ledger.
     #[command(subcommand)]
     Ledger(LedgerCommand),
+    /// Asks a running taglock whether it lives: for health checks of containers.
+    ///
+    /// Exit status: 0 when it does, 1 when not.
+    Health {
+        /// Where its admin listener is.
+        #[arg(env = "TAGLOCK_ADMIN", default_value = "127.0.0.1:5080")]
+        address: SocketAddr,
+        /// Asks whether ledger and registry answer, too.
+        #[arg(long)]
+        ready: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -89,6 +100,7 @@ mod tests {
             &["taglock", "serve", "--config", "a", "--upstream", "http://x"],
             &["taglock", "serve", "--upstream", "http://x", "--listen", "nowhere"],
             &["taglock", "check"],
+            &["taglock", "health", "nowhere"],
         ] {
             assert!(Cli::try_parse_from(bad).is_err(), "{bad:?}");
         }

@@ -4,6 +4,7 @@
 #[cfg(debug_assertions)]
 mod crash;
 mod fleet;
+mod health;
 mod ledgers;
 mod reload;
 mod shutdown;
@@ -63,6 +64,7 @@ pub fn run(command: Command) -> Result<(), Failure> {
             serve(settings_of(flags)?, file)
         }
         Command::Check { file } => check(&file),
+        Command::Health { address, ready } => print(&health::ask(address, ready)?),
         Command::Ledger(LedgerCommand::Init { config }) => {
             let settings = settings::read_file(&config)?;
             print(&ledgers::init(&settings)?)
