@@ -66,6 +66,17 @@ pub enum Command {
     /// Looks after the ledger.
     #[command(subcommand)]
     Ledger(LedgerCommand),
+    /// Asks a running taglock whether it lives: for health checks of containers.
+    ///
+    /// Exit status: 0 when it does, 1 when not.
+    Health {
+        /// Where its admin listener is.
+        #[arg(env = "TAGLOCK_ADMIN", default_value = "127.0.0.1:5080")]
+        address: SocketAddr,
+        /// Asks whether ledger and registry answer, too.
+        #[arg(long)]
+        ready: bool,
+    },
     /// Prints completions for a shell.
     Completions { shell: Shell },
     /// Prints the manual page, or writes those of all commands into a folder.
@@ -266,6 +277,7 @@ mod tests {
             &["taglock", "ledger", "release", "a:b", "--config", "c"],
             &["taglock", "ledger", "import", "--config", "c", "--jobs", "0"],
             &["taglock", "ledger", "list", "--config", "c", "--state", "open"],
+            &["taglock", "health", "nowhere"],
         ] {
             assert!(Cli::try_parse_from(bad).is_err(), "{bad:?}");
         }

@@ -7,6 +7,7 @@ mod commands;
 mod crash;
 mod fleet;
 mod handover;
+mod health;
 mod ledgers;
 mod reload;
 mod service_manager;
@@ -73,6 +74,7 @@ pub fn run(command: Command) -> Result<(), Failure> {
             let file = flags.config.clone().map(Watched::read);
             serve(settings_of(flags)?, file)
         }
+        Command::Health { address, ready } => print(&health::ask(address, ready)?),
         Command::Check { file, strict, json } => commands::check(&file, strict, json),
         Command::Explain { reference, digest, common } => {
             commands::explain(&reference, digest.as_deref(), &common)

@@ -172,3 +172,26 @@ fn the_admin_listener_shows_health_and_metrics_and_keeps_the_rest() {
     assert_eq!(with("0123456789abcdef0123456789abcdef"), 404);
     assert!(!taglock.process.log().contains("0123456789abcdef"), "the token is in the log");
 }
+
+#[test]
+fn health_asks_the_admin_listener() {
+    let ask = |address: &str, more: &[&str]| {
+        taglock().arg("health").args(more).env("TAGLOCK_ADMIN", address).output().unwrap()
+    };
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let registry = Registry::start();
+    let taglock = Taglock::before(&registry.address);
+    let well = ask(&taglock.admin, &[]);
+    assert_eq!((well.status.code(), text(&well.stdout)), (Some(0), "ok\n".to_owned()));
+    let ready = ask(&taglock.admin, &["--ready"]);
+    assert_eq!(ready.status.code(), Some(0));
+    assert!(text(&ready.stdout).contains("registry: ok"), "{ready:?}");
+    drop(registry);
+    assert_eq!(ask(&taglock.admin, &[]).status.code(), Some(0), "taglock itself lives");
+    let not_ready = ask(&taglock.admin, &["--ready"]);
+    assert_eq!(not_ready.status.code(), Some(1));
+    assert!(text(&not_ready.stderr).contains("/readyz answers 503"), "{not_ready:?}");
+    let nobody = ask(&format!("127.0.0.1:{}", port()), &[]);
+    assert_eq!(nobody.status.code(), Some(1));
+    assert!(text(&nobody.stderr).contains("can't be asked"), "{nobody:?}");
+}
