@@ -37,7 +37,7 @@ use utoipa_axum::routes;
 
 use crate::judge::Judge;
 use crate::ledger::Ledger;
-use crate::name::UpstreamName;
+use crate::name::{Naming, UpstreamName};
 use crate::registry::Registry;
 use crate::registry::catalogue::Catalogue;
 use crate::rules::Rules;
@@ -58,6 +58,8 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// What the API is about.
 pub struct Parts {
     pub upstream: UpstreamName,
+    /// By which a tag is asked for, whatever it is called.
+    pub naming: Arc<Naming>,
     pub ledger: Arc<dyn Ledger>,
     /// How long a proxy goes by what it has seen of the ledger.
     pub remembered: Duration,

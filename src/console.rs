@@ -14,7 +14,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::ledger::Ledger;
-use crate::name::UpstreamName;
+use crate::name::{Naming, UpstreamName};
 
 pub use client::Client;
 pub use entries::{explain, list, release, show};
@@ -45,6 +45,7 @@ pub enum Failure {
 pub struct Stopped {
     pub ledger: Arc<dyn Ledger>,
     pub upstream: UpstreamName,
+    pub naming: Arc<Naming>,
     pub runtime: tokio::runtime::Runtime,
 }
 

@@ -219,6 +219,7 @@ fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
     };
     let parts = Parts {
         upstream: settings.upstream.name.clone(),
+        naming: Arc::clone(&settings.upstream.doors.naming),
         ledger: witness,
         remembered: settings.ledger.remembering.ttl,
         judge: Arc::clone(&rooms.judge),

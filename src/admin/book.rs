@@ -12,7 +12,7 @@ use super::model::{
 use crate::ledger::{
     Entry, Ledger, Listed, Origin, Position, RepositoryKey, Seal, Timestamp, Unavailable,
 };
-use crate::name::{Digest, RepositoryName, Tag, UpstreamName};
+use crate::name::{Digest, Naming, RepositoryName, Tag, UpstreamName};
 
 /// The format of an export.
 pub const FORMAT: &str = "taglock-ledger-1";
@@ -92,7 +92,7 @@ pub struct Wanted {
 impl Wanted {
     /// # Errors
     /// What is wrong with the query.
-    pub fn new(query: &ListQuery) -> Result<Self, String> {
+    pub fn new(query: &ListQuery, naming: &Naming) -> Result<Self, String> {
         let state = match query.state.as_deref() {
             None => None,
             Some("pending") => Some(State::Pending),
@@ -100,6 +100,8 @@ impl Wanted {
             Some(other) => return Err(format!("`{other}` is no state: `pending` or `sealed`")),
         };
         let repository = query.repository.as_deref().map(RepositoryName::parse).transpose();
+        let repository = repository.map_err(|e| e.to_string())?;
+        let repository = repository.map(|name| naming.repository(name)).transpose();
         let limit = query.limit.unwrap_or(100);
         if !(1..=1000).contains(&limit) {
             return Err("`limit` is 1 to 1000".to_owned());

@@ -40,7 +40,7 @@ pub(super) async fn list(
     State(parts): State<Arc<Parts>>,
     Query(query): Query<ListQuery>,
 ) -> Answer<EntryPage> {
-    let wanted = Wanted::new(&query).map_err(No::invalid)?;
+    let wanted = Wanted::new(&query, &parts.naming).map_err(No::invalid)?;
     Ok(Json(book::page(&*parts.ledger, &parts.upstream, wanted).await?))
 }
 
@@ -250,7 +250,12 @@ pub(super) fn text<'a>(text: &'a str, name: &str) -> Result<&'a str, No> {
 
 pub(super) fn key_of(parts: &Parts, reference: &str) -> Result<(RepositoryKey, Tag), No> {
     let (repository, tag) = book::reference(reference).map_err(No::invalid)?;
-    Ok((key(parts, repository), tag))
+    Ok((key(parts, canonical(parts, repository)?), parts.naming.tag(tag)))
+}
+
+/// The repository as the ledger knows it.
+pub(super) fn canonical(parts: &Parts, name: RepositoryName) -> Result<RepositoryName, No> {
+    parts.naming.repository(name).map_err(No::invalid)
 }
 
 pub(super) fn key(parts: &Parts, repository: RepositoryName) -> RepositoryKey {

@@ -7,7 +7,7 @@ use axum::extract::State;
 
 use super::Parts;
 use super::answer::{Answer, Body, No, Query};
-use super::ledger::{key, text};
+use super::ledger::{canonical, key, text};
 use super::model::{
     After, Change, Difference, DriftReport, Imported, KnownDifference, Problem, ProtectedTags,
     RepositoryPage, RepositoryQuery, TagDigest, TagsRequest, Unseen, Verified,
@@ -74,6 +74,7 @@ pub(super) async fn tags(
     Query(query): Query<RepositoryQuery>,
 ) -> Answer<ProtectedTags> {
     let name = RepositoryName::parse(&query.repository).map_err(No::invalid)?;
+    let name = canonical(&parts, name)?;
     let rules = parts.rules.load_full();
     let mut found = ProtectedTags { repository: name.to_string(), tags: Vec::new(), mutable: 0 };
     // Most repositories may be mutable: the registry needs not be asked for their tags.
@@ -225,11 +226,13 @@ fn protects(rules: &Rules, repository: &RepositoryName, tag: &Tag) -> bool {
 /// The tags asked for: those the rules make immutable, and the others.
 fn sorted(parts: &Parts, request: &TagsRequest) -> Result<(RepositoryKey, Vec<Tag>, Vec<Tag>), No> {
     let name = RepositoryName::parse(&request.repository).map_err(No::invalid)?;
+    let name = canonical(parts, name)?;
     if request.tags.len() > MAX_TAGS {
         return Err(No::invalid(format!("at most {MAX_TAGS} tags at once")));
     }
     let tags: Result<Vec<_>, _> = request.tags.iter().map(|tag| Tag::parse(tag)).collect();
-    let mut tags = tags.map_err(No::invalid)?;
+    let tags = tags.map_err(No::invalid)?.into_iter();
+    let mut tags = tags.map(|tag| parts.naming.tag(tag)).collect::<Vec<_>>();
     tags.sort();
     tags.dedup();
     let rules = parts.rules.load_full();

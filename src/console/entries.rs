@@ -47,7 +47,7 @@ pub(super) fn page(way: &Way, query: &ListQuery) -> Result<EntryPage, Failure> {
             client.get("/v1/ledger", &pairs.collect::<Vec<_>>())
         }
         Way::Stopped(stopped) => {
-            let wanted = Wanted::new(query).map_err(Failure::Usage)?;
+            let wanted = Wanted::new(query, &stopped.naming).map_err(Failure::Usage)?;
             let page = book::page(&*stopped.ledger, &stopped.upstream, wanted);
             Ok(stopped.runtime.block_on(page)?)
         }
@@ -73,7 +73,10 @@ pub fn show(way: &Way, telling: Telling, reference: &str) -> Result<(), Failure>
     let entry = match way {
         Way::Running(client) => client.get("/v1/entry", &[("reference", reference)])?,
         Way::Stopped(stopped) => {
+            let name =
+                stopped.naming.repository(name).map_err(|e| Failure::Usage(e.to_string()))?;
             let key = RepositoryKey { upstream: stopped.upstream.clone(), repository: name };
+            let tag = stopped.naming.tag(tag);
             let entry = stopped.runtime.block_on(looked_up(&*stopped.ledger, &key, &tag))?;
             entry.ok_or_else(|| Failure::No(format!("the ledger has no `{reference}`")))?
         }

@@ -121,7 +121,8 @@ fn way(common: &Common, needs: Needs) -> Result<Way, Failure> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.map_err(|e| console::Failure::Unknown(e.to_string()))?;
-    Ok(Way::Stopped(Stopped { ledger, upstream: settings.upstream.name, runtime }))
+    let (upstream, naming) = (settings.upstream.name, settings.upstream.doors.naming);
+    Ok(Way::Stopped(Stopped { ledger, upstream, naming, runtime }))
 }
 
 /// The address, where somebody listens; `None` where nobody does.

@@ -86,6 +86,14 @@ pub(super) fn doors(table: &mut Table<'_>, kind: Kind) -> Doors {
     let token_paths = table.texts("token_paths", values::url_path).unwrap_or_default();
     let upload_paths = table.texts("upload_paths", values::upload_path).unwrap_or_default();
     let open_paths = table.texts("open_paths", values::open_path).unwrap_or_default();
+    // What is parsed there must not have a door beside it, in whatever spelling.
+    let beside = |path: &&String| **path == "/api" || path.starts_with("/api/");
+    if kind == Kind::Harbor
+        && let Some(path) = open_paths.iter().find(beside)
+    {
+        let message = format!("`{path}` would open Harbor's own API, which `kind` judges");
+        table.problem("open_paths", message, "leave it out: what moves no tag there passes anyway");
+    }
     with(kind, naming(table, kind), token_paths, upload_paths, open_paths)
 }
 

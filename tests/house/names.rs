@@ -127,3 +127,24 @@ fn an_opened_path_takes_every_method_and_opens_nothing_beside_it() {
         assert_eq!(fake.seen().len() > before, passes, "{target}");
     }
 }
+
+#[test]
+fn operators_may_call_a_tag_by_any_of_its_names() {
+    use crate::operators::{config, expect, expect_json, push, started, with_blob};
+    let registry = Registry::start();
+    let upstream = "tag_case = \"fold\"\naliases = { \"old/app\" = \"prod/app\" }\n";
+    let taglock = started(&registry.address, upstream, "");
+    push(&taglock.address, "prod/app:v1", "one");
+    with_blob(&registry, "prod/app", &[]);
+    let file = config(&taglock);
+    let shown = |file: &std::path::Path| expect_json(file, &["ledger", "show", "old/app:V1"], 0);
+    assert_eq!(shown(&file)["repository"], "prod/app");
+    assert_eq!(shown(&file)["digest"], digest(&manifest("one")));
+    let list = ["ledger", "list", "--repository", "old/app", "--json"];
+    assert_eq!(expect(&file, &list, 0).0.lines().count(), 1);
+    assert_eq!(expect_json(&file, &["explain", "old/app:V1"], 0)["repository"], "prod/app");
+    expect(&file, &["ledger", "import", "old/app"], 0);
+    expect(&file, &["ledger", "release", "old/app:V1", "--reason", "a test"], 0);
+    expect(&file, &["ledger", "show", "prod/app:v1"], 1);
+    push(&taglock.address, "prod/app:v1", "two");
+}

@@ -49,7 +49,8 @@ async fn filled() -> Arc<dyn Ledger> {
 async fn listed(ledger: &dyn Ledger, query: ListQuery) -> (Vec<String>, usize) {
     let (mut all, mut after, mut pages) = (Vec::new(), None, 0);
     loop {
-        let wanted = Wanted::new(&ListQuery { after, ..query.clone() }).unwrap();
+        let wanted =
+            Wanted::new(&ListQuery { after, ..query.clone() }, &Naming::default()).unwrap();
         let page = page(ledger, &upstream("default"), wanted).await.unwrap();
         assert!(page.entries.len() <= query.limit.unwrap_or(100));
         all.extend(page.entries.iter().map(|e| format!("{}:{}", e.repository, e.tag)));
@@ -104,7 +105,7 @@ fn queries_that_make_no_sense_are_refused() {
     let query = |change: fn(&mut ListQuery)| {
         let mut query = ListQuery::default();
         change(&mut query);
-        Wanted::new(&query).unwrap_err()
+        Wanted::new(&query, &Naming::default()).unwrap_err()
     };
     assert!(query(|q| q.limit = Some(0)).contains("1 to 1000"));
     assert!(query(|q| q.limit = Some(1001)).contains("1 to 1000"));

@@ -95,7 +95,8 @@ impl Catalogue for Client {
         let (mut names, mut odd) = (Vec::new(), Vec::new());
         for text in listed {
             match RepositoryName::parse(&text) {
-                Ok(name) => names.push(name),
+                // Under the name it is known by; one too long for it is none that is judged.
+                Ok(name) => names.extend(self.naming.repository(name).ok()),
                 Err(_) => odd.push(text),
             }
         }
