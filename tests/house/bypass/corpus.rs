@@ -189,7 +189,7 @@ pub const CASES: &[Case] = &[
     put("docker's first protocol", "/v1/repositories/prod/app/tags/v1", 403),
     put("an API", "/api/v2.0/projects/prod/repositories/app/artifacts/x/tags/v1", 403),
     put("below the token service", "/token/v2/prod/app/manifests/v1", 400),
-    put("a prefix", "/artifactory/api/docker/local/v2/prod/app/manifests/v1", 403),
+    put("a prefix", "/artifactory/api/docker/local/v2/prod/app/manifests/v1", 400),
     put("not the token service", "/v2/token/prod/app", 405),
     method("POST", &[]),
     method("PATCH", &[]),
