@@ -124,7 +124,8 @@ fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
     );
     let waiting = Arc::new(Guarded::waiting(Arc::clone(&metrics)));
     let guarded: Arc<dyn Ledger> = Arc::<Guarded>::clone(&waiting);
-    let witness = Arc::new(Witness::new(Arc::clone(&guarded), settings.ledger.remembering));
+    let witness = Witness::new(Arc::clone(&guarded), settings.ledger.remembering);
+    let witness = Arc::new(witness.counted(Arc::clone(&metrics)));
     let peers = Arc::new(Peers::new(
         settings.upstream.origin.clone(),
         settings.upstream.timeouts.clone(),

@@ -24,6 +24,7 @@ use super::{
     Release, RepositoryKey, Seal, Sealed, Timestamp, Token, Unavailable,
 };
 use crate::name::{Digest, Tag};
+use crate::telemetry::Metrics;
 
 /// After a failure, what is remembered is served for so long before the ledger is asked again.
 const DOWN: Duration = Duration::from_secs(3);
@@ -86,6 +87,7 @@ pub struct Witness {
     forgotten: AtomicU64,
     /// When the ledger last failed, until it answers again.
     failed: Mutex<Option<Instant>>,
+    metrics: Option<Arc<Metrics>>,
 }
 
 /// The bytes an entry takes: its key, itself, and the cache's own book-keeping.
@@ -110,15 +112,37 @@ impl Witness {
         // A guess at the number of entries, for the cache's first allocations.
         let entries = usize::try_from(bytes / 256).unwrap_or(usize::MAX).max(16);
         let memory = Cache::with_weighter(entries, bytes, Weight);
-        Self { inner, memory, ttl, forgotten: AtomicU64::new(0), failed: Mutex::new(None) }
+        let (forgotten, failed) = (AtomicU64::new(0), Mutex::new(None));
+        Self { inner, memory, ttl, forgotten, failed, metrics: None }
+    }
+
+    /// With a count of what pulls went by.
+    #[must_use]
+    pub fn counted(self, metrics: Arc<Metrics>) -> Self {
+        Self { metrics: Some(metrics), ..self }
+    }
+
+    fn count(&self, result: &'static str) {
+        if let Some(metrics) = &self.metrics {
+            metrics.cache(result);
+        }
     }
 
     /// What a pull has to go by, without a round trip where memory will do.
     pub async fn known(&self, repository: &RepositoryKey, tag: &Tag) -> Known {
         match self.recall(repository, tag) {
-            Some(seen) if seen.seen.elapsed() < self.ttl => Known::Fresh(seen.digest),
-            Some(seen) if self.failed_lately() => Known::Remembered(seen.digest),
-            _ => self.asked(repository, tag).await,
+            Some(seen) if seen.seen.elapsed() < self.ttl => {
+                self.count("hit");
+                Known::Fresh(seen.digest)
+            }
+            Some(seen) if self.failed_lately() => {
+                self.count("outage");
+                Known::Remembered(seen.digest)
+            }
+            _ => {
+                self.count("miss");
+                self.asked(repository, tag).await
+            }
         }
     }
 

@@ -49,7 +49,7 @@ const SECOND_TRIES: [Duration; 3] =
     [Duration::from_millis(50), Duration::from_millis(150), Duration::from_millis(400)];
 
 /// What of the client's headers goes with taglock's own look-ups.
-const LOOKUP_HEADERS: [HeaderName; 8] = [
+const LOOKUP_HEADERS: [HeaderName; 10] = [
     HOST,
     AUTHORIZATION,
     USER_AGENT,
@@ -58,6 +58,8 @@ const LOOKUP_HEADERS: [HeaderName; 8] = [
     HeaderName::from_static("x-forwarded-host"),
     HeaderName::from_static("x-forwarded-proto"),
     HeaderName::from_static("x-request-id"),
+    HeaderName::from_static("traceparent"),
+    HeaderName::from_static("tracestate"),
 ];
 
 /// What of them goes to a host that the registry redirects to.

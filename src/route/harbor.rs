@@ -45,6 +45,10 @@ pub(super) fn parse(
         return Ok(None);
     }
     target::check_segments(path)?;
+    // Harbor's own parts talk there; its nginx answers 404, too.
+    if path.to_ascii_lowercase().starts_with("/service/notifications") {
+        return Err(Rejection::outside());
+    }
     if path.ends_with('/') {
         return Err(Rejection::target("a write to Harbor's API ends without `/`"));
     }
@@ -138,6 +142,14 @@ mod tests {
 
     fn name(text: &str) -> RepositoryName {
         RepositoryName::parse(text).unwrap()
+    }
+
+    #[test]
+    fn what_harbors_parts_tell_each_other_comes_from_nobody_else() {
+        for path in ["/service/notifications/jobs/1", "/service/Notifications"] {
+            assert_eq!(parsed("POST", path), Err(403), "{path}");
+        }
+        assert_eq!(parsed("POST", "/service/token"), Ok(Some(Harbor::Other)));
     }
 
     #[test]

@@ -29,6 +29,7 @@ pub struct Metrics {
     runtime: OnceLock<Handle>,
     manifests: IntGauge,
     overloads: IntCounterVec,
+    cache: IntCounterVec,
     settling: IntGauge,
     protected: IntGauge,
     upgrades: IntCounterVec,
@@ -130,6 +131,11 @@ impl Metrics {
             manifests: gauge(
                 "taglock_manifests_held",
                 "Manifests being taken in or judged now, at most `limits.manifests`.",
+            ),
+            cache: counter(
+                "taglock_cache_total",
+                "Pulls of protected tags by what they went by: memory, the ledger, or memory in an outage.",
+                &["result"],
             ),
             overloads: counter(
                 "taglock_overloads_total",
@@ -258,6 +264,11 @@ impl Metrics {
     /// Manifests being taken in or judged now.
     pub fn manifests(&self) -> &IntGauge {
         &self.manifests
+    }
+
+    /// What a pull went by: `hit`, `miss`, or `outage`.
+    pub fn cache(&self, result: &'static str) {
+        self.cache.with_label_values(&[result]).inc();
     }
 
     pub fn overload(&self, limit: &'static str) {

@@ -85,6 +85,9 @@ fn prometheus_finds_nothing_wrong_with_the_metrics() {
     let claims = "taglock_ledger_call_seconds_count{operation=\"claim\",result=\"ok\"} ";
     assert_eq!(value(claims), 1.0);
 
+    // What the push has sealed is remembered.
+    assert_eq!(value("taglock_cache_total{result=\"hit\"} "), 1.0);
+
     let text = http::get(&taglock.admin, "/metrics").text();
     let mut promtool = Command::new("promtool");
     promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped());

@@ -217,11 +217,13 @@ fn the_namespace_of_a_mirrors_client_is_passed_on_with_writes_too() {
 /// is the client's, repeated headers repeated.
 #[test]
 fn the_registry_is_told_who_asks_and_every_header_of_the_client() {
+    const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let fake = Fake::start();
     let taglock = Taglock::before(&fake.address);
     let headers = [
         ("Host", "registry.example.com"),
         ("X-Request-Id", "ci-4711"),
+        ("Traceparent", TRACE),
         ("Accept", "a/b"),
         ("Accept", "c/d"),
         ("User-Agent", "docker/28"),
@@ -243,6 +245,7 @@ fn the_registry_is_told_who_asks_and_every_header_of_the_client() {
         for expected in [
             format!("host: {}", fake.address).as_str(),
             "x-request-id: ci-4711",
+            format!("traceparent: {TRACE}").as_str(),
             "accept: a/b",
             "accept: c/d",
             "user-agent: docker/28",
