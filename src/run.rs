@@ -138,11 +138,12 @@ fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
         &peers,
         (Arc::clone(&metrics), Arc::clone(&notices), Arc::clone(&audit)),
     );
+    // Before anybody can connect: a start that fails here was never there.
+    let takeover = Takeover::begin(&settings, &waiting, older)?;
     // Who can connect may change files at once: they have been read above.
     let admin_address = settings.admin.as_ref().map(|admin| admin.address);
     let addresses = settings.listen.addresses.iter().copied().chain(admin_address);
     let sockets = Arc::new(Sockets::open(addresses, inherited.unwrap_or_default())?);
-    let takeover = Takeover::begin(&settings, &waiting, older)?;
     let gate = takeover.gate();
     let client = Client::new(
         Arc::clone(&peers),
