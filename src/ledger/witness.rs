@@ -130,20 +130,18 @@ impl Witness {
 
     /// What a pull has to go by, without a round trip where memory will do.
     pub async fn known(&self, repository: &RepositoryKey, tag: &Tag) -> Known {
-        match self.recall(repository, tag) {
-            Some(seen) if seen.seen.elapsed() < self.ttl => {
-                self.count("hit");
-                Known::Fresh(seen.digest)
-            }
-            Some(seen) if self.failed_lately() => {
-                self.count("outage");
-                Known::Remembered(seen.digest)
-            }
-            _ => {
-                self.count("miss");
-                self.asked(repository, tag).await
-            }
-        }
+        let known = match self.recall(repository, tag) {
+            Some(seen) if seen.seen.elapsed() < self.ttl => Known::Fresh(seen.digest),
+            Some(seen) if self.failed_lately() => Known::Remembered(seen.digest),
+            _ => self.asked(repository, tag).await,
+        };
+        // By what came of it: the ledger may fail only when it is asked.
+        self.count(match &known {
+            Known::Fresh(_) => "hit",
+            Known::Entry(_) => "miss",
+            Known::Remembered(_) | Known::Nothing(_) => "outage",
+        });
+        known
     }
 
     /// As `known`, and the ledger is asked in any case.

@@ -134,7 +134,7 @@ impl Metrics {
             ),
             cache: counter(
                 "taglock_cache_total",
-                "Pulls of protected tags by what they went by: memory, the ledger, or memory in an outage.",
+                "Pulls of protected tags by what they went by: memory, the ledger, or what is left in an outage.",
                 &["result"],
             ),
             overloads: counter(

@@ -369,3 +369,32 @@ async fn a_tag_that_was_free_before_a_loss_is_not_bound_by_it() {
     let entries = witness.lookup(&key, &tags).await.unwrap();
     assert_eq!(entries[0].digest(), Some(&other));
 }
+
+#[tokio::test(start_paused = true)]
+async fn pulls_are_counted_by_what_they_went_by() {
+    let metrics = Arc::new(Metrics::new());
+    let (inner, witness) = house();
+    let witness = witness.counted(Arc::clone(&metrics));
+    let counted = || {
+        let text = String::from_utf8(metrics.render()).unwrap();
+        ["hit", "miss", "outage"].map(|result| {
+            let begin = format!("taglock_cache_total{{result=\"{result}\"}} ");
+            let value = text.lines().find_map(|line| line.strip_prefix(begin.as_str()));
+            value.map_or(0, |value| value.parse::<u32>().unwrap())
+        })
+    };
+    seal(&witness, "v1", "one").await;
+    witness.known(&key(), &tag("v1")).await;
+    assert_eq!(counted(), [1, 0, 0]);
+    witness.known(&key(), &tag("v2")).await;
+    tokio::time::advance(TTL).await;
+    witness.known(&key(), &tag("v1")).await;
+    assert_eq!(counted(), [1, 2, 0]);
+    tokio::time::advance(TTL).await;
+    inner.set(Some(Fault::Fails));
+    // The first finds out, the second knows, the third has nothing to go by.
+    for name in ["v1", "v1", "v2"] {
+        witness.known(&key(), &tag(name)).await;
+    }
+    assert_eq!(counted(), [1, 2, 3]);
+}
