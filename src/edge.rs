@@ -396,6 +396,7 @@ impl ProxyHttp for Edge {
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, passage: &mut Passage) {
+        pace::ended();
         let status = session.response_written().map_or(0, |response| response.status.as_u16());
         self.rooms.metrics.request(passage.route, status);
         self.rooms.metrics.bytes(session.body_bytes_read(), session.body_bytes_sent());
@@ -418,7 +419,6 @@ impl ProxyHttp for Edge {
             error = error.map(|e| e.etype().as_str()),
             "request",
         );
-        pace::ended();
     }
 }
 

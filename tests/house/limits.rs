@@ -197,8 +197,18 @@ fn rivals_over_the_limit_do_not_wait() {
 
 #[test]
 fn slow_headers_end_in_time() {
+    slow_headers_end("header_time = \"2s\"");
+}
+
+/// The clock of a kept connection is set by the end of a request, told or not.
+#[test]
+fn slow_headers_end_in_time_without_an_access_log() {
+    slow_headers_end("header_time = \"2s\"\n[log]\naccess = false");
+}
+
+fn slow_headers_end(limits: &str) {
     let registry = Registry::start();
-    let taglock = limited(&registry.address, "header_time = \"2s\"");
+    let taglock = limited(&registry.address, limits);
     let pause = Duration::from_millis(50);
     thread::scope(|scope| {
         for head in [
