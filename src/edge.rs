@@ -50,6 +50,7 @@ use crate::rules::{Deletes, Mutability, Rules};
 use crate::telemetry::Metrics;
 use crate::telemetry::audit::Audit;
 use crate::telemetry::refusals::Refusals;
+use crate::telemetry::traces::{Seen, Tracer};
 use passage::{InFlight, Passage};
 use refusal::Refusal;
 use rehearsal::Rehearsal;
@@ -97,6 +98,8 @@ pub struct Rooms {
     pub crowd: Arc<Crowd>,
     pub refusals: Arc<Refusals>,
     pub gate: Arc<Gate>,
+    /// `None` where traces are not wanted.
+    pub tracer: Option<Arc<Tracer>>,
 }
 
 pub struct Edge {
@@ -192,6 +195,24 @@ impl Edge {
         RepositoryKey { upstream: self.config.upstream.clone(), repository: repository.clone() }
     }
 
+    fn end_trace(&self, session: &Session, error: Option<&Error>, passage: &Passage, status: u16) {
+        let Some(trace) = &passage.trace else { return };
+        let header = session.req_header();
+        let own_scheme = if self.config.tls { "https" } else { "http" };
+        trace.end(&Seen {
+            id: &passage.id.to_string(),
+            client: passage.client.address,
+            method: &header.method,
+            scheme: passage.client.base.as_ref().map_or(own_scheme, Origin::scheme),
+            path: header.uri.path(),
+            route: passage.route,
+            status: (status != 0).then_some(status),
+            bytes_in: session.body_bytes_read(),
+            bytes_out: session.body_bytes_sent(),
+            error: error.map(|e| e.etype().as_str()),
+        });
+    }
+
     fn protected(&self) -> InFlight {
         InFlight::new(self.rooms.metrics.protected().clone())
     }
@@ -207,6 +228,9 @@ impl Edge {
         passage.client = admission::admit(session, &self.config)?;
         let route = Route::parse(&header.method, header.raw_path(), &self.config.doors)?;
         passage.route = passage::label(&route);
+        if let (Some(trace), Some(repository)) = (&passage.trace, route.repository()) {
+            trace.repository(repository);
+        }
         if let Route::WriteManifest(write) = &route {
             // Before the rules are read: see there.
             let unjudged = self.rooms.judge.unjudged();
@@ -239,6 +263,9 @@ impl ProxyHttp for Edge {
 
     async fn request_filter(&self, session: &mut Session, passage: &mut Passage) -> Result<bool> {
         pace::begun();
+        if let Some(tracer) = &self.rooms.tracer {
+            passage.trace = Some(tracer.begin(&session.req_header().headers));
+        }
         // pingora bounds only the first header of a connection, and no write to a client.
         if session.get_keepalive() == Some(0) {
             session.set_keepalive(Some(KEEPALIVE_SECONDS));
@@ -400,6 +427,7 @@ impl ProxyHttp for Edge {
         let status = session.response_written().map_or(0, |response| response.status.as_u16());
         self.rooms.metrics.request(passage.route, status);
         self.rooms.metrics.bytes(session.body_bytes_read(), session.body_bytes_sent());
+        self.end_trace(session, error, passage, status);
         if !self.config.access_log {
             return;
         }

@@ -44,6 +44,7 @@ use crate::settings::{self, Flags, HostPolicy, LogFormat, OnOutage, Problems, Se
 use crate::telemetry::audit::Audit;
 use crate::telemetry::notices::Notices;
 use crate::telemetry::refusals::Refusals;
+use crate::telemetry::traces::Tracer;
 use crate::telemetry::{Metrics, logging};
 use certificates::{Certificates, Served};
 use fleet::Fleet;
@@ -122,6 +123,9 @@ fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
     let audit = Arc::new(
         audit.map_err(|e| Failure::Start(format!("the audit's file can't be opened: {e}")))?,
     );
+    let tracer = settings.traces.as_ref().map(Tracer::to).transpose();
+    let tracer = tracer.map_err(|e| Failure::Start(format!("traces can't be sent: {e}")))?;
+    let tracer = tracer.map(Arc::new);
     let waiting = Arc::new(Guarded::waiting(Arc::clone(&metrics)));
     let guarded: Arc<dyn Ledger> = Arc::<Guarded>::clone(&waiting);
     let witness = Witness::new(Arc::clone(&guarded), settings.ledger.remembering);
@@ -217,6 +221,7 @@ fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
         metrics: Arc::clone(&metrics),
         audit: Arc::clone(&audit),
         gate: Arc::clone(&gate),
+        tracer: tracer.clone(),
         refusals: Arc::new(Refusals::default()),
     };
     let parts = Parts {
@@ -257,6 +262,7 @@ fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
         notices,
         ledger: guarded,
         audit,
+        tracer,
         exclusive: matches!(settings.ledger.store, Store::Embedded { .. }),
         gate,
         rules,

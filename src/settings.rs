@@ -37,7 +37,7 @@ use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Timeouts};
 use crate::route::Doors;
 use crate::rules::Rules;
-use crate::telemetry::audit;
+use crate::telemetry::{audit, traces};
 
 /// Everything, as it will be applied.
 #[derive(Clone, Debug)]
@@ -51,6 +51,8 @@ pub struct Settings {
     pub limits: Limits,
     pub log: Log,
     pub audit: audit::Output,
+    /// `None` where no traces are wanted.
+    pub traces: Option<traces::Output>,
     pub rules: Arc<Rules>,
     /// How long requests under way may take to end after a stop.
     pub shutdown_timeout: Duration,

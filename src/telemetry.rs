@@ -1,9 +1,10 @@
-//! What operators see: logs, metrics, and the audit of decisions.
+//! What operators see: logs, metrics, traces, and the audit of decisions.
 
 pub mod audit;
 pub mod logging;
 mod metrics;
 pub mod notices;
 pub mod refusals;
+pub mod traces;
 
 pub use metrics::Metrics;

@@ -45,7 +45,7 @@ const ROOMS: [(&str, &[&str]); 14] = [
 ];
 
 /// Libraries that only some files may name.
-const LIBRARIES: [(&str, &[&str]); 17] = [
+const LIBRARIES: [(&str, &[&str]); 22] = [
     (
         "pingora",
         &[
@@ -80,7 +80,12 @@ const LIBRARIES: [(&str, &[&str]); 17] = [
     ("hyper", &["src/admin.rs"]),
     ("utoipa", &["src/admin"]),
     ("futures_util", &["src/admin/book.rs", "src/console/saving.rs"]),
-    ("ureq", &["src/console/client.rs"]),
+    ("ureq", &["src/console/client.rs", "src/telemetry/traces/collector.rs"]),
+    ("opentelemetry", &["src/telemetry/traces"]),
+    ("opentelemetry_sdk", &["src/telemetry/traces"]),
+    ("opentelemetry_otlp", &["src/telemetry/traces"]),
+    ("opentelemetry_http", &["src/telemetry/traces"]),
+    ("rustls_native_certs", &["src/telemetry/traces/collector.rs"]),
     ("indicatif", &["src/console/progress.rs"]),
     ("regex_automata", &["src/rules/language.rs"]),
 ];

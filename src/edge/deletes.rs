@@ -22,7 +22,9 @@ impl Edge {
         deletion: Deletion,
     ) -> Result<()> {
         let caller = self.caller(session, passage, None);
-        match self.ruled(session, passage, deletion.clone(), caller).await {
+        let ruling = self.ruled(session, passage, deletion.clone(), caller).await;
+        passage.judged(ruling.label(deletion.rule.deletes));
+        match ruling {
             Ruling::Deleted { unmarked: Some(error), .. } => {
                 self.refuse(session, passage, Refusal::unmarked(&error)).await
             }

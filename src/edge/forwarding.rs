@@ -10,6 +10,7 @@ use pingora::http::RequestHeader;
 
 use super::Edge;
 use super::passage::Passage;
+use crate::telemetry::traces;
 
 /// Headers by which a framework behind the registry's own front might be told to see another
 /// method or target than the one that was judged.
@@ -39,6 +40,8 @@ const HOP_BY_HOP: [HeaderName; 10] = [
 /// The changes to one request's header: these are set, and what could contradict them goes.
 pub struct Forwarding {
     set: Vec<(HeaderName, HeaderValue)>,
+    /// The trace of `set` is told in place of the client's.
+    traced: bool,
 }
 
 impl Edge {
@@ -71,14 +74,17 @@ impl Edge {
             put("x-forwarded-host", authority.clone());
             put("forwarded", format!("for={node};host=\"{authority}\";proto={scheme}"));
         }
-        Forwarding { set }
+        if let Some(trace) = &passage.trace {
+            set.extend(trace.onwards().iter().map(|(n, v)| (n.clone(), v.clone())));
+        }
+        Forwarding { set, traced: passage.trace.is_some() }
     }
 }
 
 impl Forwarding {
     /// For a request that streams through pingora, which strips the hop-by-hop headers itself.
     pub fn apply(&self, request: &mut RequestHeader) -> Result<()> {
-        let names: Vec<_> = request.headers.keys().filter(|n| is_replaced(n)).cloned().collect();
+        let names: Vec<_> = request.headers.keys().filter(|n| self.replaces(n)).cloned().collect();
         for name in names {
             request.remove_header(&name);
         }
@@ -98,7 +104,7 @@ impl Forwarding {
             .collect();
         let mut headers = HeaderMap::with_capacity(client.len() + self.set.len());
         for (name, value) in client {
-            let dropped = is_replaced(name)
+            let dropped = self.replaces(name)
                 || HOP_BY_HOP.contains(name)
                 || nominated.iter().any(|nominated| nominated == name.as_str())
                 || matches!(*name, CONTENT_LENGTH | EXPECT | HOST);
@@ -110,6 +116,10 @@ impl Forwarding {
             headers.insert(name, value.clone());
         }
         headers
+    }
+
+    fn replaces(&self, name: &HeaderName) -> bool {
+        is_replaced(name) || self.traced && traces::is_trace_context(name)
     }
 }
 
@@ -157,7 +167,7 @@ mod tests {
             client.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
         let set = vec![(HOST, HeaderValue::from_static("registry:5000"))];
-        let sent = Forwarding { set }.end_to_end(&client);
+        let sent = Forwarding { set, traced: false }.end_to_end(&client);
         let mut sent: Vec<_> = sent
             .iter()
             .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))

@@ -13,6 +13,7 @@ use crate::judge::unjudged::Write;
 use crate::name::Reference;
 use crate::registry::peer::Origin;
 use crate::route::Route;
+use crate::telemetry::traces::Trace;
 
 pub struct Passage {
     /// In logs and in the audit, and as `X-Request-Id` to the registry.
@@ -33,6 +34,8 @@ pub struct Passage {
     pub warning: Option<HeaderValue>,
     /// A request that needs the ledger, or may turn out to.
     pub protected: Option<InFlight>,
+    /// Where traces are wanted.
+    pub trace: Option<Trace>,
     _in_flight: InFlight,
 }
 
@@ -95,6 +98,7 @@ impl Passage {
             rehearsal: None,
             warning: None,
             protected: None,
+            trace: None,
             _in_flight: InFlight::new(in_flight),
         }
     }
@@ -104,6 +108,13 @@ impl Passage {
 const BODY_GRACE: Duration = Duration::from_secs(30);
 
 impl Passage {
+    /// The judge has said this, as in the metrics.
+    pub fn judged(&self, outcome: &'static str) {
+        if let Some(trace) = &self.trace {
+            trace.outcome(outcome);
+        }
+    }
+
     /// Whether so far less came than this many bytes a second.
     pub fn is_slower_than(&self, rate: u64) -> bool {
         is_slow(self.received, self.started.elapsed(), rate)

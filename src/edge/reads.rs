@@ -44,6 +44,7 @@ impl Edge {
         let pull = Pull { repository: key.clone(), tag: tag.clone(), strict };
         let pulled = self.rooms.judge.pull(pull, &caller, reading).await;
         self.rooms.metrics.pull(pulled.label(), started.elapsed());
+        passage.judged(pulled.label());
         match pulled {
             Pulled::Served { digest, answer, basis } => {
                 let drift = self.rooms.judge.drift();

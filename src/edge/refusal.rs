@@ -345,6 +345,9 @@ impl Edge {
     ) -> Result<()> {
         let Refusal { status, code, message, reason, extra } = refusal;
         self.rooms.metrics.refusal(reason);
+        if let Some(trace) = &passage.trace {
+            trace.refused(reason);
+        }
         tracing::info!(
             id = %passage.id, status = status.as_u16(), code = code.as_str(), reason, message,
             "refused"

@@ -70,6 +70,7 @@ impl Edge {
         let rule = rule.as_ref();
         let load = Load { content: content.clone(), cargo, place };
         let verdict = self.judged(session, passage, &write, rule, load).await;
+        passage.judged(verdict.label());
         self.answer(session, passage, &write, rule, &content, verdict).await
     }
 

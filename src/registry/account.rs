@@ -25,12 +25,14 @@ use super::{
 use crate::name::{Digest, Reference, RepositoryName, Tag};
 
 /// What goes along of the request at hand: where the registry believes to be, and whose it was.
-const PASSED_ON: [HeaderName; 5] = [
+const PASSED_ON: [HeaderName; 7] = [
     HOST,
     HeaderName::from_static("forwarded"),
     HeaderName::from_static("x-forwarded-host"),
     HeaderName::from_static("x-forwarded-proto"),
     HeaderName::from_static("x-request-id"),
+    HeaderName::from_static("traceparent"),
+    HeaderName::from_static("tracestate"),
 ];
 /// The spec's lifetime of a token that names none.
 const LIFETIME: Duration = Duration::from_secs(60);

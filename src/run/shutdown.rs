@@ -24,6 +24,7 @@ use crate::rules::Rules;
 use crate::telemetry::Metrics;
 use crate::telemetry::audit::Audit;
 use crate::telemetry::notices::{Notices, Topic};
+use crate::telemetry::traces::Tracer;
 
 /// Connections accepted just before the listeners closed still bring their requests.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -39,6 +40,7 @@ pub(super) struct Shutdown {
     pub notices: Arc<Notices>,
     pub ledger: Arc<dyn Ledger>,
     pub audit: Arc<Audit>,
+    pub tracer: Option<Arc<Tracer>>,
     /// Only one process at a time has the ledger.
     pub exclusive: bool,
     pub gate: Arc<Gate>,
@@ -102,6 +104,7 @@ impl ShutdownSignalWatch for Shutdown {
             metrics: Arc::clone(&self.metrics),
             ledger: Arc::clone(&self.ledger),
             audit: Arc::clone(&self.audit),
+            tracer: self.tracer.clone(),
             exclusive: self.exclusive,
             deadline: deadline.subscribe(),
         };
@@ -151,6 +154,7 @@ struct End {
     metrics: Arc<Metrics>,
     ledger: Arc<dyn Ledger>,
     audit: Arc<Audit>,
+    tracer: Option<Arc<Tracer>>,
     exclusive: bool,
     deadline: watch::Receiver<Instant>,
 }
@@ -182,6 +186,10 @@ impl End {
         }
         self.ledger.close().await;
         self.audit.flush();
+        // Last, for it may take a while, and nobody waits for it.
+        if let Some(tracer) = &self.tracer {
+            tracer.end();
+        }
         process::exit(0)
     }
 

@@ -19,6 +19,7 @@ pub fn describe(settings: &Settings) -> String {
         limits,
         log: _,
         audit,
+        traces,
         rules,
         shutdown_timeout,
         upgrade_timeout,
@@ -97,6 +98,10 @@ pub fn describe(settings: &Settings) -> String {
             limits.body_rate
         ),
     );
+    if let Some(traces) = traces {
+        let share = traces.sample * 100.0;
+        line("traces", format!("{share}% of those that begin here, to {}", traces.endpoint));
+    }
     match audit {
         Output::Log => {}
         Output::Stdout => line("audit", "to standard output".into()),

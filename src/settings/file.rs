@@ -21,7 +21,7 @@ use crate::name::UpstreamName;
 use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Timeouts};
 use crate::rules::Rules;
-use crate::telemetry::audit;
+use crate::telemetry::{audit, traces};
 
 /// Reads the file at this path.
 ///
@@ -75,6 +75,7 @@ fn document(reader: &Reader<'_>, file: &str) -> Option<Settings> {
     let limits = limits(top.table("limits"));
     let log = log(top.table("log"));
     let audit = audit(top.table("audit"));
+    let traces = top.table("traces").and_then(traces);
     let rules: Vec<_> =
         top.tables("rule").into_iter().map(|t| rules::rule(t, file, style)).collect();
     let mut names: Vec<_> = rules.iter().flatten().map(|rule| rule.name.as_str()).collect();
@@ -114,6 +115,7 @@ fn document(reader: &Reader<'_>, file: &str) -> Option<Settings> {
         limits: limits?,
         log: log?,
         audit,
+        traces,
         rules: rules?,
         shutdown_timeout: shutdown_timeout.unwrap_or(Duration::from_secs(60)),
         upgrade_timeout: upgrade_timeout.unwrap_or(Duration::from_secs(3600)),
@@ -136,6 +138,13 @@ fn audit(table: Option<Table<'_>>) -> audit::Output {
     });
     table.finish();
     output.unwrap_or_default()
+}
+
+fn traces(mut table: Table<'_>) -> Option<traces::Output> {
+    let endpoint = table.text("endpoint", values::collector);
+    let sample = table.share("sample").unwrap_or(1.0);
+    table.finish();
+    endpoint.map(|endpoint| traces::Output { endpoint, sample })
 }
 
 fn listen(table: Option<Table<'_>>) -> Option<Listen> {

@@ -77,6 +77,7 @@ pub fn from_flags(flags: Flags) -> Result<Settings, Problems> {
             limits: Limits::default(),
             log: Log::default(),
             audit: Output::default(),
+            traces: None,
             rules: Arc::new(rules),
             shutdown_timeout: Duration::from_secs(60),
             upgrade_timeout: Duration::from_secs(3600),

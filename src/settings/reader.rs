@@ -293,6 +293,21 @@ impl<'r> Table<'r> {
         number
     }
 
+    /// A number from 0 to 1.
+    pub fn share(&mut self, key: &'static str) -> Option<f64> {
+        let found = self.take(key)?;
+        let number: Option<f64> = match &found.value {
+            DeValue::Float(number) => number.as_str().parse().ok(),
+            DeValue::Integer(number) => number.as_str().parse().ok(),
+            _ => None,
+        };
+        let number = number.filter(|number| (0.0..=1.0).contains(number));
+        if number.is_none() {
+            self.wrong(&found, key, "a number from 0 to 1");
+        }
+        number
+    }
+
     /// A table below this one. `None` where it is not there.
     pub fn table(&mut self, key: &'static str) -> Option<Table<'r>> {
         let found = self.take(key)?;

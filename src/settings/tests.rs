@@ -165,10 +165,27 @@ fn what_is_not_toml_is_told_along_with_the_rest() {
 }
 
 #[test]
+fn traces_go_to_the_path_that_otlp_has_for_them() {
+    let traces = |keys: &str| {
+        let text = format!("[upstream]\nurl = \"http://x\"\n[traces]\n{keys}\n");
+        parse(&text).unwrap().traces.map(|traces| (traces.endpoint, traces.sample))
+    };
+    for url in ["http://c:4318", "http://c:4318/", "http://c:4318/v1/traces"] {
+        let found = traces(&format!("endpoint = \"{url}\"\nsample = 0.25"));
+        assert_eq!(found, Some(("http://c:4318/v1/traces".into(), 0.25)));
+    }
+    let found = traces("endpoint = \"https://c/otlp\"\nsample = 1");
+    assert_eq!(found, Some(("https://c/otlp/v1/traces".into(), 1.0)));
+    assert_eq!(traces("sample = 0.5"), None);
+    assert_eq!(parse(USUAL).unwrap().traces, None);
+}
+
+#[test]
 fn single_mistakes_are_told_as_they_are() {
     let upstream = "[upstream]\nurl = \"http://x\"\n";
     let rule = "[[rule]]\nname = \"r\"\nrepositories = \"a\"\nmutability = \"mutable\"\n";
     let redis = |keys: &str| format!("{upstream}[ledger]\nstore = \"redis\"\n{keys}");
+    let traces = |key: &str| format!("{upstream}[traces]\n{key}\n");
     for (text, expected) in [
         ("".to_owned(), "`upstream`: which registry taglock stands in front of is missing"),
         ("[upstream]".to_owned(), "`upstream.url`: this key is missing"),
@@ -182,6 +199,12 @@ fn single_mistakes_are_told_as_they_are() {
             "[[upstream]]\nurl = \"http://x\"\n[[upstream]]\nurl = \"http://y\"\n".to_owned(),
             "`upstream`: several upstreams are not supported yet",
         ),
+        (traces("endpoint = \"collector:4318\""), "`collector:4318`: not a whole URL"),
+        (traces("endpoint = \"grpc://x\""), "traces are sent over `http` or `https`"),
+        (traces("endpoint = \"http://a:b@x\""), "credentials don't belong into this URL"),
+        (traces("endpoint = \"http://x/?key=1\""), "no query is sent"),
+        (traces("sample = 1.5"), "`traces.sample`: `1.5` is not a number from 0 to 1"),
+        (traces("sample = \"all\""), "`traces.sample`: `all` is not a number from 0 to 1"),
         (format!("{upstream}[ledger]\nstore = \"redis\"\n"), "`ledger.url`: this key is missing"),
         (
             format!("{upstream}[ledger]\nstore = \"redis\"\nurl = \"http://x\"\n"),

@@ -49,6 +49,26 @@ pub fn parse_origin(text: &str) -> Result<Origin, String> {
     Ok(Origin { tls, host, port })
 }
 
+/// Where a collector takes traces: its own URL, and behind it the path that OTLP has for them.
+pub(super) fn collector(text: &str) -> Result<String, String> {
+    let example = "such as `http://127.0.0.1:4318`";
+    let uri: Uri = text.parse().map_err(|_| format!("not a URL, {example}"))?;
+    let (scheme, authority) = match (uri.scheme_str(), uri.authority()) {
+        (Some(scheme @ ("http" | "https")), Some(authority)) => (scheme, authority.as_str()),
+        (Some("http" | "https") | None, _) => return Err(format!("not a whole URL, {example}")),
+        _ => return Err("traces are sent over `http` or `https`".into()),
+    };
+    if authority.contains('@') {
+        return Err("credentials don't belong into this URL: `OTEL_EXPORTER_OTLP_HEADERS`".into());
+    }
+    if uri.query().is_some() {
+        return Err(format!("no query is sent, {example}"));
+    }
+    let path = uri.path().trim_end_matches('/');
+    let path = path.strip_suffix("/v1/traces").unwrap_or(path);
+    Ok(format!("{scheme}://{authority}{path}/v1/traces"))
+}
+
 /// The id of a ledger, as taglock logs it.
 pub(super) fn ledger_id(text: &str) -> Result<String, &'static str> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-';

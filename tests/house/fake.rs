@@ -135,6 +135,11 @@ impl Fake {
         self.state.lock().unwrap().headers.last().cloned().unwrap_or_default()
     }
 
+    /// The headers of all requests so far.
+    pub fn headers(&self) -> Vec<Vec<String>> {
+        self.state.lock().unwrap().headers.clone()
+    }
+
     pub fn count(&self, method: &str, part: &str) -> usize {
         let matches = |line: &&String| line.starts_with(method) && line.contains(part);
         self.seen().iter().filter(matches).count()

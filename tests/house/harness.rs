@@ -224,7 +224,8 @@ impl Taglock {
         })
     }
 
-    fn begin(command: Command, file: impl FnOnce(&str, &str, &str) -> String) -> Self {
+    /// By this command, from a file made of the address, the admin's address and the folder.
+    pub fn begin(command: Command, file: impl FnOnce(&str, &str, &str) -> String) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let address = format!("127.0.0.1:{}", port());
         let admin = format!("127.0.0.1:{}", port());

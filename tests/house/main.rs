@@ -44,5 +44,6 @@ mod signatures;
 mod soak;
 mod tls;
 mod token_server;
+mod traces;
 mod transparency;
 mod upgrade;

@@ -18,7 +18,7 @@ use crate::harness::*;
 use crate::http::{self, Answer};
 
 /// Ends, with the test, the processes that took over: they are no children of the test's.
-struct Successors<'a>(&'a Taglock);
+pub struct Successors<'a>(pub &'a Taglock);
 
 impl Successors<'_> {
     fn pids(&self) -> Vec<String> {
