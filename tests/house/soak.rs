@@ -22,6 +22,8 @@ const REPOSITORIES: u32 = 40;
 const TAGS: u32 = 25;
 const BLOBS: u32 = 8;
 const SAMPLES: u32 = 60;
+/// Those of the runtimes, and as many as the clients could keep in blocking calls at once.
+const MOST_THREADS: u64 = 16 + CLIENTS as u64;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Sample {
@@ -96,7 +98,10 @@ fn nothing_grows_under_mixed_load_with_faults() {
     assert!(last.memory <= second.memory + second.memory / 10 + 4096, "memory grows");
     assert!(last.files <= second.files + 32, "file descriptors grow");
     assert!(last.tasks <= second.tasks + 32, "tasks grow");
-    assert!(last.threads <= second.threads + 2, "threads grow");
+    // Those for blocking calls come and go with the load, and with how slow the disk is: a whole hour
+    // had 14, 14 and 17 of them.
+    let threads = last.threads;
+    assert!(threads <= MOST_THREADS, "{threads} threads");
 
     for gauge in [
         "taglock_connections ",
