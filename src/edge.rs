@@ -5,6 +5,7 @@
 //! answer is written here. `refusal` is the only writer of taglock's own answers.
 
 mod admission;
+mod blobs;
 mod crowd;
 mod deletes;
 mod forwarding;
@@ -42,7 +43,7 @@ use crate::judge::delete::Deletion;
 use crate::judge::{Judge, Options};
 use crate::ledger::RepositoryKey;
 use crate::name::{Reference, RepositoryName, Tag, UpstreamName};
-use crate::registry::client::{MAX_ADDRESSES, trouble_of};
+use crate::registry::client::{Client, MAX_ADDRESSES, trouble_of};
 use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Peers};
 use crate::route::{Doors, ManifestWrite, Rejection, Route, check_namespace};
@@ -51,7 +52,7 @@ use crate::telemetry::Metrics;
 use crate::telemetry::audit::Audit;
 use crate::telemetry::refusals::Refusals;
 use crate::telemetry::traces::{Seen, Tracer};
-use passage::{InFlight, Passage};
+use passage::{InFlight, Passage, Tally};
 use refusal::Refusal;
 use rehearsal::Rehearsal;
 
@@ -86,11 +87,14 @@ pub struct Config {
     pub body_rate: u64,
     /// Whether each request is logged.
     pub access_log: bool,
+    /// Blobs may take their own path.
+    pub swift: bool,
 }
 
 /// What the edge talks to.
 pub struct Rooms {
     pub judge: Arc<Judge>,
+    pub client: Arc<Client>,
     pub peers: Arc<Peers>,
     pub rules: Arc<ArcSwap<Rules>>,
     pub metrics: Arc<Metrics>,
@@ -111,6 +115,10 @@ pub struct Edge {
 enum Course {
     /// Streams through; nobody looks again.
     Stream,
+    /// A read of a blob: streams as well, on a path of its own.
+    Blob,
+    /// A part of an upload, or the whole: the same the other way.
+    Upload,
     /// Answered by taglock alone.
     Refuse(Refusal),
     /// A manifest write in protected scope.
@@ -130,7 +138,7 @@ impl Course {
         match self {
             Self::Write(_) | Self::WriteMutable(_) | Self::Read(..) | Self::Delete(_) => true,
             // A rehearsal is no more than told.
-            Self::Stream | Self::Refuse(_) | Self::Rehearse(_) => false,
+            Self::Stream | Self::Blob | Self::Upload | Self::Refuse(_) | Self::Rehearse(_) => false,
         }
     }
 }
@@ -186,6 +194,8 @@ impl Edge {
             Route::Harbor(harbor) => {
                 harbor::against(&harbor, &rules).map_or(Course::Stream, Course::Refuse)
             }
+            Route::ReadBlob { .. } if self.config.swift => Course::Blob,
+            Route::Upload if self.config.swift => Course::Upload,
             _ => Course::Stream,
         }
     }
@@ -195,7 +205,13 @@ impl Edge {
         RepositoryKey { upstream: self.config.upstream.clone(), repository: repository.clone() }
     }
 
-    fn end_trace(&self, session: &Session, error: Option<&Error>, passage: &Passage, status: u16) {
+    fn end_trace(
+        &self,
+        session: &Session,
+        error: Option<&Error>,
+        passage: &Passage,
+        Tally { status, bytes_in, bytes_out }: Tally,
+    ) {
         let Some(trace) = &passage.trace else { return };
         let header = session.req_header();
         let own_scheme = if self.config.tls { "https" } else { "http" };
@@ -207,10 +223,19 @@ impl Edge {
             path: header.uri.path(),
             route: passage.route,
             status: (status != 0).then_some(status),
-            bytes_in: session.body_bytes_read(),
-            bytes_out: session.body_bytes_sent(),
+            bytes_in,
+            bytes_out,
             error: error.map(|e| e.etype().as_str()),
         });
+    }
+
+    /// A body that streams must not be too slow in the mean.
+    fn check_pace(&self, passage: &Passage) -> Result<()> {
+        if passage.is_slower_than(self.config.body_rate) {
+            let slow = Error::explain(ErrorType::ReadTimedout, "a body that comes too slowly");
+            return Err(slow.into_down());
+        }
+        Ok(())
     }
 
     fn protected(&self) -> InFlight {
@@ -280,6 +305,8 @@ impl ProxyHttp for Edge {
         }
         match course {
             Course::Stream => return Ok(false),
+            Course::Blob => return self.stream_blob(session, passage).await,
+            Course::Upload => return self.stream_upload(session, passage).await,
             Course::Rehearse(rehearsal) => {
                 self.rehearse(session, passage, rehearsal).await;
                 return Ok(false);
@@ -352,11 +379,7 @@ impl ProxyHttp for Edge {
             rehearsal.watch(chunk, self.config.max_manifest);
         }
         passage.received += chunk.len() as u64;
-        if passage.is_slower_than(self.config.body_rate) {
-            let slow = Error::explain(ErrorType::ReadTimedout, "a body that comes too slowly");
-            return Err(slow.into_down());
-        }
-        Ok(())
+        self.check_pace(passage)
     }
 
     async fn response_filter(
@@ -409,7 +432,8 @@ impl ProxyHttp for Edge {
         let error_code = refusal.status().as_u16();
         // Where an answer had begun, all that is left is to end the connection, as pingora does.
         let begun = |response: &ResponseHeader| !response.status.is_informational();
-        if !session.response_written().is_some_and(begun)
+        if passage.sent.is_none()
+            && !session.response_written().is_some_and(begun)
             && let Err(error) = self.refuse(session, passage, refusal).await
         {
             tracing::debug!(%error, "an error could not be answered");
@@ -424,10 +448,11 @@ impl ProxyHttp for Edge {
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, passage: &mut Passage) {
         pace::ended();
-        let status = session.response_written().map_or(0, |response| response.status.as_u16());
+        let tally = Tally::of(session, passage);
+        let Tally { status, bytes_in, bytes_out } = tally;
         self.rooms.metrics.request(passage.route, status);
-        self.rooms.metrics.bytes(session.body_bytes_read(), session.body_bytes_sent());
-        self.end_trace(session, error, passage, status);
+        self.rooms.metrics.bytes(bytes_in, bytes_out);
+        self.end_trace(session, error, passage, tally);
         if !self.config.access_log {
             return;
         }
@@ -441,8 +466,8 @@ impl ProxyHttp for Edge {
             path = header.uri.path(),
             route = passage.route,
             status,
-            bytes_in = session.body_bytes_read(),
-            bytes_out = session.body_bytes_sent(),
+            bytes_in,
+            bytes_out,
             ms = passage.started.elapsed().as_millis() as u64,
             error = error.map(|e| e.etype().as_str()),
             "request",

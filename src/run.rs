@@ -216,6 +216,7 @@ fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
     let rooms = Rooms {
         crowd: Arc::new(Crowd::new(caps, Arc::clone(&metrics))),
         judge: Arc::new(judge),
+        client: Arc::clone(&client),
         peers,
         rules: Arc::clone(&rules),
         metrics: Arc::clone(&metrics),
@@ -327,6 +328,7 @@ fn proxy(
         manifest_time: limits.manifest_time,
         body_rate: limits.body_rate,
         access_log: log.access,
+        swift: upstream.fast_blobs && !upstream.origin.tls,
     });
     let rooms = Arc::new(rooms);
     let edge = || Edge::new(Arc::clone(&config), Arc::clone(&rooms));
@@ -334,8 +336,10 @@ fn proxy(
     let front = Front::new(&server.configuration, over_tls, crowd, limits.header_time, edge);
     let mut service = Service::new("proxy".into(), front);
     for address in &listen.addresses {
-        // Header and body of a small answer leave in one write.
+        // Header and body of a small answer leave in one write. Where uploads are taken from the
+        // socket, none of their bytes may be in a buffer before it.
         let buffer = L4BufferSettings::default().write(16 * 1024);
+        let buffer = if over_tls { buffer } else { buffer.read(0) };
         let endpoint = ListenerConfig::tcp(address.to_string()).l4_buffer(buffer);
         service.add_listener(match &served {
             Some(served) => endpoint.tls(tls(served)?),

@@ -99,6 +99,8 @@ pub struct Upstream {
     pub redirect_hosts: Vec<String>,
     pub media: Arc<MediaTypes>,
     pub options: Options,
+    /// Blobs take a path of their own.
+    pub fast_blobs: bool,
     /// Taglock's own account there, `user:password`.
     pub account: Option<Secret>,
 }

@@ -117,7 +117,7 @@ fn check_framing(version: Version, headers: &HeaderMap) -> Result<(), Rejection>
 }
 
 /// A plain number. Some servers take a leading zero for the sign of an octal one.
-fn is_length(text: &[u8]) -> bool {
+pub fn is_length(text: &[u8]) -> bool {
     text.iter().all(u8::is_ascii_digit) && !text.is_empty() && (text[0] != b'0' || text.len() == 1)
 }
 
@@ -294,6 +294,7 @@ mod tests {
             options: crate::judge::Options::default(),
             strict: false,
             max_manifest: 1,
+            swift: true,
             max_header: 1,
             manifest_time: std::time::Duration::from_secs(1),
             body_rate: 0,

@@ -1,10 +1,10 @@
 //! What the registry is told of a request besides what the client said.
 
-use http::HeaderMap;
 use http::header::{
     CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderName,
     HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
+use http::{HeaderMap, Version};
 use pingora::Result;
 use pingora::http::RequestHeader;
 
@@ -94,14 +94,33 @@ impl Forwarding {
         Ok(())
     }
 
+    /// For a request that streams on a path of taglock's own.
+    pub fn streamed(&self, client: &RequestHeader) -> Result<RequestHeader> {
+        let mut request = match client.version {
+            // With the spelling of its names.
+            Version::HTTP_11 => client.clone(),
+            _ => {
+                let method = client.method.clone();
+                let mut request = RequestHeader::build(method, client.raw_path(), None)?;
+                for (name, value) in &client.headers {
+                    request.append_header(name.clone(), value.clone())?;
+                }
+                request
+            }
+        };
+        for name in nominated(&client.headers) {
+            request.remove_header(&name);
+        }
+        for name in &HOP_BY_HOP {
+            request.remove_header(name);
+        }
+        self.apply(&mut request)?;
+        Ok(request)
+    }
+
     /// For a request that taglock makes itself: the client's end-to-end headers, and these.
     pub fn end_to_end(&self, client: &HeaderMap) -> HeaderMap {
-        let nominated: Vec<_> = client
-            .get_all(CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(',').map(|name| name.trim().to_ascii_lowercase()))
-            .collect();
+        let nominated = nominated(client);
         let mut headers = HeaderMap::with_capacity(client.len() + self.set.len());
         for (name, value) in client {
             let dropped = self.replaces(name)
@@ -121,6 +140,13 @@ impl Forwarding {
     fn replaces(&self, name: &HeaderName) -> bool {
         is_replaced(name) || self.traced && traces::is_trace_context(name)
     }
+}
+
+/// The headers that `Connection` names: of the connection as well.
+fn nominated(client: &HeaderMap) -> Vec<String> {
+    let values = client.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let names = values.flat_map(|value| value.split(','));
+    names.map(|name| name.trim().to_ascii_lowercase()).collect()
 }
 
 fn is_replaced(name: &HeaderName) -> bool {

@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use http::HeaderValue;
+use http::{HeaderValue, StatusCode};
+use pingora::proxy::Session;
 use prometheus::IntGauge;
 use uuid::Uuid;
 
@@ -36,7 +37,39 @@ pub struct Passage {
     pub protected: Option<InFlight>,
     /// Where traces are wanted.
     pub trace: Option<Trace>,
+    /// An answer that pingora's own writer did not write.
+    pub sent: Option<Sent>,
     _in_flight: InFlight,
+}
+
+/// An answer as far as it has gone out.
+#[derive(Clone, Copy, Debug)]
+pub struct Sent {
+    pub status: StatusCode,
+    /// Of its body.
+    pub bytes: u64,
+}
+
+/// What a request came to.
+#[derive(Clone, Copy)]
+pub struct Tally {
+    /// 0 where there was no answer.
+    pub status: u16,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+}
+
+impl Tally {
+    pub fn of(session: &Session, passage: &Passage) -> Self {
+        let written = session.response_written().map_or(0, |response| response.status.as_u16());
+        let (status, bytes_out) = match &passage.sent {
+            Some(sent) => (sent.status.as_u16(), sent.bytes),
+            None => (written, session.body_bytes_sent() as u64),
+        };
+        // pingora does not count what it did not read itself.
+        let bytes_in = passage.received.max(session.body_bytes_read() as u64);
+        Self { status, bytes_in, bytes_out }
+    }
 }
 
 /// The client's own request id where it sent a sound one, else a new one.
@@ -99,6 +132,7 @@ impl Passage {
             warning: None,
             protected: None,
             trace: None,
+            sent: None,
             _in_flight: InFlight::new(in_flight),
         }
     }

@@ -430,7 +430,7 @@ pub async fn turn_away(mut stream: Stream) {
     let _ = timeout(TURN_AWAY_TIME, leaving).await;
 }
 
-async fn drain(session: &mut Session) {
+pub async fn drain(session: &mut Session) {
     let reading = async {
         let mut left = DRAIN_BYTES;
         while let Ok(Some(chunk)) = session.downstream_session.read_request_body().await {

@@ -7,6 +7,7 @@ mod deletes;
 mod elsewhere;
 mod listing;
 mod meaning;
+mod opening;
 mod serving;
 mod target;
 
@@ -34,6 +35,7 @@ use super::{
 };
 use crate::name::{Algorithm, Digest, Naming, Reference, RepositoryName, Tag};
 use meaning::{digest_of, is_redirect, sighted, written};
+pub use opening::{Begun, Opened, is_early};
 use target::with_query;
 
 pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");

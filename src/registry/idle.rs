@@ -55,7 +55,12 @@ impl Connections {
     pub async fn give_back(&self, session: HttpSession, peer: &HttpPeer, at_most: Duration) {
         let HttpSession::H1(mut session) = session else { return };
         session.respect_keepalive();
-        let Some(mut stream) = session.reuse().await else { return };
+        let Some(stream) = session.reuse().await else { return };
+        self.keep(stream, peer, at_most);
+    }
+
+    /// Keeps a connection on which nothing is under way.
+    pub fn keep(&self, mut stream: Stream, peer: &HttpPeer, at_most: Duration) {
         if !is_quiet(&mut stream) {
             return;
         }

@@ -225,9 +225,9 @@ impl Metrics {
         self.by_rule.with_label_values(&[rule.unwrap_or("none")]).inc();
     }
 
-    pub fn bytes(&self, from_client: usize, to_client: usize) {
-        self.bytes.with_label_values(&["in"]).inc_by(from_client as u64);
-        self.bytes.with_label_values(&["out"]).inc_by(to_client as u64);
+    pub fn bytes(&self, from_client: u64, to_client: u64) {
+        self.bytes.with_label_values(&["in"]).inc_by(from_client);
+        self.bytes.with_label_values(&["out"]).inc_by(to_client);
     }
 
     pub fn dry_run_refusal(&self, reason: &'static str) {

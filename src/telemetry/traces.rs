@@ -128,8 +128,8 @@ pub struct Seen<'a> {
     pub route: &'static str,
     /// `None` where nothing was answered.
     pub status: Option<u16>,
-    pub bytes_in: usize,
-    pub bytes_out: usize,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
     pub error: Option<&'a str>,
 }
 
@@ -203,7 +203,7 @@ fn known(method: &Method) -> &'static str {
     KNOWN.into_iter().find(|known| *known == method.as_str()).unwrap_or("_OTHER")
 }
 
-fn size(bytes: usize) -> i64 {
+fn size(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 

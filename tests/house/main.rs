@@ -11,6 +11,7 @@
 mod audit;
 mod auth;
 mod bad_input;
+mod blobs;
 mod bypass;
 mod certificates;
 mod chaos;

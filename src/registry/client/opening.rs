@@ -1,0 +1,179 @@
+//! A read whose answer is passed on as it comes, by whoever asked.
+
+use http::StatusCode;
+use pingora::ErrorType::{ConnectError, H1Error};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::prelude::HttpPeer;
+use pingora::protocols::Stream;
+use pingora::protocols::http::client::HttpSession;
+use pingora::protocols::http::v1;
+use pingora::{Error, Result};
+
+use super::{Client, MAX_ADDRESSES, trouble_of};
+use crate::registry::Trouble;
+
+/// More of them before an answer are no registry's.
+const MAX_EARLY: usize = 16;
+
+/// An answer of which only the header was read.
+pub struct Opened {
+    pub header: ResponseHeader,
+    /// The informational answers (1xx) that came before it.
+    pub early: Vec<ResponseHeader>,
+    session: v1::client::HttpSession,
+    peer: HttpPeer,
+    /// Nothing else is asked for on this connection.
+    last: bool,
+}
+
+impl Opened {
+    /// The connection is not kept, as what was asked with did not all go out.
+    pub fn at_last(self) -> Self {
+        Self { last: true, ..self }
+    }
+
+    /// What has come of the body, or comes next; `None` at its end.
+    ///
+    /// # Errors
+    /// What became of the connection.
+    pub async fn chunk(&mut self) -> Result<Option<&[u8]>> {
+        self.session.read_body_ref().await.map_err(Error::into_up)
+    }
+
+    /// The connection, from which the rest of a body can be taken that has a length.
+    pub fn stream(&self) -> &Stream {
+        self.session.stream()
+    }
+}
+
+/// A request of which the header was sent.
+pub struct Begun {
+    session: v1::client::HttpSession,
+    peer: HttpPeer,
+}
+
+impl Begun {
+    /// The connection, to which a body can be written that has a length.
+    pub fn stream(&self) -> &Stream {
+        self.session.stream()
+    }
+
+    /// The header of the next answer: informational ones (1xx) come before the last.
+    ///
+    /// # Errors
+    /// What became of the connection.
+    pub async fn answer(&mut self) -> Result<ResponseHeader> {
+        self.session.read_response().await.map_err(Error::into_up)?;
+        let header = self.session.resp_header().cloned();
+        header.ok_or_else(|| Error::explain(H1Error, "no header").into_up())
+    }
+
+    /// With the header of the last answer.
+    pub fn opened(self, header: ResponseHeader, early: Vec<ResponseHeader>) -> Opened {
+        let Self { session, peer } = self;
+        Opened { header, early, session, peer, last: false }
+    }
+}
+
+/// Whether another answer follows. Nobody asks to switch protocols, so that is the last one here.
+pub fn is_early(header: &ResponseHeader) -> bool {
+    header.status.is_informational() && header.status != StatusCode::SWITCHING_PROTOCOLS
+}
+
+impl Client {
+    /// Sends a request without a body that may be repeated, and reads the answer's header.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub async fn open(&self, request: &RequestHeader) -> Result<Opened> {
+        let read = async |mut begun: Begun| {
+            let mut early = Vec::new();
+            while early.len() < MAX_EARLY {
+                match begun.answer().await? {
+                    header if is_early(&header) => early.push(header),
+                    header => return Ok(begun.opened(header, early)),
+                }
+            }
+            Error::e_explain(H1Error, "one informational answer after the other")
+        };
+        self.attempt(request, read).await
+    }
+
+    /// Sends the header of a request whose body follows.
+    ///
+    /// # Errors
+    /// Where it could not be sent.
+    pub async fn begin(&self, request: &RequestHeader) -> Result<Begun> {
+        self.attempt(request, async |begun| Ok(begun)).await
+    }
+
+    /// Sends the header to one address after the other, and goes on from there. Only where a kept
+    /// connection turns out to be dead is it done again.
+    async fn attempt<T>(
+        &self,
+        request: &RequestHeader,
+        go_on: impl AsyncFn(Begun) -> Result<T>,
+    ) -> Result<T> {
+        let mut addresses = 1;
+        loop {
+            let peer =
+                self.peers.peer().await.map_err(|trouble| {
+                    Error::explain(ConnectError, trouble.to_string()).into_up()
+                })?;
+            let (session, reused) = match self.connections.take(&peer).await {
+                Ok(taken) => taken,
+                Err(_) if addresses < MAX_ADDRESSES => {
+                    self.peers.shun(&peer);
+                    addresses += 1;
+                    continue;
+                }
+                Err(error) => return Err(error.into_up()),
+            };
+            let sent = self.send(session, peer, request.clone()).await;
+            let result = match sent {
+                Ok(begun) => go_on(begun).await,
+                Err(error) => Err(error),
+            };
+            match result {
+                // The pool may hold several dead connections; each is tried once and gone.
+                Err(error) if reused && trouble_of(&error) == Trouble::Cut => {}
+                other => return other.map_err(Error::into_up),
+            }
+        }
+    }
+
+    async fn send(
+        &self,
+        session: HttpSession,
+        peer: HttpPeer,
+        request: RequestHeader,
+    ) -> Result<Begun> {
+        let HttpSession::H1(mut session) = session else {
+            return Error::e_explain(H1Error, "a connection that is not HTTP/1.1");
+        };
+        let timeouts = self.peers.timeouts();
+        session.read_timeout = Some(timeouts.read);
+        session.write_timeout = Some(timeouts.write);
+        session.write_request_header(Box::new(request)).await?;
+        Ok(Begun { session, peer })
+    }
+
+    /// Keeps the connection of an answer that was read to its end through [`Opened::chunk`].
+    pub async fn close(&self, opened: Opened) {
+        let Opened { session, peer, last, .. } = opened;
+        if last {
+            return;
+        }
+        let idle = self.peers.timeouts().idle;
+        self.connections.give_back(HttpSession::H1(session), &peer, idle).await;
+    }
+
+    /// Keeps the connection of an answer whose body was taken from its stream, to the last byte.
+    pub fn close_emptied(&self, opened: Opened) {
+        let Opened { mut session, peer, .. } = opened;
+        session.respect_keepalive();
+        if session.will_keepalive() {
+            self.connections.keep(session.into_inner(), &peer, self.peers.timeouts().idle);
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! Blobs on their own path and on pingora's: each test runs over both, which clients and registries
+//! must not be able to tell apart.
+
+mod source;
+mod trouble;
+mod uploads;
+
+use std::fs;
+use std::io::{BufReader, ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+
+use crate::auth::nginx;
+use crate::harness::*;
+use crate::http::{self, Answer};
+use crate::tls::Authority;
+use source::{Asked, Source, body, path};
+
+const MIB: usize = 1 << 20;
+
+/// On blobs' own path, and on pingora's.
+fn both(registry: &str, upstream: &str, tables: &str, test: impl Fn(&Taglock, bool)) {
+    for fast in [true, false] {
+        let keys = format!("fast_blobs = {fast}\n{upstream}");
+        test(&Taglock::with(registry, &keys, tables), fast);
+    }
+}
+
+fn length(length: usize) -> String {
+    format!("200 OK\r\nContent-Length: {length}")
+}
+
+/// Answers `size-<n>` with so many bytes.
+fn sized(asked: &mut Asked) -> bool {
+    let size: usize = asked.what().strip_prefix("size-").unwrap().parse().unwrap();
+    asked.say(&length(size), &body(size))
+}
+
+/// A kept connection of a client's.
+struct Kept {
+    stream: TcpStream,
+    reader: BufReader<TcpStream>,
+}
+
+impl Kept {
+    fn new(taglock: &Taglock) -> Self {
+        let stream = http::connect(&taglock.address).unwrap();
+        let reader = BufReader::new(stream.try_clone().unwrap());
+        Self { stream, reader }
+    }
+
+    fn ask(&mut self, what: &str) {
+        self.stream.write_all(&http::bytes("x", "GET", &path(what), &[], b"")).unwrap();
+    }
+
+    fn read(&mut self) -> Answer {
+        http::read_answer(&mut self.reader, false).unwrap()
+    }
+
+    fn get(&mut self, what: &str) -> Answer {
+        self.ask(what);
+        self.read()
+    }
+
+    /// All that still comes, whether the connection ends well or not.
+    fn rest(mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        if let Err(error) = self.reader.read_to_end(&mut rest) {
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+        }
+        rest
+    }
+
+    /// What comes of a body until the connection's end.
+    fn cut_body(mut self, what: &str) -> Vec<u8> {
+        self.ask(what);
+        let rest = self.rest();
+        let head = rest.windows(4).position(|end| end == b"\r\n\r\n").unwrap();
+        assert!(rest.starts_with(b"HTTP/1.1 200 "));
+        rest[head + 4..].to_vec()
+    }
+}
+
+fn descriptors(taglock: &Taglock) -> Vec<String> {
+    let folder = fs::read_dir(format!("/proc/{}/fd", taglock.process.child.id())).unwrap();
+    let target = |entry: std::io::Result<fs::DirEntry>| fs::read_link(entry.ok()?.path()).ok();
+    folder.filter_map(target).map(|path| path.display().to_string()).collect()
+}
+
+fn pipes(taglock: &Taglock) -> usize {
+    descriptors(taglock).iter().filter(|target| target.starts_with("pipe:")).count()
+}
+
+#[test]
+fn a_large_blob_arrives_byte_for_byte_and_on_its_own_path_without_a_copy() {
+    let source = Source::start(sized);
+    both(&source.address, "", "", |taglock, fast| {
+        let before = pipes(taglock);
+        let answer = http::get(&taglock.address, &path(&format!("size-{}", 64 * MIB)));
+        assert!(answer.status == 200 && answer.body == body(64 * MIB), "{answer:?}");
+        // A pipe shows which path it was: it is kept for the next blob.
+        assert_eq!(pipes(taglock) > before, fast);
+    });
+}
+
+#[test]
+fn blobs_arrive_over_tls_and_http2_and_from_a_registry_over_tls() {
+    let source = Source::start(sized);
+    let authority = Authority::new();
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    authority.write(&dir.join("ca.pem"));
+    authority.issue(dir, "server", "localhost");
+    let dir = dir.display().to_string();
+    let front = format!("127.0.0.1:{}", port());
+    let tls =
+        format!("ssl; ssl_certificate {dir}/server.pem; ssl_certificate_key {dir}/server.key;");
+    let locations = format!("location / {{ proxy_pass http://{}; }}", source.address);
+    let _front = nginx(folder.path(), &front, &locations, &tls);
+    let over_tls = format!("https://localhost:{}", front.rsplit(':').next().unwrap());
+    let plain = format!("http://{}", source.address);
+    let (size, file) = (16 * MIB + 1, format!("{dir}/blob"));
+    let get = |options: &[&str], url: String| {
+        let mut command = Command::new("curl");
+        command.args([
+            "-sS",
+            "--max-time",
+            "60",
+            "-o",
+            &file,
+            "-w",
+            "%{http_code} %{http_version}",
+        ]);
+        let said = succeed(command.args(options).arg(url));
+        assert!(fs::read(&file).unwrap() == body(size), "{options:?}: {said}");
+        said
+    };
+    let blob = path(&format!("size-{size}"));
+    for fast in [true, false] {
+        for (url, ca) in [(&plain, ""), (&over_tls, "ca_file")] {
+            let ca = if ca.is_empty() { String::new() } else { format!("{ca} = \"{dir}/ca.pem\"") };
+            for listener in [
+                String::new(),
+                format!(
+                    "tls = {{ certificate = \"{dir}/server.pem\", key = \"{dir}/server.key\" }}"
+                ),
+            ] {
+                let taglock = Taglock::from_file(|address, admin, folder| {
+                    format!(
+                        "[listen]\naddress = \"{address}\"\n{listener}\n[upstream]\nurl = \"{url}\"\n\
+                         fast_blobs = {fast}\n{ca}\n[ledger]\npath = \"{folder}/ledger\"\n\
+                         [admin]\naddress = \"{admin}\"\n"
+                    )
+                });
+                let port = taglock.address.rsplit(':').next().unwrap();
+                if listener.is_empty() {
+                    let url = format!("http://localhost:{port}{blob}");
+                    assert_eq!(get(&["--http1.1"], url.clone()), "200 1.1");
+                    assert_eq!(get(&["--http2-prior-knowledge"], url), "200 2");
+                } else {
+                    let url = format!("https://localhost:{port}{blob}");
+                    let ca = format!("{dir}/ca.pem");
+                    assert_eq!(get(&["--http1.1", "--cacert", &ca], url.clone()), "200 1.1");
+                    assert_eq!(get(&["--http2", "--cacert", &ca], url), "200 2");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn blobs_of_all_sizes_share_one_connection_on_either_side() {
+    let source = Source::start(sized);
+    both(&source.address, "", "", |taglock, fast| {
+        let (mut client, mut seed, before) = (Kept::new(taglock), 7_u64, source.connections());
+        for n in 0..200 {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let around = [0, 1, 4096, 64 << 10, 256 << 10, MIB, 2 * MIB][(seed >> 33) as usize % 7];
+            let size = around + (seed >> 50) as usize % 9 - 4.min(around);
+            let answer = client.get(&format!("size-{size}"));
+            assert!(answer.status == 200 && answer.body == body(size), "{n}: {size}: {answer:?}");
+            assert_eq!(answer.header("Connection"), Some("keep-alive"));
+        }
+        let used = source.connections() - before;
+        assert!(used == 1 || !fast && used < 50, "{used} connections");
+        client
+            .stream
+            .write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .unwrap();
+    });
+}
+
+#[test]
+fn requests_sent_ahead_are_answered_in_their_order_or_not_at_all() {
+    let source = Source::start(sized);
+    both(&source.address, "", "", |taglock, _| {
+        let sizes = [300_000, 65_536, 2_000_000];
+        let ask = |size| http::bytes("x", "GET", &path(&format!("size-{size}")), &[], b"");
+        // In one write, and one while the answer before it comes.
+        for apart in [false, true] {
+            let mut client = Kept::new(taglock);
+            if apart {
+                client.stream.write_all(&ask(sizes[0])).unwrap();
+                client.reader.fill_buf_once();
+                client.stream.write_all(&[ask(sizes[1]), ask(sizes[2])].concat()).unwrap();
+            } else {
+                client.stream.write_all(&sizes.map(ask).concat()).unwrap();
+            }
+            for size in sizes {
+                match http::read_answer(&mut client.reader, false) {
+                    Ok(answer) if answer.status == 200 => assert!(answer.body == body(size)),
+                    Ok(answer) => panic!("{answer:?}"),
+                    Err(_) => break,
+                }
+            }
+        }
+    });
+}
+
+trait FillOnce {
+    fn fill_buf_once(&mut self);
+}
+
+impl FillOnce for BufReader<TcpStream> {
+    fn fill_buf_once(&mut self) {
+        assert!(!std::io::BufRead::fill_buf(self).unwrap().is_empty());
+    }
+}
+
+/// Heads of answers, each for a body of this size.
+fn kinds() -> Vec<(&'static str, String, usize)> {
+    let large = 300_000;
+    let of = |status: &str, more: &str| format!("{status}\r\nContent-Length: {large}{more}");
+    vec![
+        ("whole", of("200 OK", "\r\nDocker-Content-Digest: x\r\nETag: \"y\"\r\nX-Repeated: 1\r\nX-Repeated: 2"), large),
+        ("part", of("206 Partial Content", "\r\nContent-Range: bytes 0-299999/900000"), large),
+        ("small", "200 OK\r\nContent-Length: 5".into(), 5),
+        ("empty", "200 OK\r\nContent-Length: 0".into(), 0),
+        ("range", "416 Range Not Satisfiable\r\nContent-Range: bytes */7\r\nContent-Length: 3".into(), 3),
+        ("same", "304 Not Modified\r\nETag: \"y\"".into(), 0),
+        ("away", "307 Temporary Redirect\r\nLocation: https://s3.example.com/x?sig=a%2Bb%3D\r\nContent-Length: 0".into(), 0),
+        ("unknown", "404 Not Found\r\nContent-Type: application/json\r\nContent-Length: 70000".into(), 70_000),
+        ("who", "401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\"\r\nContent-Length: 20".into(), 20),
+        ("busy", "429 Too Many Requests\r\nRetry-After: 3\r\nContent-Length: 2".into(), 2),
+        ("broken", of("500 Internal Server Error", ""), large),
+        ("closes", of("200 OK", "\r\nConnection: close"), large),
+        ("reason", of("200 Very Well", ""), large),
+        ("hints", format!("103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 {}", of("200 OK", "")), large),
+        ("ended", "200 OK\r\nConnection: close".into(), large),
+        ("twice", format!("{}\r\nContent-Length: {large}", of("200 OK", "")), large),
+    ]
+}
+
+#[test]
+fn every_kind_of_answer_is_the_same_on_both_paths() {
+    let chunked = |asked: &mut Asked| {
+        let mut all = Vec::new();
+        for part in body(700_000).chunks(70_001) {
+            all.extend(format!("{:x};x=y\r\n", part.len()).bytes());
+            all.extend(part);
+            all.extend(b"\r\n");
+        }
+        all.extend(b"0\r\n\r\n");
+        asked.say("200 OK\r\nTransfer-Encoding: chunked", &all)
+    };
+    let source = Source::start(move |asked| {
+        let what = asked.what().to_owned();
+        if what == "chunked" {
+            return chunked(asked);
+        }
+        if what == "old" {
+            let head = format!("HTTP/1.0 200 OK\r\nContent-Length: {MIB}\r\n\r\n");
+            let _ = asked.stream.write_all(&[head.as_bytes(), &body(MIB)].concat());
+            return false;
+        }
+        let (_, head, size) = kinds().into_iter().find(|(name, ..)| *name == what).unwrap();
+        asked.say(&head, &body(size)) && !head.contains("Connection: close")
+    });
+    let names = || kinds().into_iter().map(|(name, ..)| name).chain(["chunked", "old"]);
+    let requests = || {
+        let all = names().flat_map(|name| {
+            let get = |version, more: &str| {
+                let line = format!("GET {} HTTP/{version}\r\nHost: x\r\n", path(name));
+                format!("{line}X-Request-Id: one\r\nRange: bytes=0-\r\nX-Own: 1\r\nX-Own: 2\r\n{more}\r\n")
+            };
+            [
+                get("1.1", "Connection: close\r\n"),
+                get("1.1", "Connection: close, X-Own\r\nTE: trailers\r\nKeep-Alive: 5\r\n"),
+                get("1.1", "Connection: close\r\nX-Forwarded-For: 6.6.6.6\r\nX_Forwarded_Host: y\r\n"),
+                get("1.0", ""),
+                get("1.1", "Connection: close\r\nContent-Length: 0\r\n"),
+            ]
+        });
+        all.collect::<Vec<_>>()
+    };
+    let told = std::cell::RefCell::new(Vec::new());
+    both(&source.address, "", "", |taglock, _| {
+        let one = requests().into_iter().map(|request| {
+            let mut stream = http::connect(&taglock.address).unwrap();
+            stream.write_all(request.as_bytes()).unwrap();
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).unwrap();
+            let head = answer.windows(4).rposition(|end| end == b"\r\n\r\n");
+            let at = answer.windows(4).position(|end| end == b"\r\n\r\n").unwrap();
+            assert!(head.is_some() && answer.starts_with(b"HTTP/1."), "{request}");
+            let mut lines: Vec<_> =
+                String::from_utf8_lossy(&answer[..at]).lines().map(str::to_owned).collect();
+            lines.retain(|line| !line.to_ascii_lowercase().starts_with("date:"));
+            lines[1..].sort();
+            (request, lines, without_chunks_and_dates(&answer[at + 4..]), source.last_headers())
+        });
+        told.borrow_mut().push(one.collect::<Vec<_>>());
+    });
+    let told = told.into_inner();
+    for (fast, slow) in told[0].iter().zip(&told[1]) {
+        assert_eq!((&fast.1, &fast.3), (&slow.1, &slow.3), "{}", fast.0);
+        assert!(fast.2 == slow.2, "{}: {} and {} bytes", fast.0, fast.2.len(), slow.2.len());
+    }
+}
+
+/// Chunks may be cut otherwise, and a second passes between two answers.
+fn without_chunks_and_dates(bytes: &[u8]) -> Vec<u8> {
+    let mut rest = bytes;
+    if let Some(at) = rest.windows(4).position(|end| end == b"\r\n\r\n")
+        && rest.starts_with(b"HTTP/1.1 ")
+    {
+        let head = String::from_utf8_lossy(&rest[..at]);
+        let mut lines: Vec<_> = head.lines().filter(|line| !line.starts_with("Date:")).collect();
+        lines.sort_unstable();
+        return [lines.concat().as_bytes(), &rest[at..]].concat();
+    }
+    let mut all = Vec::new();
+    while let Some(end) = rest.windows(2).take(9).position(|end| end == b"\r\n") {
+        let size = std::str::from_utf8(&rest[..end]).ok();
+        let Some(size) = size.and_then(|size| usize::from_str_radix(size, 16).ok()) else { break };
+        if rest.len() < end + 4 + size {
+            break;
+        }
+        all.extend(&rest[end + 2..end + 2 + size]);
+        rest = &rest[end + 4 + size..];
+    }
+    [&all, rest].concat()
+}
