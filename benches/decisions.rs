@@ -47,6 +47,7 @@ fn rule(n: usize) -> Rule {
         deletes: taglock::rules::Deletes::Refuse,
         except_must_be_bound: false,
         enforce: true,
+        anonymous_pull: false,
         refusal: RefusalStyle::Oci,
     }
 }

@@ -19,6 +19,7 @@ mod reads;
 mod refusal;
 mod rehearsal;
 pub mod rewriting;
+mod shelved;
 mod writes;
 
 pub use crowd::{Cap, Caps, Crowd};
@@ -42,10 +43,11 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use crate::judge::delete::Deletion;
 use crate::judge::{Judge, Options};
 use crate::ledger::RepositoryKey;
-use crate::name::{Reference, RepositoryName, Tag, UpstreamName};
+use crate::name::{Digest, Reference, RepositoryName, Tag, UpstreamName};
 use crate::registry::client::{Client, MAX_ADDRESSES, trouble_of};
 use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Peers};
+use crate::registry::shelf::Shelf;
 use crate::route::{Doors, ManifestWrite, Rejection, Route, check_namespace};
 use crate::rules::{Deletes, Mutability, Rules};
 use crate::telemetry::Metrics;
@@ -104,6 +106,8 @@ pub struct Rooms {
     pub gate: Arc<Gate>,
     /// `None` where traces are not wanted.
     pub tracer: Option<Arc<Tracer>>,
+    /// Manifests of public repositories in memory; the judge asks through it, too.
+    pub shelf: Option<Arc<Shelf>>,
 }
 
 pub struct Edge {
@@ -127,8 +131,10 @@ enum Course {
     WriteMutable(ManifestWrite),
     /// A write or a delete under a rule that is not enforced: streams, and is watched.
     Rehearse(Box<Rehearsal>),
-    /// A pull of a protected tag.
-    Read(RepositoryName, Tag),
+    /// A pull of a protected tag; perhaps of a repository that everybody may pull from.
+    Read { repository: RepositoryName, tag: Tag, public: bool },
+    /// A pull by digest from such a repository.
+    ReadPublic(RepositoryName, Digest),
     /// A delete in protected scope.
     Delete(Box<Deletion>),
 }
@@ -136,9 +142,10 @@ enum Course {
 impl Course {
     fn needs_the_ledger(&self) -> bool {
         match self {
-            Self::Write(_) | Self::WriteMutable(_) | Self::Read(..) | Self::Delete(_) => true,
-            // A rehearsal is no more than told.
-            Self::Stream | Self::Blob | Self::Upload | Self::Refuse(_) | Self::Rehearse(_) => false,
+            Self::Write(_) | Self::WriteMutable(_) | Self::Read { .. } | Self::Delete(_) => true,
+            // A rehearsal is no more than told, and a digest needs no binding.
+            Self::Stream | Self::Blob | Self::Upload | Self::ReadPublic(..) => false,
+            Self::Refuse(_) | Self::Rehearse(_) => false,
         }
     }
 }
@@ -160,12 +167,20 @@ impl Edge {
                 Course::Write(write)
             }
             Route::WriteManifest(write) if !write.tags.is_empty() => Course::WriteMutable(write),
-            Route::ReadManifest { repository, reference: Reference::Tag(tag) }
-                if rules
-                    .protecting(&repository)
-                    .is_some_and(|rule| rule.mutability_of(&tag) == Mutability::Immutable) =>
-            {
-                Course::Read(repository, tag)
+            Route::ReadManifest { repository, reference } => {
+                let rule = rules.protecting(&repository);
+                let public = self.rooms.shelf.is_some() && rule.is_some_and(|r| r.anonymous_pull);
+                match (rule, reference) {
+                    (Some(rule), Reference::Tag(tag))
+                        if rule.mutability_of(&tag) == Mutability::Immutable =>
+                    {
+                        Course::Read { repository, tag, public }
+                    }
+                    (Some(_), Reference::Digest(digest)) if public => {
+                        Course::ReadPublic(repository, digest)
+                    }
+                    _ => Course::Stream,
+                }
             }
             Route::DeleteManifest { repository, reference } => {
                 match (rules.protecting(&repository), &reference) {
@@ -268,7 +283,7 @@ impl Edge {
             check_namespace(header.uri.query(), own)?;
         }
         let course = self.course(route);
-        if matches!(course, Course::Read(..) | Course::Delete(_)) {
+        if matches!(course, Course::Read { .. } | Course::Delete(_)) {
             passage.protected = Some(self.protected());
         }
         Ok(course)
@@ -320,8 +335,14 @@ impl ProxyHttp for Edge {
                 }
                 self.write(session, passage, write).await?;
             }
-            Course::Read(repository, tag) => {
-                return self.read(session, passage, &repository, &tag).await;
+            Course::Read { repository, tag, public } => {
+                if public && self.read_at_hand(session, passage, &repository, &tag).await? {
+                    return Ok(true);
+                }
+                return self.read(session, passage, (&repository, &tag), public).await;
+            }
+            Course::ReadPublic(repository, digest) => {
+                return self.read_public(session, passage, &repository, &digest).await;
             }
             Course::Delete(deletion) => self.delete(session, passage, *deletion).await?,
         }

@@ -1,11 +1,14 @@
 //! What the judge asks of the registry, and how the answers are told apart.
 
 pub mod account;
+pub mod anonymous;
 pub mod catalogue;
+mod challenge;
 pub mod client;
 mod idle;
 pub mod media;
 pub mod peer;
+pub mod shelf;
 pub mod wire;
 
 use std::fmt;
@@ -26,6 +29,8 @@ pub struct Caller {
     pub headers: HeaderMap,
     /// `?ns=`, passed on (distribution spec, "Registry Proxying").
     pub namespace: Option<String>,
+    /// A rule says of what is asked for that the registry lets everybody pull it.
+    pub public: bool,
 }
 
 impl fmt::Debug for Caller {
@@ -39,7 +44,7 @@ impl Caller {
     /// taglock itself, without credentials; `authority` is the registry's own.
     pub fn taglock(authority: &str) -> Self {
         let host = HeaderValue::from_str(authority).ok().map(|host| (HOST, host));
-        Self { headers: HeaderMap::from_iter(host), namespace: None }
+        Self { headers: HeaderMap::from_iter(host), namespace: None, public: false }
     }
 }
 
@@ -140,6 +145,8 @@ pub enum Reading {
 pub enum Serving<A = Answer> {
     /// The manifest, whose bytes have the digest; or, without bytes, nothing that says otherwise.
     Good(A),
+    /// As `Good`, from taglock's memory: the registry was not asked.
+    Kept(A),
     NotFound(A),
     /// Any other answer of the registry about this client or this request, or its failure.
     Other(A),

@@ -104,6 +104,9 @@ pub struct Rule {
     pub except_must_be_bound: bool,
     /// Whether anything is refused; otherwise what would have been is told.
     pub enforce: bool,
+    /// The registry lets everybody pull what the rule matches, so that manifests may be answered
+    /// from memory for as long as it does.
+    pub anonymous_pull: bool,
 }
 
 impl Rule {

@@ -38,8 +38,10 @@ use crate::ledger::guarded::Guarded;
 use crate::ledger::witness::Witness;
 use crate::registry::Registry;
 use crate::registry::account::Account;
+use crate::registry::anonymous::Anonymous;
 use crate::registry::client::Client;
 use crate::registry::peer::Peers;
+use crate::registry::shelf::{Shelf, Told};
 use crate::settings::{self, Flags, HostPolicy, LogFormat, OnOutage, Problems, Settings, Store};
 use crate::telemetry::audit::Audit;
 use crate::telemetry::notices::Notices;
@@ -157,6 +159,7 @@ fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
     );
     let client = Arc::new(client.naming(Arc::clone(&settings.upstream.doors.naming)));
     let registry: Arc<dyn Registry> = Arc::<Client>::clone(&client);
+    let shelf = shelf(&settings, &client, &metrics);
 
     let configuration = ServerConf {
         threads: settings.threads,
@@ -196,7 +199,11 @@ fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
         Arc::clone(&notices),
     );
     server.add_service(background_service("fleet", fleet));
-    let judge = Judge::new(Arc::clone(&witness), Arc::clone(&registry));
+    let for_clients = match &shelf {
+        Some(shelf) => Arc::<Shelf>::clone(shelf),
+        None => Arc::clone(&registry),
+    };
+    let judge = Judge::new(Arc::clone(&witness), for_clients);
     let judge = match settings.drift.watch {
         true => judge.watching(Arc::new(drift(&settings, account.clone(), &metrics))),
         false => judge,
@@ -224,6 +231,7 @@ fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
         gate: Arc::clone(&gate),
         tracer: tracer.clone(),
         refusals: Arc::new(Refusals::default()),
+        shelf,
     };
     let parts = Parts {
         upstream: settings.upstream.name.clone(),
@@ -283,6 +291,19 @@ fn account(settings: &Settings, client: &Arc<Client>) -> Result<Option<Arc<Accou
         })
     });
     account.transpose()
+}
+
+/// Manifests of public repositories, where there is memory for them.
+fn shelf(settings: &Settings, client: &Arc<Client>, metrics: &Arc<Metrics>) -> Option<Arc<Shelf>> {
+    let everybody = Arc::new(Anonymous::new(Arc::clone(client)));
+    let metrics = Arc::clone(metrics);
+    let tell = move |told| match told {
+        Told::Pull(result) => metrics.manifest_cache(result),
+        Told::Question(answer) => metrics.public_question(answer),
+        Told::Bytes(bytes) => metrics.manifest_cache_bytes(bytes),
+    };
+    let registry = Arc::<Client>::clone(client);
+    Shelf::new(registry, everybody, settings.limits.shelf, tell).map(Arc::new)
 }
 
 fn drift(settings: &Settings, account: Option<Arc<Account>>, metrics: &Arc<Metrics>) -> Drift {

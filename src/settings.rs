@@ -35,6 +35,7 @@ use crate::ledger::witness::Remembering;
 use crate::name::UpstreamName;
 use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Timeouts};
+use crate::registry::shelf::Bounds;
 use crate::route::Doors;
 use crate::rules::Rules;
 use crate::telemetry::{audit, traces};
@@ -210,6 +211,7 @@ pub struct Limits {
     pub manifest_time: Duration,
     /// What a body that streams must bring a second, in the mean; 0 for nothing.
     pub body_rate: u64,
+    pub shelf: Bounds,
 }
 
 /// How many clients and manifests there may be at once.
@@ -232,6 +234,7 @@ impl Default for Limits {
             header_time: Duration::from_secs(60),
             manifest_time: Duration::from_secs(60),
             body_rate: 1024,
+            shelf: Bounds::default(),
         }
     }
 }

@@ -41,7 +41,11 @@ pub(super) fn explain(facts: &Facts<'_>) -> Explanation {
                 true => String::new(),
                 false => "; the rule is not enforced, so nothing is refused".to_owned(),
             };
-            (mutability, format!("{because}{rehearsed}"))
+            let public = match rule.anonymous_pull && rule.protects() && rule.enforce {
+                true => "; its manifests may be answered from memory (`anonymous_pull`)",
+                false => "",
+            };
+            (mutability, format!("{because}{rehearsed}{public}"))
         }
     };
     let push = match matching.map(|found| found.rule) {
@@ -164,6 +168,7 @@ mod tests {
             deletes: Default::default(),
             except_must_be_bound: false,
             enforce: true,
+            anonymous_pull: false,
         };
         change(&mut rule);
         Rules::new(vec![rule]).unwrap()
@@ -252,6 +257,9 @@ mod tests {
         let dry = super::tests::rules(|rule| rule.enforce = false);
         let told = of(&dry, "prod/a:v1", &sealed(None), &none, Some("two"));
         assert!(told.push.outcome == Accepted && told.because.contains("not enforced"));
+        let public = super::tests::rules(|rule| rule.anonymous_pull = true);
+        let told = of(&public, "prod/a:v1", &Entry::Absent, &none, None);
+        assert!(told.because.contains("answered from memory"), "{}", told.because);
         let bound = super::tests::rules(|rule| rule.except_must_be_bound = true);
         assert_eq!(of(&bound, "prod/a:latest", &Entry::Absent, &none, None).push.outcome, Depends);
     }

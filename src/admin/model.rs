@@ -282,6 +282,9 @@ pub struct RuleView {
     pub except_must_be_bound: bool,
     /// Whether anything is refused.
     pub enforce: bool,
+    /// Whether manifests of these repositories may be answered from memory.
+    #[serde(default)]
+    pub anonymous_pull: bool,
 }
 
 /// The rules as they are applied now, the first match wins.

@@ -33,6 +33,7 @@ pub(super) async fn list(State(parts): State<Arc<Parts>>) -> Json<RuleList> {
         delete: rule.deletes.as_str().to_owned(),
         except_must_be_bound: rule.except_must_be_bound,
         enforce: rule.enforce,
+        anonymous_pull: rule.anonymous_pull,
     };
     let fingerprint = rules.fingerprint().to_string();
     Json(RuleList { fingerprint, rules: rules.iter().map(shown).collect() })

@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use http::header::{CONTENT_LENGTH, HeaderValue};
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 use pingora::Result;
 use pingora::http::ResponseHeader;
@@ -13,8 +14,9 @@ use super::passage::Passage;
 use super::refusal::Refusal;
 use super::writes::{is_of_the_connection, legible, title_case};
 use crate::judge::pull::{Basis, Pull, Pulled};
-use crate::name::{RepositoryName, Tag};
-use crate::registry::{Answer, Reading};
+use crate::ledger::RepositoryKey;
+use crate::name::{Digest, RepositoryName, Tag};
+use crate::registry::{Answer, Caller, Reading};
 use crate::route::namespace;
 use crate::telemetry::audit::{Decision, Outcome, Subject, user_of};
 
@@ -26,19 +28,24 @@ const UNVERIFIED: HeaderValue = HeaderValue::from_static(
 const DIFFERS: HeaderValue =
     HeaderValue::from_static("299 - \"the registry's own tag differs from the ledger\"");
 
+pub(super) fn reading(method: &Method) -> Reading {
+    if *method == Method::HEAD { Reading::Head } else { Reading::Get }
+}
+
 impl Edge {
     /// A GET or HEAD of a protected tag. False where the request is to stream after all.
     pub(super) async fn read(
         &self,
         session: &mut Session,
         passage: &mut Passage,
-        repository: &RepositoryName,
-        tag: &Tag,
+        (repository, tag): (&RepositoryName, &Tag),
+        public: bool,
     ) -> Result<bool> {
         let started = Instant::now();
         let header = session.req_header();
-        let reading = if header.method == Method::HEAD { Reading::Head } else { Reading::Get };
+        let reading = reading(&header.method);
         let caller = self.caller(session, passage, namespace(header.uri.query()));
+        let caller = Caller { public, ..caller };
         let key = self.key(repository);
         let strict = self.config.strict;
         let pull = Pull { repository: key.clone(), tag: tag.clone(), strict };
@@ -47,10 +54,7 @@ impl Edge {
         passage.judged(pulled.label());
         match pulled {
             Pulled::Served { digest, answer, basis } => {
-                let drift = self.rooms.judge.drift();
-                if drift.is_some_and(|drift| drift.differs(&key, tag, &digest)) {
-                    passage.warning = Some(DIFFERS);
-                }
+                self.warn_of_drift(passage, &key, tag, &digest);
                 if basis == Basis::FirstSight {
                     self.audit_first_sight(session, passage, repository, tag, digest);
                 }
@@ -85,13 +89,25 @@ impl Edge {
         Ok(true)
     }
 
+    pub(super) fn warn_of_drift(
+        &self,
+        passage: &mut Passage,
+        key: &RepositoryKey,
+        tag: &Tag,
+        digest: &Digest,
+    ) {
+        if self.rooms.judge.drift().is_some_and(|drift| drift.differs(key, tag, digest)) {
+            passage.warning = Some(DIFFERS);
+        }
+    }
+
     fn audit_first_sight(
         &self,
         session: &Session,
         passage: &Passage,
         repository: &RepositoryName,
         tag: &Tag,
-        digest: crate::name::Digest,
+        digest: Digest,
     ) {
         let rules = self.rooms.rules.load();
         let decision = Decision {
@@ -110,7 +126,7 @@ impl Edge {
     }
 
     /// Passes on what the registry said, as its answer to the request by tag would look.
-    async fn pass_on(
+    pub(super) async fn pass_on(
         &self,
         session: &mut Session,
         passage: &Passage,
@@ -119,8 +135,19 @@ impl Edge {
     ) -> Result<()> {
         let Answer { status, mut headers, body } = answer;
         self.rewriting(passage).apply_to(&mut headers);
+        self.write_answer(session, passage, reading, (status, &headers, body)).await
+    }
+
+    /// Writes an answer whose URLs name the proxy already.
+    pub(super) async fn write_answer(
+        &self,
+        session: &mut Session,
+        passage: &Passage,
+        reading: Reading,
+        (status, headers, body): (StatusCode, &HeaderMap, Bytes),
+    ) -> Result<()> {
         let mut header = ResponseHeader::build(status, Some(headers.len() + 2))?;
-        for (name, value) in &headers {
+        for (name, value) in headers {
             if !is_of_the_connection(name) {
                 header.append_header(title_case(name), value.clone())?;
             }

@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{
-    CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, TRANSFER_ENCODING,
+    CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, LOCATION, TRANSFER_ENCODING,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use http::{HeaderMap, StatusCode};
 use pingora::Result;
@@ -204,7 +205,8 @@ impl Edge {
         namespace: Option<String>,
     ) -> Caller {
         let headers = &session.req_header().headers;
-        Caller { headers: self.forwarding(passage).end_to_end(headers), namespace }
+        let headers = self.forwarding(passage).end_to_end(headers);
+        Caller { headers, namespace, public: false }
     }
 
     /// Passes on what the registry said.
@@ -310,13 +312,27 @@ fn unseeing(answer: Answer) -> Answer {
     answer
 }
 
+const TITLES: [(HeaderName, &str); 5] = [
+    (CONTENT_TYPE, "Content-Type"),
+    (CONTENT_DIGEST, "Docker-Content-Digest"),
+    (HeaderName::from_static("docker-distribution-api-version"), "Docker-Distribution-Api-Version"),
+    (ETAG, "Etag"),
+    (X_CONTENT_TYPE_OPTIONS, "X-Content-Type-Options"),
+];
+
 /// As registries write header names in HTTP/1.1; HTTP/2 makes them lower-case again.
-pub(super) fn title_case(name: &HeaderName) -> String {
+pub(super) fn title_case(name: &HeaderName) -> Bytes {
+    // Those of each pull, which need not be made anew.
+    for (known, title) in &TITLES {
+        if name == known {
+            return Bytes::from_static(title.as_bytes());
+        }
+    }
     let parts = name.as_str().split('-').map(|part| {
         let (first, rest) = part.split_at(part.len().min(1));
         first.to_ascii_uppercase() + rest
     });
-    parts.collect::<Vec<_>>().join("-")
+    parts.collect::<Vec<_>>().join("-").into()
 }
 
 pub(super) fn is_of_the_connection(name: &HeaderName) -> bool {

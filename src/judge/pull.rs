@@ -267,10 +267,10 @@ impl<A: Clone> Machine<A> {
 
     fn served(&mut self, digest: Digest, source: Source, serving: Serving<A>) -> Step<A> {
         match (serving, source) {
-            (Serving::Good(answer), Source::Fresh) => {
+            (Serving::Good(answer) | Serving::Kept(answer), Source::Fresh) => {
                 Step::Done(Pulled::Served { digest, answer, basis: Basis::Ledger })
             }
-            (Serving::Good(answer), Source::Sure(basis)) => {
+            (Serving::Good(answer) | Serving::Kept(answer), Source::Sure(basis)) => {
                 Step::Done(Pulled::Served { digest, answer, basis })
             }
             // The name may have been let go of elsewhere.

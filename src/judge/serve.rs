@@ -3,23 +3,34 @@
 use super::pull::{Action, Basis, Event, Machine, Pull, Pulled, Step, Unsure};
 use super::{Judge, OLDER_WRITES};
 use crate::ledger::Ledger;
+use crate::ledger::RepositoryKey;
 use crate::name::Reference;
-use crate::registry::{Answer, Caller, Reading};
+use crate::name::{Digest, Tag};
+use crate::registry::{Answer, Caller, Reading, Serving};
 
 impl Judge {
+    /// What a tag is bound to, where a pull may go by that without asking anybody.
+    pub fn fresh(&self, repository: &RepositoryKey, tag: &Tag) -> Option<Digest> {
+        self.ledger.fresh(repository, tag)
+    }
+
     /// Takes a GET or HEAD of a protected tag to its end.
     pub async fn pull(&self, pull: Pull, caller: &Caller, reading: Reading) -> Pulled<Answer> {
         let (mut machine, mut action) = Machine::new(pull);
+        let mut from_memory = false;
         loop {
             let event = match self.act_for_pull(machine.pull(), caller, reading, action).await {
                 Ok(event) => event,
                 Err(unsure) => return Pulled::Undecided(unsure),
             };
+            from_memory |= matches!(event, Event::Served(Serving::Kept(_)));
             match machine.on(event) {
                 Step::Do(next) => action = next,
                 Step::Done(pulled) => {
+                    // What is answered from memory is not to cost the registry a request.
                     if let (Some(drift), Pulled::Served { digest, basis: Basis::Ledger, .. }) =
                         (&self.drift, &pulled)
+                        && !from_memory
                     {
                         let pull = machine.pull();
                         drift.look(&self.ledger, &self.registry, caller, pull, *digest);

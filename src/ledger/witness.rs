@@ -128,6 +128,12 @@ impl Witness {
         }
     }
 
+    /// What a tag is sealed with, where that was seen less than the time to live ago.
+    pub fn fresh(&self, repository: &RepositoryKey, tag: &Tag) -> Option<Digest> {
+        let seen = self.recall(repository, tag)?;
+        (seen.seen.elapsed() < self.ttl).then_some(seen.digest)
+    }
+
     /// What a pull has to go by, without a round trip where memory will do.
     pub async fn known(&self, repository: &RepositoryKey, tag: &Tag) -> Known {
         let known = match self.recall(repository, tag) {

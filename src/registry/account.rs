@@ -11,16 +11,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use base64::prelude::*;
-use http::header::{AUTHORIZATION, HOST, HeaderMap, HeaderValue, USER_AGENT, WWW_AUTHENTICATE};
+use http::header::{AUTHORIZATION, HOST, HeaderMap, HeaderValue, USER_AGENT};
 use http::{HeaderName, StatusCode};
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::time::Instant;
 
 use super::catalogue::{Catalogue, Repositories};
+use super::challenge::Challenge;
 use super::client::Client;
 use super::{
     Answer, Caller, Deleted, Fetched, Listing, Manifest, Place, Reading, Registry, Serving,
-    Sighting, Trouble, Written, wire,
+    Sighting, Trouble, Written,
 };
 use crate::name::{Digest, Reference, RepositoryName, Tag};
 
@@ -34,8 +34,6 @@ const PASSED_ON: [HeaderName; 7] = [
     HeaderName::from_static("traceparent"),
     HeaderName::from_static("tracestate"),
 ];
-/// The spec's lifetime of a token that names none.
-const LIFETIME: Duration = Duration::from_secs(60);
 /// A token is not used any more for so long before it expires.
 const MARGIN: Duration = Duration::from_secs(5);
 /// How many repositories' tokens are kept at most.
@@ -67,11 +65,17 @@ pub struct Account {
     kept: Mutex<HashMap<Scope, Kept>>,
 }
 
-/// What a registry wants of those it does not know.
-#[derive(Debug, PartialEq, Eq)]
-enum Challenge {
-    Basic,
-    Bearer { realm: String, service: Option<String>, scope: Option<String> },
+/// taglock itself in place of whoever's request is at hand, without credentials.
+pub(super) fn nobody(caller: &Caller) -> Caller {
+    let mut headers = HeaderMap::new();
+    for passed_on in &PASSED_ON {
+        for value in caller.headers.get_all(passed_on) {
+            headers.append(passed_on, value.clone());
+        }
+    }
+    let agent = concat!("taglock/", env!("CARGO_PKG_VERSION"));
+    headers.insert(USER_AGENT, HeaderValue::from_static(agent));
+    Caller { headers, namespace: caller.namespace.clone(), public: false }
 }
 
 impl Account {
@@ -89,21 +93,14 @@ impl Account {
     }
 
     fn caller_for(&self, caller: &Caller, scope: &Scope) -> Caller {
-        let mut headers = HeaderMap::new();
-        for passed_on in &PASSED_ON {
-            for value in caller.headers.get_all(passed_on) {
-                headers.append(passed_on, value.clone());
-            }
-        }
-        let agent = concat!("taglock/", env!("CARGO_PKG_VERSION"));
-        headers.insert(USER_AGENT, HeaderValue::from_static(agent));
+        let mut own = nobody(caller);
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kept) = kept.get(scope)
             && kept.until.is_none_or(|until| Instant::now() < until)
         {
-            headers.insert(AUTHORIZATION, kept.header.clone());
+            own.headers.insert(AUTHORIZATION, kept.header.clone());
         }
-        Caller { headers, namespace: caller.namespace.clone() }
+        own
     }
 
     /// Takes a challenge up; true where there is something to come again with.
@@ -115,11 +112,11 @@ impl Account {
         if answer.status != StatusCode::UNAUTHORIZED {
             return false;
         }
-        let (header, until) = match challenge(&answer.headers) {
+        let (header, until) = match Challenge::of(&answer.headers) {
             None => return false,
             Some(Challenge::Basic) => (self.basic.clone(), None),
-            Some(Challenge::Bearer { realm, service, scope: wanted }) => {
-                match self.token(&realm, service.as_deref(), wanted.as_deref()).await {
+            Some(Challenge::Bearer(ask)) => {
+                match ask.token(&self.client, Some(&self.basic)).await {
                     Ok((header, lifetime)) => {
                         (header, Some(Instant::now() + lifetime.saturating_sub(MARGIN)))
                     }
@@ -137,51 +134,6 @@ impl Account {
         kept.insert(scope, Kept { header, until });
         true
     }
-
-    async fn token(
-        &self,
-        realm: &str,
-        service: Option<&str>,
-        scope: Option<&str>,
-    ) -> Result<(HeaderValue, Duration), Trouble> {
-        let pairs = [("service", service), ("scope", scope)];
-        let pairs = pairs.into_iter().filter_map(|(key, value)| Some((key, value?)));
-        let query: Vec<_> = pairs
-            .map(|(key, value)| format!("{key}={}", utf8_percent_encode(value, NON_ALPHANUMERIC)))
-            .collect();
-        let answer = self.client.ask_elsewhere(realm, &query.join("&"), &self.basic).await?;
-        if answer.status != StatusCode::OK {
-            return Err(Trouble::Status(answer.status.as_u16()));
-        }
-        let garbage = Trouble::Garbage("no token");
-        let (token, lifetime) = wire::token(&answer.body).ok_or(garbage.clone())?;
-        let mut header = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| garbage)?;
-        header.set_sensitive(true);
-        Ok((header, lifetime.map_or(LIFETIME, Duration::from_secs)))
-    }
-}
-
-fn challenge(headers: &HeaderMap) -> Option<Challenge> {
-    let mut basic = false;
-    for value in headers.get_all(WWW_AUTHENTICATE) {
-        let Ok(challenges) = http_auth::parse_challenges(value.to_str().unwrap_or_default()) else {
-            continue;
-        };
-        for challenge in challenges {
-            let param = |name: &str| {
-                let found = challenge.params.iter().find(|(n, _)| n.eq_ignore_ascii_case(name));
-                found.map(|(_, value)| value.to_unescaped())
-            };
-            if challenge.scheme.eq_ignore_ascii_case("bearer")
-                && let Some(realm) = param("realm")
-            {
-                let (service, scope) = (param("service"), param("scope"));
-                return Some(Challenge::Bearer { realm, service, scope });
-            }
-            basic |= challenge.scheme.eq_ignore_ascii_case("basic");
-        }
-    }
-    basic.then_some(Challenge::Basic)
 }
 
 #[async_trait]
@@ -308,49 +260,6 @@ impl Catalogue for Account {
                 self.client.repositories(&own, page).await
             }
             listed => listed,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn of(values: &[&'static str]) -> Option<Challenge> {
-        let mut headers = HeaderMap::new();
-        for value in values {
-            headers.append(WWW_AUTHENTICATE, HeaderValue::from_static(value));
-        }
-        challenge(&headers)
-    }
-
-    #[test]
-    fn a_token_is_preferred_to_a_password_and_quotes_are_understood() {
-        let bearer = |scope: Option<&str>| {
-            let (realm, service) =
-                ("https://auth.example/token".to_owned(), Some("r,1".to_owned()));
-            Some(Challenge::Bearer { realm, service, scope: scope.map(str::to_owned) })
-        };
-        for (values, expected) in [
-            (vec![r#"Basic realm="house""#], Some(Challenge::Basic)),
-            (
-                vec![
-                    r#"Basic realm="x", Bearer realm="https://auth.example/token",service="r,1",scope="repository:a/b:pull,push""#,
-                ],
-                bearer(Some("repository:a/b:pull,push")),
-            ),
-            (
-                vec![
-                    r#"Basic realm="x""#,
-                    r#"bearer Realm="https://auth.example/token", Service="r,1""#,
-                ],
-                bearer(None),
-            ),
-            (vec![r#"Negotiate"#], None),
-            (vec![r#"Bearer service="x""#], None),
-            (vec![], None),
-        ] {
-            assert_eq!(of(&values), expected, "{values:?}");
         }
     }
 }

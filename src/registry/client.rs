@@ -386,7 +386,8 @@ impl Registry for Client {
 
     async fn ping(&self) -> Result<(), Trouble> {
         let host = header_value(&self.peers.origin().authority())?;
-        let caller = Caller { headers: HeaderMap::from_iter([(HOST, host)]), namespace: None };
+        let headers = HeaderMap::from_iter([(HOST, host)]);
+        let caller = Caller { headers, ..Caller::default() };
         let answer = self.read(&caller, &Method::GET, "/v2/", MAX_ANSWER).await?;
         match answer.status.as_u16() {
             status @ 500.. => Err(Trouble::Status(status)),

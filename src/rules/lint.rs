@@ -285,6 +285,7 @@ mod tests {
             deletes: Default::default(),
             except_must_be_bound: false,
             enforce: true,
+            anonymous_pull: false,
         }
     }
 

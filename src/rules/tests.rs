@@ -14,6 +14,7 @@ fn rule(name: &str, repositories: &[&str], mutability: Mutability, except: &[&st
         deletes: Deletes::Refuse,
         except_must_be_bound: false,
         enforce: true,
+        anonymous_pull: false,
     }
 }
 

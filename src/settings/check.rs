@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use super::{Drift, HostPolicy, Kind, OnOutage, Settings, Store};
 use crate::name::TagCase;
+use crate::registry::shelf::Bounds;
 use crate::rules::{Deletes, RefusalStyle, Rule};
 use crate::telemetry::audit::Output;
 
@@ -81,6 +82,11 @@ pub fn describe(settings: &Settings) -> String {
         },
     );
     line("limits", format!("manifest {} bytes, header {} bytes", limits.manifest, limits.header));
+    if rules.iter().any(|rule| rule.anonymous_pull) {
+        let Bounds { bytes, grace } = limits.shelf;
+        let grace = humantime::format_duration(grace);
+        line("memory", format!("manifests of {bytes} bytes, for {grace} of an outage"));
+    }
     let caps = &limits.caps;
     line(
         "at once",
@@ -143,6 +149,9 @@ fn warnings(settings: &Settings) -> Vec<String> {
                 warn(&pattern, "has upper-case letters, and this registry's tags have none");
             }
         }
+        if rule.anonymous_pull && settings.limits.shelf.bytes == 0 {
+            warn("anonymous_pull", "has no effect: `limits.manifest_cache` leaves no memory to it");
+        }
     }
     warnings
 }
@@ -189,6 +198,9 @@ fn describe_rule(out: &mut String, number: usize, rule: &Rule) {
         if rule.except_must_be_bound {
             let _ =
                 writeln!(out, "     mutable tags  move only to what an immutable tag is bound to");
+        }
+        if rule.anonymous_pull {
+            let _ = writeln!(out, "     pulls         for everybody: manifests from memory");
         }
         if !rule.enforce {
             let _ = writeln!(out, "     enforced      no: a dry run, nothing is refused nor bound");

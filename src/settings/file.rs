@@ -20,6 +20,7 @@ use crate::judge::Options;
 use crate::name::UpstreamName;
 use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Timeouts};
+use crate::registry::shelf::Bounds;
 use crate::rules::Rules;
 use crate::telemetry::{audit, traces};
 
@@ -387,6 +388,12 @@ fn limits(table: Option<Table<'_>>) -> Option<Limits> {
         body_rate: table
             .text("body_rate", |t| values::size(t, 0..=1 << 30))
             .map_or(defaults.body_rate, |n| n as u64),
+        shelf: Bounds {
+            bytes: table
+                .text("manifest_cache", |t| values::size(t, 0..=1 << 40))
+                .map_or(defaults.shelf.bytes, |n| n as u64),
+            grace: table.text("public_grace", values::grace).unwrap_or(defaults.shelf.grace),
+        },
     };
     if limits.caps.manifest_memory < limits.manifest {
         table.problem(

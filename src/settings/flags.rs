@@ -50,6 +50,7 @@ pub fn from_flags(flags: Flags) -> Result<Settings, Problems> {
         deletes: Deletes::Refuse,
         except_must_be_bound: false,
         enforce: true,
+        anonymous_pull: false,
     };
     let rules = if immutable.is_empty() { Vec::new() } else { vec![rule] };
     let rules = Rules::new(rules).map_err(|e| report("--immutable", e.to_string())).ok();

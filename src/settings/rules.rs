@@ -41,6 +41,16 @@ pub(super) fn rule(mut table: Table<'_>, file: &str, style: RefusalStyle) -> Opt
         );
     }
     let enforce = table.flag("enforce").unwrap_or(true);
+    let anonymous_pull = table.flag("anonymous_pull").unwrap_or(false);
+    let protects_none =
+        mutability == Some(Mutability::Mutable) && except.as_ref().is_none_or(Vec::is_empty);
+    if anonymous_pull && protects_none {
+        table.problem(
+            "anonymous_pull",
+            "this rule makes no tag immutable, and only what can't change is answered from memory",
+            "it goes with immutable tags: `mutability = \"immutable\"`, or those in `except`",
+        );
+    }
     table.finish();
     Some(Rule {
         name: name?,
@@ -53,5 +63,6 @@ pub(super) fn rule(mut table: Table<'_>, file: &str, style: RefusalStyle) -> Opt
         deletes,
         except_must_be_bound: bound,
         enforce,
+        anonymous_pull,
     })
 }

@@ -102,6 +102,28 @@ fn policies_of_a_rule_are_read_shown_and_checked() {
 }
 
 #[test]
+fn only_immutable_tags_are_answered_from_memory_and_the_bounds_are_read() {
+    const MARKED: &str = "anonymous_pull = true\n";
+    let marked = parse(&format!("{USUAL}{MARKED}")).unwrap();
+    let shelf = marked.limits.shelf;
+    assert_eq!((shelf.bytes, shelf.grace), (64 << 20, Duration::from_secs(3600)));
+    let shown = describe(&marked);
+    assert!(shown.contains("manifests from memory"), "{shown}");
+    assert!(shown.contains("manifests of 67108864 bytes, for 1h of an outage"), "{shown}");
+    assert!(!describe(&parse(USUAL).unwrap()).contains("from memory"));
+    // Exceptions of a mutable rule are immutable.
+    let mutable = USUAL.replace("\"immutable\"\n", "\"mutable\"\n");
+    assert!(parse(&format!("{mutable}{MARKED}")).is_ok());
+    let none = mutable.replace("except = [\"latest\", \"dev-*\"]", MARKED);
+    assert!(problems(&none)[0].contains("makes no tag immutable"), "{:?}", problems(&none));
+    let limits = "[limits]\nmanifest_cache = \"0B\"\npublic_grace = \"0s\"\n[[rule]]";
+    let none = format!("{USUAL}{MARKED}").replacen("[[rule]]", limits, 1);
+    let none = parse(&none).unwrap();
+    assert_eq!((none.limits.shelf.bytes, none.limits.shelf.grace), (0, Duration::ZERO));
+    assert!(describe(&none).contains("`anonymous_pull` has no effect"), "{}", describe(&none));
+}
+
+#[test]
 fn every_mistake_is_told_at_once_with_its_place() {
     let found = problems(
         r#"refusal = "quay"

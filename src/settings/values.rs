@@ -90,6 +90,14 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// As `duration`, and a time of zero for none.
+pub(super) fn grace(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Ok(Duration::ZERO),
+        _ => duration(text),
+    }
+}
+
 pub(super) fn size(text: &str, bounds: std::ops::RangeInclusive<u64>) -> Result<usize, String> {
     let size: ByteSize =
         text.parse().map_err(|_| "not a size, such as `4MiB` or `512KiB`".to_owned())?;

@@ -30,6 +30,9 @@ pub struct Metrics {
     manifests: IntGauge,
     overloads: IntCounterVec,
     cache: IntCounterVec,
+    manifest_cache: IntCounterVec,
+    manifest_cache_bytes: IntGauge,
+    public_questions: IntCounterVec,
     settling: IntGauge,
     protected: IntGauge,
     upgrades: IntCounterVec,
@@ -136,6 +139,20 @@ impl Metrics {
                 "taglock_cache_total",
                 "Pulls of protected tags by what they went by: memory, the ledger, or what is left in an outage.",
                 &["result"],
+            ),
+            manifest_cache: counter(
+                "taglock_manifest_cache_total",
+                "Pulls from repositories with `anonymous_pull`, by whether they were answered from memory.",
+                &["result"],
+            ),
+            manifest_cache_bytes: gauge(
+                "taglock_manifest_cache_bytes",
+                "Memory that manifests take now, at most `limits.manifest_cache`.",
+            ),
+            public_questions: counter(
+                "taglock_public_questions_total",
+                "Questions to the registry, without credentials, whether a repository is public, by answer.",
+                &["answer"],
             ),
             overloads: counter(
                 "taglock_overloads_total",
@@ -269,6 +286,20 @@ impl Metrics {
     /// What a pull went by: `hit`, `miss`, or `outage`.
     pub fn cache(&self, result: &'static str) {
         self.cache.with_label_values(&[result]).inc();
+    }
+
+    /// Whether a pull was answered from memory: `hit`, `outage`, `miss`, `other` or `unconfirmed`.
+    pub fn manifest_cache(&self, result: &'static str) {
+        self.manifest_cache.with_label_values(&[result]).inc();
+    }
+
+    pub fn manifest_cache_bytes(&self, bytes: u64) {
+        self.manifest_cache_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// Whether a repository is public: `open`, `closed` or `unclear`.
+    pub fn public_question(&self, answer: &'static str) {
+        self.public_questions.with_label_values(&[answer]).inc();
     }
 
     pub fn overload(&self, limit: &'static str) {

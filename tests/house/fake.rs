@@ -130,6 +130,11 @@ impl Fake {
         self.state.lock().unwrap().targets.clone()
     }
 
+    /// The headers of the requests so far.
+    pub fn all_headers(&self) -> Vec<Vec<String>> {
+        self.state.lock().unwrap().headers.clone()
+    }
+
     /// The headers of the last request.
     pub fn last_headers(&self) -> Vec<String> {
         self.state.lock().unwrap().headers.last().cloned().unwrap_or_default()

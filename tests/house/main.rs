@@ -41,6 +41,7 @@ mod reload;
 mod rights;
 mod routes;
 mod sentinel;
+mod shelf;
 mod signatures;
 mod soak;
 mod tls;

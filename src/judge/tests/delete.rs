@@ -21,6 +21,7 @@ pub fn rule(deletes: Deletes) -> Rule {
         deletes,
         except_must_be_bound: false,
         enforce: true,
+        anonymous_pull: false,
     }
 }
 

@@ -8,7 +8,7 @@ use crate::registry::peer::{Credentials, Origin, Peers};
 use crate::registry::{Answer, Trouble};
 
 impl Client {
-    /// GET of a URL that the registry has named, with these credentials and this query.
+    /// GET of a URL that the registry has named, with these credentials, if any, and this query.
     ///
     /// A registry that is spoken to over TLS must name one over TLS: what it says may be as secret as
     /// itself. Another host is verified by the system's roots.
@@ -16,7 +16,7 @@ impl Client {
         &self,
         url: &str,
         query: &str,
-        credentials: &HeaderValue,
+        credentials: Option<&HeaderValue>,
     ) -> Result<Answer, Trouble> {
         let garbage = Trouble::Garbage("its challenge names no service");
         let uri: Uri = url.parse().map_err(|_| garbage.clone())?;
@@ -41,7 +41,7 @@ impl Client {
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         let agent = concat!("taglock/", env!("CARGO_PKG_VERSION"));
         headers.insert(USER_AGENT, HeaderValue::from_static(agent));
-        headers.insert(AUTHORIZATION, credentials.clone());
+        headers.extend(credentials.map(|credentials| (AUTHORIZATION, credentials.clone())));
         let request = request(&Method::GET, &target, &headers)?;
         if origin == *self.peers.origin() {
             return self.exchange(&self.peers, request, None, MAX_ANSWER, Repeat::Harmless).await;

@@ -126,7 +126,7 @@ mod tests {
     fn label(checked: &Checked) -> &'static str {
         match checked {
             Checked::OtherAlgorithm(_) => "other algorithm",
-            Checked::Serving(Serving::Good(_)) => "good",
+            Checked::Serving(Serving::Good(_) | Serving::Kept(_)) => "good",
             Checked::Serving(Serving::NotFound(_)) => "not found",
             Checked::Serving(Serving::Other(_)) => "other",
             Checked::Serving(Serving::Wrong(_)) => "wrong",

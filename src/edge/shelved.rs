@@ -1,0 +1,95 @@
+//! Pulls from repositories that everybody may pull from: manifests from memory where there are any.
+
+use std::time::Instant;
+
+use http::header::RANGE;
+use pingora::Result;
+use pingora::proxy::Session;
+
+use super::Edge;
+use super::passage::Passage;
+use super::reads::reading;
+use super::refusal::Refusal;
+use crate::name::{Digest, RepositoryName, Tag};
+use crate::registry::shelf::Kept;
+use crate::registry::{Caller, Registry, Serving, Trouble};
+use crate::route::namespace;
+
+impl Edge {
+    /// The shortest way there is: nothing is asked of anybody. False where something must be.
+    pub(super) async fn read_at_hand(
+        &self,
+        session: &mut Session,
+        passage: &mut Passage,
+        repository: &RepositoryName,
+        tag: &Tag,
+    ) -> Result<bool> {
+        let started = Instant::now();
+        let key = self.key(repository);
+        let at_hand = || {
+            let digest = self.rooms.judge.fresh(&key, tag)?;
+            let headers = &session.req_header().headers;
+            let kept = self.rooms.shelf.as_ref()?.at_hand(repository, &digest, headers)?;
+            Some((digest, kept))
+        };
+        let Some((digest, kept)) = at_hand() else { return Ok(false) };
+        self.rooms.metrics.cache("hit");
+        self.rooms.metrics.pull("served", started.elapsed());
+        passage.judged("served");
+        self.warn_of_drift(passage, &key, tag, &digest);
+        self.write_kept(session, passage, &kept).await?;
+        Ok(true)
+    }
+
+    /// A GET or HEAD by digest. False where the request is to stream after all.
+    pub(super) async fn read_public(
+        &self,
+        session: &mut Session,
+        passage: &mut Passage,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<bool> {
+        let Some(shelf) = &self.rooms.shelf else { return Ok(false) };
+        let header = session.req_header();
+        // A part can't be checked against the digest of the whole.
+        if header.headers.contains_key(RANGE) {
+            return Ok(false);
+        }
+        if let Some(kept) = shelf.at_hand(repository, digest, &header.headers) {
+            self.write_kept(session, passage, &kept).await?;
+            return Ok(true);
+        }
+        let reading = reading(&header.method);
+        let caller = self.caller(session, passage, namespace(header.uri.query()));
+        let caller = Caller { public: true, ..caller };
+        match shelf.serve(&caller, repository, digest, reading).await {
+            Serving::Good(answer)
+            | Serving::Kept(answer)
+            | Serving::NotFound(answer)
+            | Serving::Other(answer) => self.pass_on(session, passage, reading, answer).await?,
+            Serving::Unclear(
+                trouble @ (Trouble::Unreachable | Trouble::TimedOut | Trouble::Cut),
+            ) => {
+                self.refuse(session, passage, Refusal::trouble(&trouble)).await?;
+            }
+            // Whoever asks by digest checks it; what the registry says is passed on as it comes, a
+            // redirect or other bytes.
+            Serving::Wrong(_) | Serving::Unclear(Trouble::Status(_) | Trouble::Garbage(_)) => {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    async fn write_kept(
+        &self,
+        session: &mut Session,
+        passage: &Passage,
+        kept: &Kept,
+    ) -> Result<()> {
+        let reading = reading(&session.req_header().method);
+        let answer = kept.answer();
+        let parts = (answer.status, &answer.headers, answer.body.clone());
+        self.write_answer(session, passage, reading, parts).await
+    }
+}

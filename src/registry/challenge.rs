@@ -1,0 +1,122 @@
+//! What a registry wants of those it does not know, and how its token service is asked.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use http::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+
+use super::client::Client;
+use super::{Trouble, wire};
+
+/// The spec's lifetime of a token that names none.
+const LIFETIME: Duration = Duration::from_secs(60);
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Challenge {
+    Basic,
+    Bearer(Ask),
+}
+
+/// What a token service is asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Ask {
+    pub realm: String,
+    pub service: Option<String>,
+    pub scope: Option<String>,
+}
+
+impl Challenge {
+    /// A token is preferred to a password.
+    pub fn of(headers: &HeaderMap) -> Option<Self> {
+        let mut basic = false;
+        for value in headers.get_all(WWW_AUTHENTICATE) {
+            let Ok(challenges) = http_auth::parse_challenges(value.to_str().unwrap_or_default())
+            else {
+                continue;
+            };
+            for challenge in challenges {
+                let param = |name: &str| {
+                    let found = challenge.params.iter().find(|(n, _)| n.eq_ignore_ascii_case(name));
+                    found.map(|(_, value)| value.to_unescaped())
+                };
+                if challenge.scheme.eq_ignore_ascii_case("bearer")
+                    && let Some(realm) = param("realm")
+                {
+                    let (service, scope) = (param("service"), param("scope"));
+                    return Some(Self::Bearer(Ask { realm, service, scope }));
+                }
+                basic |= challenge.scheme.eq_ignore_ascii_case("basic");
+            }
+        }
+        basic.then_some(Self::Basic)
+    }
+}
+
+impl Ask {
+    /// An `Authorization` with a token that the service gives for these credentials, or to anybody,
+    /// and how long it lives.
+    pub async fn token(
+        &self,
+        client: &Client,
+        credentials: Option<&HeaderValue>,
+    ) -> Result<(HeaderValue, Duration), Trouble> {
+        let pairs = [("service", &self.service), ("scope", &self.scope)];
+        let pairs = pairs.into_iter().filter_map(|(key, value)| Some((key, value.as_deref()?)));
+        let query: Vec<_> = pairs
+            .map(|(key, value)| format!("{key}={}", utf8_percent_encode(value, NON_ALPHANUMERIC)))
+            .collect();
+        let answer = client.ask_elsewhere(&self.realm, &query.join("&"), credentials).await?;
+        if answer.status != StatusCode::OK {
+            return Err(Trouble::Status(answer.status.as_u16()));
+        }
+        let garbage = Trouble::Garbage("no token");
+        let (token, lifetime) = wire::token(&answer.body).ok_or(garbage.clone())?;
+        let mut header = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| garbage)?;
+        header.set_sensitive(true);
+        Ok((header, lifetime.map_or(LIFETIME, Duration::from_secs)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(values: &[&'static str]) -> Option<Challenge> {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(WWW_AUTHENTICATE, HeaderValue::from_static(value));
+        }
+        Challenge::of(&headers)
+    }
+
+    #[test]
+    fn a_token_is_preferred_to_a_password_and_quotes_are_understood() {
+        let bearer = |scope: Option<&str>| {
+            let (realm, service) =
+                ("https://auth.example/token".to_owned(), Some("r,1".to_owned()));
+            Some(Challenge::Bearer(Ask { realm, service, scope: scope.map(str::to_owned) }))
+        };
+        for (values, expected) in [
+            (vec![r#"Basic realm="house""#], Some(Challenge::Basic)),
+            (
+                vec![
+                    r#"Basic realm="x", Bearer realm="https://auth.example/token",service="r,1",scope="repository:a/b:pull,push""#,
+                ],
+                bearer(Some("repository:a/b:pull,push")),
+            ),
+            (
+                vec![
+                    r#"Basic realm="x""#,
+                    r#"bearer Realm="https://auth.example/token", Service="r,1""#,
+                ],
+                bearer(None),
+            ),
+            (vec![r#"Negotiate"#], None),
+            (vec![r#"Bearer service="x""#], None),
+            (vec![], None),
+        ] {
+            assert_eq!(of(&values), expected, "{values:?}");
+        }
+    }
+}
