@@ -40,6 +40,7 @@ use pingora::prelude::HttpPeer;
 use pingora::proxy::{FailToProxy, ProxyHttp, RangeType, Session};
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
+use crate::judge::artifacts::{Clearance, Desk};
 use crate::judge::delete::Deletion;
 use crate::judge::{Judge, Options};
 use crate::ledger::RepositoryKey;
@@ -97,6 +98,8 @@ pub struct Config {
 pub struct Rooms {
     pub judge: Arc<Judge>,
     pub client: Arc<Client>,
+    /// For what comes by the registry's own API.
+    pub desk: Arc<Desk>,
     pub peers: Arc<Peers>,
     pub rules: Arc<ArcSwap<Rules>>,
     pub metrics: Arc<Metrics>,
@@ -137,12 +140,21 @@ enum Course {
     ReadPublic(RepositoryName, Digest),
     /// A delete in protected scope.
     Delete(Box<Deletion>),
+    /// One by Harbor's API.
+    Clear(Box<Clearance>),
+    /// A tag that is to be set by Harbor's API in protected scope.
+    CreateTag(RepositoryName, Reference),
 }
 
 impl Course {
     fn needs_the_ledger(&self) -> bool {
         match self {
-            Self::Write(_) | Self::WriteMutable(_) | Self::Read { .. } | Self::Delete(_) => true,
+            Self::Write(_)
+            | Self::WriteMutable(_)
+            | Self::Read { .. }
+            | Self::Delete(_)
+            | Self::Clear(_)
+            | Self::CreateTag(..) => true,
             // A rehearsal is no more than told, and a digest needs no binding.
             Self::Stream | Self::Blob | Self::Upload | Self::ReadPublic(..) => false,
             Self::Refuse(_) | Self::Rehearse(_) => false,
@@ -206,9 +218,7 @@ impl Edge {
             Route::ReadUnnamable { repository } if rules.protecting(&repository).is_some() => {
                 Course::Refuse(Refusal::unnamable())
             }
-            Route::Harbor(harbor) => {
-                harbor::against(&harbor, &rules).map_or(Course::Stream, Course::Refuse)
-            }
+            Route::Harbor(harbor) => harbor::course(harbor, &rules, |name| self.key(name)),
             Route::ReadBlob { .. } if self.config.swift => Course::Blob,
             Route::Upload if self.config.swift => Course::Upload,
             _ => Course::Stream,
@@ -283,7 +293,7 @@ impl Edge {
             check_namespace(header.uri.query(), own)?;
         }
         let course = self.course(route);
-        if matches!(course, Course::Read { .. } | Course::Delete(_)) {
+        if course.needs_the_ledger() && passage.protected.is_none() {
             passage.protected = Some(self.protected());
         }
         Ok(course)
@@ -345,6 +355,10 @@ impl ProxyHttp for Edge {
                 return self.read_public(session, passage, &repository, &digest).await;
             }
             Course::Delete(deletion) => self.delete(session, passage, *deletion).await?,
+            Course::Clear(clearance) => self.clear(session, passage, *clearance).await?,
+            Course::CreateTag(repository, artifact) => {
+                self.create_tag(session, passage, repository, artifact).await?;
+            }
         }
         Ok(true)
     }

@@ -4,6 +4,7 @@
 //! ledger and a registry. It knows no pingora and no store.
 
 mod anchored;
+pub mod artifacts;
 pub mod delete;
 pub mod drift;
 mod eyes;
@@ -52,10 +53,10 @@ const OLDER_WRITES: Duration = Duration::from_secs(2);
 pub struct Judge {
     ledger: Arc<Witness>,
     registry: Arc<dyn Registry>,
-    rivals: Rivals,
+    rivals: Arc<Rivals>,
     unjudged: Arc<Unjudged>,
     /// How many may wait for one tag, and who is told of the others.
-    waiting: Option<(usize, Box<dyn Fn() + Send + Sync>)>,
+    waiting: Option<(usize, Arc<dyn Fn() + Send + Sync>)>,
     /// For tests that end the process between two steps.
     #[cfg(debug_assertions)]
     observer: Option<points::Observer>,
@@ -101,7 +102,7 @@ impl Judge {
         Self {
             ledger,
             registry,
-            rivals: Rivals::default(),
+            rivals: Arc::default(),
             unjudged: Arc::default(),
             waiting: None,
             drift: None,
@@ -122,7 +123,7 @@ impl Judge {
     /// for each that may not.
     #[must_use]
     pub fn crowded(self, most: usize, told: impl Fn() + Send + Sync + 'static) -> Self {
-        Self { waiting: Some((most, Box::new(told))), ..self }
+        Self { waiting: Some((most, Arc::new(told))), ..self }
     }
 
     /// The tag for which too many are waiting already.
@@ -144,6 +145,23 @@ impl Judge {
     #[must_use]
     pub fn looking_as(self, account: Arc<dyn Registry>) -> Self {
         Self { account: Some(account), ..self }
+    }
+
+    /// The same judge, who sees the registry and writes to it in another way. All it knows of pushes
+    /// under way is shared.
+    #[must_use]
+    pub fn through(&self, registry: Arc<dyn Registry>) -> Self {
+        Self {
+            ledger: Arc::clone(&self.ledger),
+            registry,
+            rivals: Arc::clone(&self.rivals),
+            unjudged: Arc::clone(&self.unjudged),
+            waiting: self.waiting.clone(),
+            drift: self.drift.clone(),
+            account: None,
+            #[cfg(debug_assertions)]
+            observer: self.observer.clone(),
+        }
     }
 
     pub fn drift(&self) -> Option<&Arc<Drift>> {

@@ -121,11 +121,11 @@ pub enum Deleted<A = Answer> {
     Unknown(Trouble),
 }
 
-/// The tags of a repository, as far as this caller may know.
+/// The tags of a repository, or what else there are many of, as far as this caller may know.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Listing<A = Answer> {
+pub enum Listing<A = Answer, T = Tag> {
     /// All of them; none where the registry says 404.
-    All(Vec<Tag>),
+    All(Vec<T>),
     /// More than were asked for.
     TooMany,
     /// 401, 403 or 429.
@@ -162,6 +162,56 @@ pub enum Place<'a> {
     Digest(&'a Digest),
     /// `manifests/<tag>`, and `?digest=` where the client said one.
     Tag { tag: &'a Tag, digest: Option<&'a Digest> },
+}
+
+/// What is taken away by a registry's own API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal<'a> {
+    /// This tag of this artifact; others of it stay.
+    Tag { tag: &'a Tag, artifact: &'a Digest },
+    /// The artifact, all its tags, and its accessories with theirs.
+    Artifact(&'a Digest),
+    /// All that is in it.
+    Repository,
+}
+
+/// A registry whose own API, beside the spec's, knows tags by themselves.
+///
+/// As a [`Registry`] it is seen through that API alone, by whatever credentials the client has for
+/// it, and a tag is put by naming a manifest that is there by its digest.
+#[async_trait]
+pub trait Artifacts: Registry {
+    /// Whether there is such a repository, for this caller: a digest plays no part in the answer.
+    async fn repository(
+        &self,
+        caller: &Caller,
+        repository: &RepositoryName,
+    ) -> Result<(), Result<Answer, Trouble>>;
+
+    /// All tags of an artifact.
+    async fn tags_of(
+        &self,
+        caller: &Caller,
+        repository: &RepositoryName,
+        artifact: &Digest,
+        at_most: usize,
+    ) -> Listing;
+
+    /// What goes with an artifact: signatures and whatever else has it for its subject.
+    async fn accessories(
+        &self,
+        caller: &Caller,
+        repository: &RepositoryName,
+        artifact: &Digest,
+        at_most: usize,
+    ) -> Listing<Answer, Digest>;
+
+    async fn remove(
+        &self,
+        caller: &Caller,
+        repository: &RepositoryName,
+        removal: Removal<'_>,
+    ) -> Deleted;
 }
 
 /// The registry behind the proxy.

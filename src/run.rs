@@ -32,6 +32,7 @@ use crate::cli::{Command, Serve};
 use crate::console;
 use crate::edge::{Cap, Caps, Config, Crowd, Edge, Front, Rooms};
 use crate::judge::Judge;
+use crate::judge::artifacts::Desk;
 use crate::judge::drift::{Change, Drift, Servant};
 use crate::ledger::Ledger;
 use crate::ledger::guarded::Guarded;
@@ -40,6 +41,7 @@ use crate::registry::Registry;
 use crate::registry::account::Account;
 use crate::registry::anonymous::Anonymous;
 use crate::registry::client::Client;
+use crate::registry::client::harbor::Harbor;
 use crate::registry::peer::Peers;
 use crate::registry::shelf::{Shelf, Told};
 use crate::settings::{self, Flags, HostPolicy, LogFormat, OnOutage, Problems, Settings, Store};
@@ -220,7 +222,9 @@ fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
     });
     let settings::Caps { connections, manifests, manifest_memory } = settings.limits.caps;
     let caps = Caps { connections, manifests, manifest_memory };
+    let harbor = Arc::new(Harbor::new(Arc::clone(&client)));
     let rooms = Rooms {
+        desk: Arc::new(Desk::beside(&judge, harbor)),
         crowd: Arc::new(Crowd::new(caps, Arc::clone(&metrics))),
         judge: Arc::new(judge),
         client: Arc::clone(&client),

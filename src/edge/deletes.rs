@@ -8,9 +8,10 @@ use pingora::proxy::Session;
 use super::Edge;
 use super::passage::{InFlight, Passage};
 use super::refusal::Refusal;
-use crate::judge::delete::{Deletion, Ruling, Unsettled};
+use crate::judge::delete::{Deletion, NoDelete, Ruling, Unsettled};
 use crate::name::Tag;
-use crate::registry::{Caller, Trouble};
+use crate::registry::Trouble;
+use crate::rules::Deletes;
 use crate::telemetry::audit::{Decision, Outcome, Subject, user_of};
 
 impl Edge {
@@ -22,8 +23,33 @@ impl Edge {
         deletion: Deletion,
     ) -> Result<()> {
         let caller = self.caller(session, passage, None);
-        let ruling = self.ruled(session, passage, deletion.clone(), caller).await;
-        passage.judged(ruling.label(deletion.rule.deletes));
+        let Deletion { repository, reference, rule } = deletion.clone();
+        let decision = Decision {
+            id: passage.id.to_string(),
+            user: user_of(&session.req_header().headers),
+            client: passage.client.address,
+            repository: repository.repository.clone(),
+            tags: Vec::new(),
+            subject: Subject::Delete(reference.clone()),
+            rule: Some(rule.name),
+        };
+        let judge = Arc::clone(&self.rooms.judge);
+        let ruling = async move { judge.delete(&deletion, &caller).await };
+        let ruling = self.ruled(decision, rule.deletes, ruling).await;
+        passage.judged(ruling.label(rule.deletes));
+        let what = reference.to_string();
+        let refused = |no: &_| Refusal::delete(no, &what, &repository.repository);
+        self.deleted(session, passage, ruling, refused).await
+    }
+
+    /// Tells the client of a ruling.
+    pub(super) async fn deleted(
+        &self,
+        session: &mut Session,
+        passage: &Passage,
+        ruling: Ruling,
+        refused: impl FnOnce(&NoDelete) -> Refusal + Send,
+    ) -> Result<()> {
         match ruling {
             Ruling::Deleted { unmarked: Some(error), .. } => {
                 self.refuse(session, passage, Refusal::unmarked(&error)).await
@@ -34,10 +60,7 @@ impl Edge {
             Ruling::Deleted { answer, .. } | Ruling::Relayed(answer) => {
                 self.relay(session, passage, answer).await
             }
-            Ruling::Refused(no) => {
-                let refusal = Refusal::delete(&no, &deletion);
-                self.refuse(session, passage, refusal).await
-            }
+            Ruling::Refused(no) => self.refuse(session, passage, refused(&no)).await,
             Ruling::Undecided(unsettled) => {
                 self.refuse(session, passage, Refusal::unsettled(&unsettled)).await
             }
@@ -46,34 +69,23 @@ impl Edge {
 
     /// Runs the judge in a task of its own: a client that leaves between the registry's word and
     /// the ledger's changes nothing then.
-    async fn ruled(
+    pub(super) async fn ruled(
         &self,
-        session: &Session,
-        passage: &Passage,
-        deletion: Deletion,
-        caller: Caller,
+        decision: Decision,
+        deletes: Deletes,
+        ruling: impl Future<Output = Ruling> + Send + 'static,
     ) -> Ruling {
-        let decision = Decision {
-            id: passage.id.to_string(),
-            user: user_of(&session.req_header().headers),
-            client: passage.client.address,
-            repository: deletion.repository.repository.clone(),
-            tags: Vec::new(),
-            subject: Subject::Delete(deletion.reference.clone()),
-            rule: Some(deletion.rule.name.clone()),
-        };
-        let judge = Arc::clone(&self.rooms.judge);
         let audit = Arc::clone(&self.rooms.audit);
         let metrics = Arc::clone(&self.rooms.metrics);
         let settling = InFlight::new(metrics.settling().clone());
         let task = tokio::spawn(async move {
             let _settling = settling;
-            let ruling = judge.delete(&deletion, &caller).await;
+            let ruling = ruling.await;
             let tags = tags_of(&ruling).to_vec();
             if let Ruling::Refused(_) = &ruling {
-                metrics.refused_by(Some(&deletion.rule.name));
+                metrics.refused_by(decision.rule.as_deref());
             }
-            audit.record(&Decision { tags, ..decision }, &outcome_of(&ruling, &deletion));
+            audit.record(&Decision { tags, ..decision }, &outcome_of(&ruling, deletes));
             ruling
         });
         task.await.unwrap_or_else(|error| {
@@ -92,7 +104,7 @@ fn tags_of(ruling: &Ruling) -> &[Tag] {
 }
 
 /// A ruling as the audit tells it.
-fn outcome_of(ruling: &Ruling, deletion: &Deletion) -> Outcome {
+fn outcome_of(ruling: &Ruling, deletes: Deletes) -> Outcome {
     let (registry_status, detail) = match ruling {
         Ruling::Deleted { answer, unmarked, .. } => {
             let detail = unmarked.as_ref().map(|error| format!("not marked: {error}"));
@@ -102,6 +114,6 @@ fn outcome_of(ruling: &Ruling, deletion: &Deletion) -> Outcome {
         Ruling::Refused(no) => (None, Some(no.to_string())),
         Ruling::Undecided(unsettled) => (None, Some(unsettled.to_string())),
     };
-    let label = ruling.label(deletion.rule.deletes);
+    let label = ruling.label(deletes);
     Outcome { label, bound: None, registry_status, detail }
 }

@@ -38,11 +38,7 @@ pub fn check(headers: &HeaderMap, media: &MediaTypes, max: usize) -> Result<Head
         ));
     }
     // A registry that decodes would hash other bytes than were judged.
-    if headers
-        .get_all(CONTENT_ENCODING)
-        .iter()
-        .any(|v| !v.as_bytes().eq_ignore_ascii_case(b"identity"))
-    {
+    if is_encoded(headers) {
         return Err(Refusal::media_type("a manifest with a Content-Encoding is not taken"));
     }
     let length = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
@@ -50,6 +46,12 @@ pub fn check(headers: &HeaderMap, media: &MediaTypes, max: usize) -> Result<Head
         return Err(Refusal::too_large(max));
     }
     Ok(media_type.clone())
+}
+
+/// Whether the body is something else once it is decoded.
+pub fn is_encoded(headers: &HeaderMap) -> bool {
+    let mut encodings = headers.get_all(CONTENT_ENCODING).iter();
+    encodings.any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
 /// Reads the body to its end.

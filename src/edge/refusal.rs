@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::Edge;
 use super::crowd::Cap;
 use super::passage::Passage;
-use crate::judge::delete::{Deletion, MAX_TAGS, NoDelete, Unsettled};
+use crate::judge::delete::{MAX_TAGS, NoDelete, Unsettled};
 use crate::judge::pull::Unsure;
 use crate::judge::{Conflict, Undecided};
 use crate::ledger::Unavailable;
@@ -212,9 +212,7 @@ impl Refusal {
     }
 
     /// A delete that is not forwarded.
-    pub fn delete(no: &NoDelete, deletion: &Deletion) -> Self {
-        let Deletion { repository, reference, .. } = deletion;
-        let repository = &repository.repository;
+    pub fn delete(no: &NoDelete, what: &str, repository: &RepositoryName) -> Self {
         let why = match no {
             NoDelete::Immutable(tag) => {
                 format!("the tag '{tag}' of the '{repository}' repository is immutable")
@@ -225,17 +223,20 @@ impl Refusal {
             ),
             NoDelete::Busy(tag) => {
                 let message = format!(
-                    "'{reference}' can't be deleted: a push of the tag '{tag}' of the '{repository}' \
+                    "'{what}' can't be deleted: a push of the tag '{tag}' of the '{repository}' \
                      repository is under way, or did not end (push its image again to end it)"
                 );
                 return Self::new(StatusCode::CONFLICT, ErrorCode::Denied, "delete", message);
+            }
+            NoDelete::Repository => {
+                format!("the '{repository}' repository has immutable tags")
             }
             NoDelete::TooManyTags => format!(
                 "the '{repository}' repository has more than {MAX_TAGS} tags, too many to look \
                  through for immutable ones"
             ),
         };
-        Self::unsupported(format!("'{reference}' can't be deleted: {why}"))
+        Self::unsupported(format!("'{what}' can't be deleted: {why}"))
     }
 
     /// A delete without a ruling.
@@ -268,9 +269,31 @@ impl Refusal {
         ))
     }
 
-    /// A write to Harbor's own API that could move or delete an immutable tag.
-    pub fn harbor(message: String) -> Self {
+    /// The no to a delete, as Harbor's API says it.
+    pub fn by_harbor(self) -> Self {
+        match self.status {
+            StatusCode::METHOD_NOT_ALLOWED => {
+                let message = self.message;
+                Self::new(StatusCode::FORBIDDEN, ErrorCode::Denied, "harbor", message)
+            }
+            _ => self,
+        }
+    }
+
+    /// A copy by Harbor's API into a repository with immutable tags.
+    pub fn copy(repository: &RepositoryName) -> Self {
+        let message = format!(
+            "no artifact can be copied into the '{repository}' repository, which has immutable tags: \
+             Harbor would move those that the source has, too; push the image instead"
+        );
         Self::new(StatusCode::FORBIDDEN, ErrorCode::Denied, "harbor", message)
+    }
+
+    /// A request for a tag that has more than one reading, or none.
+    pub fn new_tag() -> Self {
+        let message = "a request for a tag is one object of JSON with the tag's name, and nothing that \
+                       could be read in another way";
+        Self::new(StatusCode::BAD_REQUEST, ErrorCode::TagInvalid, "malformed", message)
     }
 
     /// A pull of a tag under which nothing may be served.

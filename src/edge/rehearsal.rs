@@ -122,7 +122,8 @@ impl Edge {
                 let (repository, reference) = (key.clone(), reference.clone());
                 let deletion = Deletion { repository, reference, rule: rule.clone() };
                 let no = judge.would_refuse(&deletion, &caller).await;
-                no.map(|no| Refusal::delete(&no, &deletion))
+                let what = deletion.reference.to_string();
+                no.map(|no| Refusal::delete(&no, &what, &key.repository))
             }
             Act::DeleteBlob(_) if rule.deletes == Deletes::Refuse => {
                 Some(Refusal::blob_delete(&key.repository))

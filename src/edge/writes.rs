@@ -20,12 +20,13 @@ use super::refusal::Refusal;
 use super::{Edge, intake};
 use crate::judge::{Cargo, Content, Judged, Push, Undecided, Verdict};
 use crate::ledger::{AttemptId, Holder};
-use crate::name::{Digest, Tag};
+use crate::name::{Digest, RepositoryName, Tag};
 use crate::registry::client::CONTENT_DIGEST;
 use crate::registry::{Answer, Caller, Trouble, wire};
 use crate::route::ManifestWrite;
 use crate::rules::{Mutability, Rule};
-use crate::telemetry::audit::{Decision, Outcome, Subject, user_of};
+use crate::telemetry::Metrics;
+use crate::telemetry::audit::{Audit, Decision, Outcome, Subject, user_of};
 
 const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
 
@@ -122,7 +123,7 @@ impl Edge {
             let started = Instant::now();
             let by_digest = by_digest.as_ref();
             let judged = !push.protected.is_empty();
-            let Judged { verdict, superseded } = match (judged, anchored) {
+            let outcome = match (judged, anchored) {
                 (false, None) => {
                     let (key, stage) = (&push.repository, push.options.stage);
                     judge.pass(key, by_digest, &push.mutable, stage, cargo).await
@@ -131,24 +132,9 @@ impl Edge {
                 (true, None) => judge.push(push, cargo).await,
                 (true, Some(rule)) => judge.push_anchored(&rule, push, cargo).await,
             };
-            match &verdict {
-                Verdict::Unbound(tag) => {
-                    let decision = Decision { tags: vec![tag.clone()], ..decision.clone() };
-                    audit.record(&decision, &outcome_of(&verdict));
-                    metrics.refused_by(decision.rule.as_deref());
-                }
-                Verdict::Refused(_) => {
-                    audit.record(&decision, &outcome_of(&verdict));
-                    metrics.refused_by(decision.rule.as_deref());
-                }
-                _ if judged => audit.record(&decision, &outcome_of(&verdict)),
-                _ => {}
-            }
-            for Holder { tag, entry } in &superseded {
-                audit.superseded(&decision, tag, entry.digest());
-            }
-            metrics.push(verdict.label(), started.elapsed());
-            verdict
+            record(&audit, &metrics, &decision, judged, &outcome);
+            metrics.push(outcome.verdict.label(), started.elapsed());
+            outcome.verdict
         });
         match task.await {
             Ok(verdict) => verdict,
@@ -175,6 +161,22 @@ impl Edge {
                 let answer = created(answer, &place, content.digest(), &echoed);
                 self.relay(session, passage, answer).await
             }
+            other => self.unadmitted(session, passage, &write.repository, rule, other).await,
+        }
+    }
+
+    /// Tells the client of a verdict that is no admission.
+    pub(super) async fn unadmitted(
+        &self,
+        session: &mut Session,
+        passage: &Passage,
+        repository: &RepositoryName,
+        rule: Option<&Rule>,
+        verdict: Verdict<Answer>,
+    ) -> Result<()> {
+        match verdict {
+            // Answered by who knows what was asked for.
+            Verdict::Admitted { .. } => self.refuse(session, passage, Refusal::internal()).await,
             Verdict::Relayed(answer) if answer.status.is_redirection() => {
                 self.refuse(session, passage, Refusal::redirected()).await
             }
@@ -183,12 +185,12 @@ impl Edge {
             Verdict::Refused(conflict) => {
                 // Only a tag that a rule protects is ever refused.
                 let refusal = rule.map_or_else(Refusal::internal, |rule| {
-                    Refusal::immutable(&conflict, &write.repository, rule)
+                    Refusal::immutable(&conflict, repository, rule)
                 });
                 self.refuse(session, passage, refusal).await
             }
             Verdict::Unbound(tag) => {
-                let refusal = Refusal::unbound(&tag, &write.repository);
+                let refusal = Refusal::unbound(&tag, repository);
                 self.refuse(session, passage, refusal).await
             }
             Verdict::Undecided(undecided) => {
@@ -230,6 +232,33 @@ impl Edge {
             session.write_response_body(Some(body), true).await?;
         }
         Ok(())
+    }
+}
+
+/// Tells audit and metrics of a verdict; `judged` where a protected tag was among what was asked for.
+pub(super) fn record(
+    audit: &Audit,
+    metrics: &Metrics,
+    decision: &Decision,
+    judged: bool,
+    outcome: &Judged,
+) {
+    let Judged { verdict, superseded } = outcome;
+    match verdict {
+        Verdict::Unbound(tag) => {
+            let decision = Decision { tags: vec![tag.clone()], ..decision.clone() };
+            audit.record(&decision, &outcome_of(verdict));
+            metrics.refused_by(decision.rule.as_deref());
+        }
+        Verdict::Refused(_) => {
+            audit.record(decision, &outcome_of(verdict));
+            metrics.refused_by(decision.rule.as_deref());
+        }
+        _ if judged => audit.record(decision, &outcome_of(verdict)),
+        _ => {}
+    }
+    for Holder { tag, entry } in superseded {
+        audit.superseded(decision, tag, entry.digest());
     }
 }
 

@@ -72,7 +72,9 @@ impl Judge {
         if self.is_sealed(key, rule, content).await.map_err(undecided)? {
             return Ok(());
         }
-        self.let_push_in(push, tag, cargo).await?;
+        if !push.options.shown {
+            self.let_push_in(push, tag, cargo).await?;
+        }
         match self.adopt_all(&cargo.caller, key, rule).await {
             // Too many to look through: once it is pushed under such a tag, the ledger knows it.
             Ok(_) | Err(Missed::TooMany) => {}

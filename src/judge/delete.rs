@@ -72,6 +72,9 @@ pub enum NoDelete {
     /// A push of this tag is under way, or did not end.
     #[error("a push of the tag {0} is under way, or did not end")]
     Busy(Tag),
+    /// All that is in it.
+    #[error("the repository has immutable tags")]
+    Repository,
     /// More than [`MAX_TAGS`]: whether an immutable one is bound to it can't be told.
     #[error("the repository has too many tags")]
     TooManyTags,
@@ -93,14 +96,14 @@ pub enum Unsettled {
 
 /// What is done to the ledger once the registry has deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Mark {
+pub(super) enum Mark {
     Withdraw { tag: Tag, digest: Digest },
     Release { tag: Tag, token: Token },
 }
 
 /// From a rule, and the entries of the protected tags that a delete takes away, to what is to be
 /// done. A pending tag counts as bound: its push is going to need the image.
-fn plan(deletes: Deletes, bound: &[(Tag, Entry)]) -> Result<Vec<Mark>, NoDelete> {
+pub(super) fn plan(deletes: Deletes, bound: &[(Tag, Entry)]) -> Result<Vec<Mark>, NoDelete> {
     let mark = |(tag, entry): &(Tag, Entry)| match (deletes, entry) {
         (Deletes::Refuse, Entry::Pending(_) | Entry::Sealed(_)) => {
             Err(NoDelete::Immutable(tag.clone()))
@@ -171,7 +174,18 @@ impl Judge {
             },
             Err(ruling) => return ruling,
         };
-        match self.registry.delete(caller, &key.repository, reference).await {
+        let deleted = self.registry.delete(caller, &key.repository, reference).await;
+        self.settle(key, marks, deleted).await
+    }
+
+    /// Tells the ledger what the registry has said: never before.
+    pub(super) async fn settle(
+        &self,
+        key: &RepositoryKey,
+        marks: Vec<Mark>,
+        deleted: Deleted,
+    ) -> Ruling {
+        match deleted {
             Deleted::Done(answer) => {
                 let (tags, unmarked) = self.mark(key, marks).await;
                 Ruling::Deleted { answer, tags, unmarked }

@@ -98,6 +98,7 @@ pub(super) enum After<A> {
 impl<A: Clone> Machine<A> {
     /// A machine and its first action.
     pub fn new(push: Push) -> (Self, Action) {
+        let let_in = push.options.shown;
         let machine = Self {
             push,
             phase: Phase::LookingUp,
@@ -105,7 +106,7 @@ impl<A: Clone> Machine<A> {
             withdrawn: Vec::new(),
             fresh: Vec::new(),
             staging: Staging::Not,
-            let_in: false,
+            let_in,
             eyes: Eyes::Client,
             unseeing: false,
             look: None,

@@ -17,7 +17,7 @@ use crate::ledger::table::{self, Change, Stamp};
 use crate::ledger::{
     AttemptId, Claim, Entry, Holder, Pending, RepositoryKey, Seal, Timestamp, Unavailable,
 };
-use crate::name::{Digest, RepositoryName, Tag, UpstreamName};
+use crate::name::{Algorithm, Digest, RepositoryName, Tag, UpstreamName};
 use crate::registry::{Sighting, Trouble, Written};
 
 mod pulls;
@@ -58,6 +58,8 @@ struct Physics {
     blind: bool,
     /// Whether events are given names: only for a trace, they cost more than all the rest.
     named: bool,
+    /// All pushers but the first set a tag for what is stored, as by a registry's own API.
+    stored: bool,
 }
 
 impl Physics {
@@ -153,17 +155,24 @@ impl World {
                 content: Content::new(image.as_bytes(), None).unwrap(),
                 attempt: attempt(1),
                 errand: attempt(2),
-                options: Options { patience: 1, blind, ..Options::default() },
+                options: match physics.stored && n > 0 {
+                    true => {
+                        Options { stage: false, shown: true, patience: 1, ..Options::default() }
+                    }
+                    false => Options { patience: 1, blind, ..Options::default() },
+                },
             });
             Rc::new(Pusher { machine, doing: Doing::Act(action), fetched: None })
         });
+        let stored = images.iter().skip(1).filter(|_| physics.stored);
+        let stored = stored.map(|image| Digest::of(Algorithm::Sha256, image.as_bytes()));
         let absent: BTreeMap<_, _> =
             physics.tags.iter().map(|tag| (tag.clone(), Entry::Absent)).collect();
         Self {
             ledger: absent.clone(),
             replica: absent,
             registry: BTreeMap::new(),
-            staged: BTreeSet::new(),
+            staged: stored.collect(),
             pushers: pushers.collect(),
             net: Vec::new(),
             acknowledged: BTreeSet::new(),

@@ -26,6 +26,12 @@ impl Content {
         }
     }
 
+    /// One that the registry has, of which no more than its digest there is known: by another
+    /// algorithm it counts as something else.
+    pub fn known(digest: Digest) -> Self {
+        Self { digest, all: [digest; Algorithm::ALL.len()] }
+    }
+
     pub fn digest(&self) -> &Digest {
         &self.digest
     }
@@ -82,6 +88,8 @@ pub struct Options {
     pub patience: u8,
     /// What becomes of a client that may push and not pull.
     pub blind: Blind,
+    /// The registry has shown this client the image, and so let it in.
+    pub shown: bool,
 }
 
 /// Taglock looks at tags with the client's own credentials. A client that may push and not pull
@@ -106,7 +114,7 @@ pub enum Eyes {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { stage: true, abort: true, patience: 20, blind: Blind::Relay }
+        Self { stage: true, abort: true, patience: 20, blind: Blind::Relay, shown: false }
     }
 }
 

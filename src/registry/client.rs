@@ -5,6 +5,7 @@
 
 mod deletes;
 mod elsewhere;
+pub mod harbor;
 mod listing;
 mod meaning;
 mod opening;
@@ -381,7 +382,7 @@ impl Registry for Client {
     }
 
     async fn tags(&self, caller: &Caller, repository: &RepositoryName, at_most: usize) -> Listing {
-        self.list_tags(caller, repository, at_most).await
+        self.list_tags(self.lookup_headers(caller), caller, repository, at_most).await
     }
 
     async fn ping(&self) -> Result<(), Trouble> {

@@ -1,6 +1,7 @@
 //! Documents of the distribution spec: the error document ("Error Codes") and the list of tags
-//! ("Listing Tags").
+//! ("Listing Tags"); those of Harbor's API, as far as they matter.
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 #[derive(Serialize)]
@@ -84,8 +85,127 @@ pub fn is_referrers_index(manifest: &[u8]) -> bool {
     manifests.is_some_and(|all| all.iter().all(|descriptor| descriptor.artifact_type.is_some()))
 }
 
+#[derive(Deserialize)]
+struct Artifact {
+    digest: String,
+}
+
+#[derive(Deserialize)]
+struct Named {
+    name: String,
+}
+
+/// The digest of Harbor's artifact, or accessory.
+pub fn artifact(body: &[u8]) -> Option<String> {
+    serde_json::from_slice::<Artifact>(body).ok().map(|artifact| artifact.digest)
+}
+
+/// A page of Harbor's accessories: their digests.
+pub fn accessories(body: &[u8]) -> Option<Vec<String>> {
+    let page = serde_json::from_slice::<Option<Vec<Artifact>>>(body).ok()?.unwrap_or_default();
+    Some(page.into_iter().map(|accessory| accessory.digest).collect())
+}
+
+/// A page of Harbor's tags.
+pub fn tags(body: &[u8]) -> Option<Vec<String>> {
+    let tags = serde_json::from_slice::<Option<Vec<Named>>>(body).ok()?.unwrap_or_default();
+    Some(tags.into_iter().map(|tag| tag.name).collect())
+}
+
+/// What Harbor's model of a tag has besides its name, none of which counts where one is created.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "named so that they are known, and read by nobody")]
+struct NewTag {
+    name: String,
+    #[serde(default)]
+    id: IgnoredAny,
+    #[serde(default)]
+    repository_id: IgnoredAny,
+    #[serde(default)]
+    artifact_id: IgnoredAny,
+    #[serde(default)]
+    push_time: IgnoredAny,
+    #[serde(default)]
+    pull_time: IgnoredAny,
+    #[serde(default)]
+    immutable: IgnoredAny,
+    #[serde(default)]
+    signed: IgnoredAny,
+}
+
+/// The name in a request for a new tag. Go takes keys in any case, the last of several, and what
+/// stands before trailing bytes: where it could read another name, none is read here.
+pub fn new_tag(body: &[u8]) -> Option<String> {
+    if !body.trim_ascii_start().starts_with(b"{") {
+        return None;
+    }
+    serde_json::from_slice::<NewTag>(body).ok().map(|tag| tag.name)
+}
+
+#[derive(Serialize)]
+struct Name<'a> {
+    name: &'a str,
+}
+
+/// Such a request.
+pub fn new_tag_document(name: &str) -> Vec<u8> {
+    // One text in a fixed shape: nothing here that a serialiser could refuse.
+    serde_json::to_vec(&Name { name }).expect("a string is JSON")
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_new_tag_has_one_reading_or_none() {
+        use super::{new_tag, new_tag_document};
+        let name = |text: &str| new_tag(text.as_bytes());
+        let v1 = Some("v1".to_owned());
+        assert_eq!(name(r#" {"name":"v1"} "#), v1);
+        assert_eq!(name(r#"{"name":"\u0076\u0031"}"#), v1);
+        assert_eq!(
+            name(r#"{"repository_id":0,"artifact_id":null,"name":"v1","signed":false}"#),
+            v1
+        );
+        assert_eq!(new_tag(&new_tag_document("v1")), v1);
+        for odd in [
+            "",
+            "null",
+            "[]",
+            r#""v1""#,
+            "{}",
+            r#"{"name":null}"#,
+            r#"{"name":1}"#,
+            r#"{"name":["v1"]}"#,
+            r#"{"Name":"v1"}"#,
+            r#"{"name":"v1","NAME":"v2"}"#,
+            r#"{"name":"v1","name":"v2"}"#,
+            r#"{"name":"v1","n\u0061me":"v2"}"#,
+            r#"{"name":"v1","ſigned":1}"#,
+            r#"{"name":"v1","tag":"v2"}"#,
+            r#"{"name":"v1"}{"name":"v2"}"#,
+            r#"{"name":"v1"} x"#,
+            r#"{"name":"v1",}"#,
+            r#"["v1",0,0,0,0,0,0,0]"#,
+        ] {
+            assert_eq!(name(odd), None, "{odd}");
+        }
+    }
+
+    #[test]
+    fn harbors_pages_are_read() {
+        use super::{accessories, artifact, tags};
+        let one = r#"{"digest":"d","tags":[{"name":"a","id":1}],"more":{}}"#;
+        assert_eq!(artifact(one.as_bytes()).as_deref(), Some("d"));
+        let page = format!(r#"[{one},{{"digest":"e","tags":null}}]"#);
+        assert_eq!(accessories(page.as_bytes()), Some(vec!["d".to_owned(), "e".to_owned()]));
+        assert_eq!(accessories(b"null"), Some(vec![]));
+        assert_eq!(tags(br#"[{"name":"a"}]"#), Some(vec!["a".to_owned()]));
+        for bad in ["", "7", "{}", r#"[{"id":1}]"#] {
+            assert_eq!((accessories(bad.as_bytes()), tags(bad.as_bytes())), (None, None), "{bad}");
+        }
+    }
+
     #[test]
     fn parts_of_an_index_are_read_and_referrers_told_apart() {
         use super::{is_referrers_index, parts};

@@ -15,12 +15,16 @@ use crate::name::{Naming, Reference, RepositoryName, Tag};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Harbor {
     /// `POST …/artifacts/{reference}/tags`; the tag stands in the body.
-    CreateTag(RepositoryName),
+    CreateTag {
+        repository: RepositoryName,
+        artifact: Reference,
+    },
     DeleteTag {
         repository: RepositoryName,
+        artifact: Reference,
         tag: Tag,
     },
-    /// By digest or by tag; all tags of the artifact go with it.
+    /// By digest or by tag; all tags of the artifact go with it, and its accessories.
     DeleteArtifact {
         repository: RepositoryName,
         reference: Reference,
@@ -28,8 +32,7 @@ pub enum Harbor {
     /// `POST …/artifacts?from=`: brings the tags of its source along, and moves those that are there.
     Copy(RepositoryName),
     DeleteRepository(RepositoryName),
-    DeleteProject,
-    /// Touches no tag, or lets Harbor do so from within (retention, replication, garbage collection),
+    /// Touches no tag (Harbor deletes no project that has a repository), or lets Harbor do so from within (retention, replication, garbage collection),
     /// where nobody could judge it.
     Other,
 }
@@ -87,7 +90,6 @@ pub(super) fn parse(
         Reference::Digest(_) => Err(Rejection::tag("a digest is no tag")),
     };
     let found = match (method, rest) {
-        (&Method::DELETE, []) => Harbor::DeleteProject,
         (&Method::DELETE, ["repositories", name]) => Harbor::DeleteRepository(repository(name)?),
         (&Method::PUT, ["repositories", name]) => repository(name).map(|_| Harbor::Other)?,
         (&Method::POST, ["repositories", name, "artifacts"]) => Harbor::Copy(repository(name)?),
@@ -95,11 +97,13 @@ pub(super) fn parse(
             let reference = names.reference(artifact)?;
             Harbor::DeleteArtifact { repository: repository(name)?, reference }
         }
-        (&Method::POST, ["repositories", name, "artifacts", _, "tags"]) => {
-            Harbor::CreateTag(repository(name)?)
+        (&Method::POST, ["repositories", name, "artifacts", artifact, "tags"]) => {
+            let artifact = names.reference(artifact)?;
+            Harbor::CreateTag { repository: repository(name)?, artifact }
         }
-        (&Method::DELETE, ["repositories", name, "artifacts", _, "tags", text]) => {
-            Harbor::DeleteTag { repository: repository(name)?, tag: tag(text)? }
+        (&Method::DELETE, ["repositories", name, "artifacts", artifact, "tags", text]) => {
+            let artifact = names.reference(artifact)?;
+            Harbor::DeleteTag { repository: repository(name)?, artifact, tag: tag(text)? }
         }
         (
             &Method::POST | &Method::DELETE,
@@ -157,22 +161,37 @@ mod tests {
         let base = "/api/v2.0/projects/prod/repositories";
         let (app, nested) = (name("prod/app"), name("prod/team/app"));
         let tag = Tag::parse("v1").unwrap();
-        let digest = Reference::Digest(crate::name::Digest::parse(D).unwrap());
-        let delete_tag = |repository: &RepositoryName| Harbor::DeleteTag {
+        let by_digest = Reference::Digest(crate::name::Digest::parse(D).unwrap());
+        let delete_tag = |repository: &RepositoryName, artifact: &Reference| Harbor::DeleteTag {
             repository: repository.clone(),
+            artifact: artifact.clone(),
             tag: tag.clone(),
         };
+        let by_tag = Reference::Tag(tag.clone());
+        let create = Harbor::CreateTag { repository: app.clone(), artifact: by_digest.clone() };
         for (method, path, expected) in [
-            ("POST", format!("{base}/app/artifacts/{D}/tags"), Harbor::CreateTag(app.clone())),
-            ("DELETE", format!("{base}/app/artifacts/{D}/tags/v1"), delete_tag(&app)),
-            ("DELETE", format!("{base}/app/artifacts/v1/tags/%761"), delete_tag(&app)),
-            ("DELETE", format!("{base}/team%2Fapp/artifacts/v1/tags/v1"), delete_tag(&nested)),
-            ("DELETE", format!("{base}/team%252Fapp/artifacts/v1/tags/v1"), delete_tag(&nested)),
-            ("DELETE", format!("{base}/team%25252fapp/artifacts/v1/tags/v1"), delete_tag(&nested)),
+            ("POST", format!("{base}/app/artifacts/{D}/tags"), create),
+            ("DELETE", format!("{base}/app/artifacts/{D}/tags/v1"), delete_tag(&app, &by_digest)),
+            ("DELETE", format!("{base}/app/artifacts/v1/tags/%761"), delete_tag(&app, &by_tag)),
+            (
+                "DELETE",
+                format!("{base}/team%2Fapp/artifacts/v1/tags/v1"),
+                delete_tag(&nested, &by_tag),
+            ),
+            (
+                "DELETE",
+                format!("{base}/team%252Fapp/artifacts/v1/tags/v1"),
+                delete_tag(&nested, &by_tag),
+            ),
+            (
+                "DELETE",
+                format!("{base}/team%25252fapp/artifacts/v1/tags/v1"),
+                delete_tag(&nested, &by_tag),
+            ),
             (
                 "DELETE",
                 format!("{base}/app/artifacts/{}", D.replace(':', "%3A")),
-                Harbor::DeleteArtifact { repository: app.clone(), reference: digest },
+                Harbor::DeleteArtifact { repository: app.clone(), reference: by_digest },
             ),
             (
                 "DELETE",
@@ -181,7 +200,7 @@ mod tests {
             ),
             ("POST", format!("{base}/app/artifacts"), Harbor::Copy(app.clone())),
             ("DELETE", format!("{base}/team%252Fapp"), Harbor::DeleteRepository(nested.clone())),
-            ("DELETE", "/api/v2.0/projects/prod".into(), Harbor::DeleteProject),
+            ("DELETE", "/api/v2.0/projects/prod".into(), Harbor::Other),
             ("PUT", format!("{base}/app"), Harbor::Other),
             ("POST", format!("{base}/app/artifacts/{D}/scan"), Harbor::Other),
             ("POST", "/api/v2.0/projects".into(), Harbor::Other),

@@ -9,7 +9,7 @@ fn deep() -> u8 {
 }
 
 fn physics(flaw: Flaw, wait: bool) -> Physics {
-    Physics { flaw, wait, tags: vec![tag("v1")], blind: false, named: false }
+    Physics { flaw, wait, tags: vec![tag("v1")], blind: false, named: false, stored: false }
 }
 
 #[track_caller]
@@ -49,6 +49,22 @@ fn the_protocol_holds_for_pushers_that_may_not_look() {
     holds(&["one", "two"], &blind(Flaw::None), &all);
     let late = Budget { timeouts: 1, ..Budget::default() };
     violated(&["one", "two"], &blind(Flaw::TakeOver), &late, "v1");
+}
+
+#[test]
+fn the_protocol_holds_for_those_who_set_a_tag_for_what_is_stored() {
+    let all = Budget { crashes: 1, timeouts: 1, refusals: 1, ..Budget::default() };
+    let stored = |flaw| Physics { stored: true, ..physics(flaw, false) };
+    holds(&["one", "two"], &stored(Flaw::None), &all);
+    holds(&["one", "one"], &stored(Flaw::None), &all);
+    holds(
+        &["one", "two", "three"],
+        &stored(Flaw::None),
+        &Budget { timeouts: 1, ..Budget::default() },
+    );
+    let late = Budget { timeouts: 1, ..Budget::default() };
+    violated(&["one", "two"], &stored(Flaw::TakeOver), &late, "v1");
+    violated(&["one", "two"], &stored(Flaw::TimeoutIsRefusal), &late, "v1");
 }
 
 #[test]
@@ -147,7 +163,8 @@ fn schedule(seed: u64, named: bool) -> Result<usize, Violation> {
     let mut chance = Chance(seed);
     let tags = if chance.below(2) == 0 { vec![tag("a")] } else { vec![tag("a"), tag("b")] };
     let blind = chance.below(4) == 0;
-    let physics = Physics { flaw: Flaw::None, wait: true, tags, blind, named };
+    let stored = !blind && chance.below(3) == 0;
+    let physics = Physics { flaw: Flaw::None, wait: true, tags, blind, named, stored };
     let mut few = |n: usize| u8::try_from(chance.below(n)).unwrap();
     let budget = Budget {
         crashes: few(3),

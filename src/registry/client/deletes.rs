@@ -29,7 +29,7 @@ impl Client {
 }
 
 /// What the answer says of the deletion.
-fn deleted(answer: Answer) -> Deleted {
+pub(super) fn deleted(answer: Answer) -> Deleted {
     match answer.status.as_u16() {
         200..=299 => Deleted::Done(answer),
         // 408 is no word about the request.

@@ -19,6 +19,7 @@ const MAX_PAGES: usize = 100;
 impl Client {
     pub(super) async fn list_tags(
         &self,
+        headers: HeaderMap,
         caller: &Caller,
         repository: &RepositoryName,
         at_most: usize,
@@ -27,7 +28,10 @@ impl Client {
         let mut query = format!("n={}", at_most.min(AT_ONCE));
         for _ in 0..MAX_PAGES {
             let path = format!("{}/tags/list?{query}", self.naming.place(repository));
-            let answer = match self.read(caller, &Method::GET, &path, MAX_PAGE).await {
+            let answer = match self
+                .read_with(headers.clone(), caller, &Method::GET, &path, MAX_PAGE)
+                .await
+            {
                 Ok(answer) => answer,
                 Err(trouble) => return Listing::Unclear(trouble),
             };

@@ -31,6 +31,14 @@ pub(super) fn written(answer: Answer, manifest: &Manifest) -> Written {
             Err(trouble) => Written::Unknown(trouble),
             Ok(_) => Written::Created(answer),
         },
+        _ => told(answer),
+    }
+}
+
+/// The same, where no manifest went along.
+pub(super) fn told(answer: Answer) -> Written {
+    match answer.status.as_u16() {
+        201 => Written::Created(answer),
         401 | 403 | 429 => Written::Denied(answer),
         // A redirect of a write is "not written": taglock doesn't follow it, the client must not.
         300..=399 | 400 | 404 | 405 | 409 | 412 | 413 | 415 | 422 => Written::Refused(answer),

@@ -29,6 +29,8 @@ pub enum Subject {
     /// What a pull found, and bound the tag to.
     Pull,
     Delete(Reference),
+    /// All of it, by the registry's own API.
+    DeleteRepository,
 }
 
 /// What became of it.
@@ -110,6 +112,7 @@ impl Line {
             Subject::Push(digest) => ("push", Some(digest.to_string()), None),
             Subject::Pull => ("pull", None, None),
             Subject::Delete(reference) => ("delete", None, Some(reference.to_string())),
+            Subject::DeleteRepository => ("delete", None, None),
         };
         Self {
             id: Some(decision.id.clone()),
