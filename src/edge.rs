@@ -33,6 +33,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::HeaderValue;
 use ipnet::IpNet;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -116,6 +117,8 @@ pub struct Rooms {
 pub struct Edge {
     config: Arc<Config>,
     rooms: Arc<Rooms>,
+    /// The registry's own.
+    host: Option<HeaderValue>,
 }
 
 /// What is to be done with a request.
@@ -164,7 +167,8 @@ impl Course {
 
 impl Edge {
     pub fn new(config: Arc<Config>, rooms: Arc<Rooms>) -> Self {
-        Self { config, rooms }
+        let host = HeaderValue::try_from(rooms.peers.origin().authority()).ok();
+        Self { config, rooms, host }
     }
 
     /// What the rules make of a route. Whatever is not named here streams.

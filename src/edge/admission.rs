@@ -184,7 +184,8 @@ fn client(
     headers: &HeaderMap,
     config: &Config,
 ) -> Client {
-    let host = authority.as_deref().and_then(|text| text.parse().ok());
+    let host = authority.as_deref().filter(|_| config.client_host);
+    let host = host.and_then(|text| text.parse().ok());
     let mut scheme_tls = config.tls;
     let mut authority = authority;
     let mut address = peer.ip();

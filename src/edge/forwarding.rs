@@ -37,6 +37,12 @@ const HOP_BY_HOP: [HeaderName; 10] = [
     HeaderName::from_static("http2-settings"),
 ];
 
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
 /// The changes to one request's header: these are set, and what could contradict them goes.
 pub struct Forwarding {
     set: Vec<(HeaderName, HeaderValue)>,
@@ -49,30 +55,30 @@ impl Edge {
     /// build the URLs of uploads from them.
     pub(super) fn forwarding(&self, passage: &Passage) -> Forwarding {
         let client = &passage.client;
-        let mut set = vec![(HeaderName::from_static("x-request-id"), passage.id.header().clone())];
-        let own_host = || HeaderValue::from_str(&self.rooms.peers.origin().authority()).ok();
-        let host = match &client.host {
-            Some(host) if self.config.client_host => Some(host.clone()),
-            _ => own_host(),
-        };
-        set.extend(host.map(|host| (HOST, host)));
+        let mut set = Vec::with_capacity(8);
+        set.push((REQUEST_ID, passage.id.header().clone()));
+        let host = client.host.as_ref().or(self.host.as_ref());
+        set.extend(host.map(|host| (HOST, host.clone())));
         let address = client.address.to_string();
         let chain = match &client.via {
             Some(via) => format!("{via}, {}", client.peer),
             None => address.clone(),
         };
-        let mut put = |name: &'static str, value: String| {
-            if let Ok(value) = HeaderValue::from_str(&value) {
-                set.push((HeaderName::from_static(name), value));
+        // A text's bytes become the value's: they are not copied.
+        let mut put = |name, value: String| {
+            if let Ok(value) = HeaderValue::try_from(value) {
+                set.push((name, value));
             }
         };
-        put("x-forwarded-for", chain);
+        put(FORWARDED_FOR, chain);
         if let Some(base) = &client.base {
             let (scheme, authority) = (base.scheme(), base.authority());
-            let node = if address.contains(':') { format!("\"[{address}]\"") } else { address };
-            put("x-forwarded-proto", scheme.to_owned());
-            put("x-forwarded-host", authority.clone());
-            put("forwarded", format!("for={node};host=\"{authority}\";proto={scheme}"));
+            let (open, close) = if client.address.is_ipv6() { ("\"[", "]\"") } else { ("", "") };
+            let forwarded =
+                ["for=", open, &address, close, ";host=\"", &authority, "\";proto=", scheme];
+            put(FORWARDED, forwarded.concat());
+            put(FORWARDED_HOST, authority);
+            set.push((FORWARDED_PROTO, HeaderValue::from_static(scheme)));
         }
         if let Some(trace) = &passage.trace {
             set.extend(trace.onwards().iter().map(|(n, v)| (n.clone(), v.clone())));
@@ -89,7 +95,7 @@ impl Forwarding {
             request.remove_header(&name);
         }
         for (name, value) in &self.set {
-            request.insert_header(name.clone(), value.clone())?;
+            request.insert_header(name, value.clone())?;
         }
         Ok(())
     }

@@ -78,9 +78,10 @@ pub struct RequestId(HeaderValue);
 
 impl RequestId {
     fn new() -> Self {
-        let id = Uuid::now_v7().to_string();
+        let mut text = Uuid::encode_buffer();
+        let id = Uuid::now_v7().hyphenated().encode_lower(&mut text);
         // A UUID's text is hex and dashes.
-        Self(HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("none")))
+        Self(HeaderValue::from_str(id).unwrap_or(HeaderValue::from_static("none")))
     }
 
     /// Adopts what the client sent, if it can stand in a log line.
@@ -110,7 +111,7 @@ pub struct Client {
     pub peer: IpAddr,
     /// The scheme and authority it used; `None` where it named no host.
     pub base: Option<Origin>,
-    /// Its `Host`, as sent.
+    /// Its `Host`, where the registry is sent it.
     pub host: Option<HeaderValue>,
     /// The addresses a trusted proxy reported, the client's first.
     pub via: Option<String>,

@@ -357,11 +357,13 @@ pub(super) fn title_case(name: &HeaderName) -> Bytes {
             return Bytes::from_static(title.as_bytes());
         }
     }
-    let parts = name.as_str().split('-').map(|part| {
-        let (first, rest) = part.split_at(part.len().min(1));
-        first.to_ascii_uppercase() + rest
+    let mut begins = true;
+    let titled = name.as_str().chars().map(|c| {
+        let titled = if begins { c.to_ascii_uppercase() } else { c };
+        begins = c == '-';
+        titled
     });
-    parts.collect::<Vec<_>>().join("-").into()
+    titled.collect::<String>().into()
 }
 
 pub(super) fn is_of_the_connection(name: &HeaderName) -> bool {

@@ -231,11 +231,11 @@ impl Client {
                 session.write_request_body(body, true).await?;
             }
             session.finish_request_body().await?;
-            let header = loop {
+            let (status, headers) = loop {
                 session.read_response_header().await?;
                 match session.response_header() {
                     Some(header) if header.status.is_informational() => {}
-                    Some(header) => break header.clone(),
+                    Some(header) => break (header.status, header.headers.clone()),
                     None => return pingora::Error::e_explain(ErrorType::H1Error, "no header"),
                 }
             };
@@ -249,13 +249,13 @@ impl Client {
                     content.extend_from_slice(&chunk);
                 }
             }
-            Ok((header, content.freeze()))
+            Ok(Answer { status, headers, body: content.freeze() })
         }
         .await;
         match result {
-            Ok((header, body)) => {
+            Ok(answer) => {
                 self.connections.give_back(session, peer, timeouts.idle).await;
-                Ok(Answer { status: header.status, headers: header.headers.clone(), body })
+                Ok(answer)
             }
             Err(error) => {
                 Err(Failure { trouble: trouble_of(&error), connected: true, reused, body_begun })
