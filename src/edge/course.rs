@@ -1,0 +1,114 @@
+//! What is to be done with a request, as far as its route and the rules tell.
+
+use super::refusal::Refusal;
+use super::rehearsal::Rehearsal;
+use super::{Edge, harbor};
+use crate::judge::artifacts::Clearance;
+use crate::judge::delete::Deletion;
+use crate::name::{Digest, Reference, RepositoryName, Tag};
+use crate::route::{ManifestWrite, Route};
+use crate::rules::{Deletes, Mutability};
+
+/// What is to be done with a request.
+pub(super) enum Course {
+    /// Streams through; nobody looks again.
+    Stream,
+    /// A read of a blob: streams as well, on a path of its own.
+    Blob,
+    /// A part of an upload, or the whole: the same the other way.
+    Upload,
+    /// Answered by taglock alone.
+    Refuse(Refusal),
+    /// A manifest write in protected scope.
+    Write(ManifestWrite),
+    /// A write of tags that no rule protects: streams, unless the ledger knows one of them.
+    WriteMutable(ManifestWrite),
+    /// A write or a delete under a rule that is not enforced: streams, and is watched.
+    Rehearse(Box<Rehearsal>),
+    /// A pull of a protected tag; perhaps of a repository that everybody may pull from.
+    Read { repository: RepositoryName, tag: Tag, public: bool },
+    /// A pull by digest from such a repository.
+    ReadPublic(RepositoryName, Digest),
+    /// A delete in protected scope.
+    Delete(Box<Deletion>),
+    /// One by Harbor's API.
+    Clear(Box<Clearance>),
+    /// A tag that is to be set by Harbor's API in protected scope.
+    CreateTag(RepositoryName, Reference),
+}
+
+impl Course {
+    pub(super) fn needs_the_ledger(&self) -> bool {
+        match self {
+            Self::Write(_)
+            | Self::WriteMutable(_)
+            | Self::Read { .. }
+            | Self::Delete(_)
+            | Self::Clear(_)
+            | Self::CreateTag(..) => true,
+            // A rehearsal is no more than told, and a digest needs no binding.
+            Self::Stream | Self::Blob | Self::Upload | Self::ReadPublic(..) => false,
+            Self::Refuse(_) | Self::Rehearse(_) => false,
+        }
+    }
+}
+
+impl Edge {
+    /// What the rules make of a route. Whatever is not named here streams.
+    pub(super) fn course(&self, route: Route) -> Course {
+        let rules = self.rooms.rules.load();
+        let route = match Rehearsal::of(route, &rules, |name| self.key(name)) {
+            Ok(rehearsal) => return Course::Rehearse(rehearsal),
+            Err(route) => route,
+        };
+        match route {
+            Route::WriteManifest(write) if rules.protecting(&write.repository).is_some() => {
+                Course::Write(write)
+            }
+            Route::WriteManifest(write) if !write.tags.is_empty() => Course::WriteMutable(write),
+            Route::ReadManifest { repository, reference } => {
+                let rule = rules.protecting(&repository);
+                let public = self.rooms.shelf.is_some() && rule.is_some_and(|r| r.anonymous_pull);
+                match (rule, reference) {
+                    (Some(rule), Reference::Tag(tag))
+                        if rule.mutability_of(&tag) == Mutability::Immutable =>
+                    {
+                        Course::Read { repository, tag, public }
+                    }
+                    (Some(_), Reference::Digest(digest)) if public => {
+                        Course::ReadPublic(repository, digest)
+                    }
+                    _ => Course::Stream,
+                }
+            }
+            Route::DeleteManifest { repository, reference } => {
+                match (rules.protecting(&repository), &reference) {
+                    (None, _) => Course::Stream,
+                    (Some(rule), Reference::Tag(tag))
+                        if rule.mutability_of(tag) == Mutability::Mutable =>
+                    {
+                        Course::Stream
+                    }
+                    (Some(rule), _) => {
+                        let (repository, rule) = (self.key(&repository), rule.clone());
+                        Course::Delete(Box::new(Deletion { repository, reference, rule }))
+                    }
+                }
+            }
+            Route::DeleteBlob { repository, .. } => match rules.protecting(&repository) {
+                // It might be a part of an image that some tag is bound to.
+                Some(rule) if rule.deletes == Deletes::Refuse => {
+                    Course::Refuse(Refusal::blob_delete(&repository))
+                }
+                _ => Course::Stream,
+            },
+            Route::ReadUnnamable { repository } if rules.protecting(&repository).is_some() => {
+                Course::Refuse(Refusal::unnamable())
+            }
+            Route::Harbor(harbor) => harbor::course(harbor, &rules, |name| self.key(name)),
+            Route::ReadBlob { .. } if self.config.swift => Course::Blob,
+            Route::Upload if self.config.swift => Course::Upload,
+            _ => Course::Stream,
+        }
+    }
+}
