@@ -361,10 +361,8 @@ fn proxy(
     let front = Front::new(&server.configuration, over_tls, crowd, limits.header_time, edge);
     let mut service = Service::new("proxy".into(), front);
     for address in &listen.addresses {
-        // Header and body of a small answer leave in one write. Where uploads are taken from the
-        // socket, none of their bytes may be in a buffer before it.
+        // Header and body of a small answer leave in one write.
         let buffer = L4BufferSettings::default().write(16 * 1024);
-        let buffer = if over_tls { buffer } else { buffer.read(0) };
         let endpoint = ListenerConfig::tcp(address.to_string()).l4_buffer(buffer);
         service.add_listener(match &served {
             Some(served) => endpoint.tls(tls(served)?),

@@ -51,6 +51,7 @@ const LIBRARIES: [(&str, &[&str]); 22] = [
         &[
             "src/edge",
             "src/registry/client.rs",
+            "src/registry/client/opening.rs",
             "src/registry/idle.rs",
             "src/registry/peer.rs",
             "src/admin",

@@ -15,6 +15,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, DATE, EXPECT, HeaderValue, TRANSF
 use http::{Method, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::date::get_cached_date;
+use pingora::protocols::http::v1::server::HttpSession;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 
@@ -85,7 +86,7 @@ impl Edge {
         mut through: Through,
         length: u64,
     ) -> Result<()> {
-        let keeps = session.as_http1().is_some_and(|http1| http1.will_keepalive());
+        let keeps = session.as_http1().is_some_and(HttpSession::will_keepalive);
         let head = head(&mut opened.header, if keeps { "keep-alive" } else { "close" })?;
         // From here on nothing else may be answered.
         let sent = passage.sent.insert(Sent { status: opened.header.status, bytes: 0 });
@@ -178,17 +179,15 @@ impl Edge {
             header.insert_header(TRANSFER_ENCODING, "chunked")?;
         }
         session.write_response_header(header, empty).await?;
-        while !empty {
+        let mut over = empty;
+        while !over {
             let chunk = tokio::select! {
                 biased;
                 chunk = opened.chunk() => chunk?.map(Bytes::copy_from_slice),
                 error = left(session), if client == Client::Waits => return Err(error),
             };
-            let over = chunk.is_none();
+            over = chunk.is_none();
             session.write_response_body(chunk, over).await?;
-            if over {
-                break;
-            }
         }
         self.rooms.client.close(opened).await;
         Ok(())

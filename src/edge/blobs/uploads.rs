@@ -23,8 +23,10 @@ use crate::registry::client::{Begun, is_early};
 /// How a body ended.
 enum Sent {
     Whole,
+    /// All of it, and pingora has read it itself.
+    Read,
     /// The registry has answered before it had all of it.
-    Answered(ResponseHeader),
+    Answered(Box<ResponseHeader>),
 }
 
 impl Edge {
@@ -50,15 +52,17 @@ impl Edge {
         let sent = self.send_body(session, passage, &mut begun, &mut through, length).await?;
         through.close();
         match sent {
-            Sent::Whole => {
-                forget_body(session).await?;
+            whole @ (Sent::Whole | Sent::Read) => {
+                if matches!(whole, Sent::Whole) {
+                    forget_body(session).await?;
+                }
                 let header = self.last_answer(session, passage, &mut begun).await?;
                 self.hand_on(session, begun.opened(header, Vec::new()), Client::Waits).await?;
             }
             Sent::Answered(header) => {
                 // The rest of the body may still come: neither connection is kept.
                 session.set_keepalive(None);
-                let opened = begun.opened(self.told(passage, header)?, Vec::new()).at_last();
+                let opened = begun.opened(self.told(passage, *header)?, Vec::new()).at_last();
                 self.hand_on(session, opened, Client::Sends).await?;
                 refusal::drain(session).await;
             }
@@ -74,28 +78,35 @@ impl Edge {
         through: &mut Through,
         length: u64,
     ) -> Result<Sent> {
-        // What came along with the header, or the first that comes, is pingora's already.
-        let first = loop {
-            tokio::select! {
-                biased;
-                first = session.downstream_session.read_request_body() => {
-                    break first.map_err(Error::into_down)?.unwrap_or_default();
-                }
-                stopped = through.interrupted() => {
-                    if let Some(sent) = self.heard(session, passage, begun, stopped).await? {
-                        return Ok(sent);
+        let mut rest = length;
+        // What came along with the header is in pingora's buffers: some of it was read with it, and
+        // the next read brings all that is left, as it has as much room as the buffer before it.
+        for _ in 0..2 {
+            let chunk = loop {
+                tokio::select! {
+                    biased;
+                    chunk = session.downstream_session.read_request_body(), if rest > 0 => {
+                        break chunk.map_err(Error::into_down)?.unwrap_or_default();
                     }
+                    stopped = through.interrupted(), if rest > 0 => {
+                        if let Some(sent) = self.heard(session, passage, begun, stopped).await? {
+                            return Ok(sent);
+                        }
+                    }
+                    else => return Ok(Sent::Read),
                 }
+            };
+            rest = rest.saturating_sub(chunk.len() as u64);
+            passage.received += chunk.len() as u64;
+            if let Err(stopped) = through.send(&chunk, rest > 0).await
+                && let Some(sent) = self.heard(session, passage, begun, stopped).await?
+            {
+                return Ok(sent);
             }
-        };
-        let mut rest = length.saturating_sub(first.len() as u64);
-        if let Err(stopped) = through.send(&first, rest > 0).await
-            && let Some(sent) = self.heard(session, passage, begun, stopped).await?
-        {
-            return Ok(sent);
         }
-        passage.received = first.len() as u64;
-        drop(first);
+        if rest == 0 {
+            return Ok(Sent::Read);
+        }
         while rest > 0 {
             if let Err(stopped) = through.turn(&mut rest, &mut passage.received).await
                 && let Some(sent) = self.heard(session, passage, begun, stopped).await?
@@ -126,7 +137,7 @@ impl Edge {
                     self.hand_early(session, passage, header).await?;
                     Ok(None)
                 }
-                header => Ok(Some(Sent::Answered(header))),
+                header => Ok(Some(Sent::Answered(Box::new(header)))),
             },
         }
     }
