@@ -16,7 +16,7 @@ use super::survey::Missed;
 use super::{Cargo, Content, Judge, Judged, Options, Push, Undecided, Verdict};
 use crate::ledger::{AttemptId, Entry, Ledger, RepositoryKey, Unavailable};
 use crate::name::{Digest, Reference, Tag};
-use crate::registry::{self, Answer, Artifacts, Caller, Listing, Manifest, Sighting};
+use crate::registry::{self, Answer, Artifacts, Caller, Listing, Manifest, Sighting, Trouble};
 use crate::rules::{Deletes, Mutability, Rule};
 
 /// How many accessories are looked through, those of accessories included.
@@ -143,20 +143,24 @@ impl Desk {
             Err(Ok(answer)) => return Ruling::Relayed(answer),
             Err(Err(trouble)) => return Ruling::Undecided(Unsettled::Registry(trouble)),
         };
-        let marks = match self.taken(clearance, caller, artifact).await {
+        // Of the artifact that was looked at, wherever the client's reference leads by now.
+        let target = match (removal, &artifact) {
+            (Removal::Tag { tag, .. }, Some(artifact)) => registry::Removal::Tag { tag, artifact },
+            (Removal::Artifact(_), Some(artifact)) => registry::Removal::Artifact(artifact),
+            (Removal::Repository, _) => registry::Removal::Repository,
+            (Removal::Tag { .. } | Removal::Artifact(_), None) => {
+                let nowhere = Trouble::Garbage("an artifact without a digest");
+                return Ruling::Undecided(Unsettled::Registry(nowhere));
+            }
+        };
+        let marks = match self.taken(clearance, caller, target).await {
             Ok(bound) => match plan(clearance.rule.deletes, &bound) {
                 Ok(marks) => marks,
                 Err(no) => return no.into(),
             },
             Err(ruling) => return ruling,
         };
-        // Of the artifact that was looked at, wherever the client's reference leads by now.
-        let removal = match (removal, &artifact) {
-            (Removal::Tag { tag, .. }, Some(artifact)) => registry::Removal::Tag { tag, artifact },
-            (Removal::Artifact(_), Some(artifact)) => registry::Removal::Artifact(artifact),
-            (_, _) => registry::Removal::Repository,
-        };
-        let deleted = self.api.remove(caller, &key.repository, removal).await;
+        let deleted = self.api.remove(caller, &key.repository, target).await;
         self.judge.settle(key, marks, deleted).await
     }
 
@@ -165,20 +169,20 @@ impl Desk {
         &self,
         clearance: &Clearance,
         caller: &Caller,
-        artifact: Option<Digest>,
+        target: registry::Removal<'_>,
     ) -> Result<Vec<(Tag, Entry)>, Ruling> {
-        let Clearance { repository: key, removal, rule } = clearance;
-        match (removal, artifact) {
-            (Removal::Tag { tag, .. }, _) if rule.deletes == Deletes::Refuse => {
+        let Clearance { repository: key, rule, .. } = clearance;
+        match target {
+            registry::Removal::Tag { tag, .. } if rule.deletes == Deletes::Refuse => {
                 Err(NoDelete::Immutable(tag.clone()).into())
             }
-            (Removal::Tag { tag, .. }, _) => {
+            registry::Removal::Tag { tag, .. } => {
                 Ok(self.judge.adopt(caller, key, vec![tag.clone()]).await?)
             }
-            (Removal::Artifact(_), Some(artifact)) => {
-                self.taken_by_artifact(clearance, caller, artifact).await
+            registry::Removal::Artifact(artifact) => {
+                self.taken_by_artifact(clearance, caller, *artifact).await
             }
-            (_, _) => self.taken_by_repository(clearance, caller).await,
+            registry::Removal::Repository => self.taken_by_repository(clearance, caller).await,
         }
     }
 
