@@ -42,17 +42,16 @@ use pingora::prelude::HttpPeer;
 use pingora::proxy::{FailToProxy, ProxyHttp, RangeType, Session};
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
-use crate::judge::artifacts::{Clearance, Desk};
-use crate::judge::delete::Deletion;
+use crate::judge::artifacts::Desk;
 use crate::judge::{Judge, Options};
 use crate::ledger::RepositoryKey;
-use crate::name::{Digest, Reference, RepositoryName, Tag, UpstreamName};
+use crate::name::{RepositoryName, UpstreamName};
 use crate::registry::client::{Client, MAX_ADDRESSES, trouble_of};
 use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Peers};
 use crate::registry::shelf::Shelf;
-use crate::route::{Doors, ManifestWrite, Rejection, Route, check_namespace};
-use crate::rules::{Deletes, Mutability, Rules};
+use crate::route::{Doors, Rejection, Route, check_namespace};
+use crate::rules::Rules;
 use crate::telemetry::Metrics;
 use crate::telemetry::audit::Audit;
 use crate::telemetry::refusals::Refusals;
@@ -60,7 +59,6 @@ use crate::telemetry::traces::{Seen, Tracer};
 use course::Course;
 use passage::{InFlight, Passage, Tally};
 use refusal::Refusal;
-use rehearsal::Rehearsal;
 
 /// How long a client may leave its connection unused, or a header unfinished.
 const KEEPALIVE_SECONDS: u64 = 60;

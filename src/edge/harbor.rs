@@ -16,6 +16,7 @@ use super::refusal::Refusal;
 use super::writes::record;
 use super::{Course, Edge, intake};
 use crate::judge::artifacts::{Clearance, Removal, Tagging};
+use crate::judge::delete::Ruling;
 use crate::judge::{Undecided, Verdict};
 use crate::ledger::RepositoryKey;
 use crate::name::{Reference, RepositoryName, Tag};
@@ -100,7 +101,14 @@ impl Edge {
         };
         let caller = self.caller(session, passage, None);
         let (desk, deletes) = (Arc::clone(&self.rooms.desk), clearance.rule.deletes);
-        let ruling = async move { desk.remove(&clearance, &caller).await };
+        let shelf = self.rooms.shelf.clone();
+        let ruling = async move {
+            let ruling = desk.remove(&clearance, &caller).await;
+            if let (Some(shelf), Ruling::Deleted { .. } | Ruling::Undecided(_)) = (shelf, &ruling) {
+                shelf.forget(&clearance.repository.repository);
+            }
+            ruling
+        };
         let ruling = self.ruled(decision, deletes, ruling).await;
         passage.judged(ruling.label(deletes));
         let refused = |no: &_| Refusal::delete(no, &what, &repository).by_harbor();

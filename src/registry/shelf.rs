@@ -173,6 +173,11 @@ impl Shelf {
         })))
     }
 
+    /// Lets go of a repository's manifests, of which some may be gone.
+    pub fn forget(&self, name: &RepositoryName) {
+        self.0.let_go_of(|spot| spot.repository == *name);
+    }
+
     /// A manifest that a request with these headers may be answered with here and now. Where anything
     /// is to be found out first, [`Registry::serve`] does.
     pub fn at_hand(
