@@ -44,7 +44,10 @@ mod wrk;
 
 use plan::Plan;
 
-const PARTS: [(&str, &str, fn(&Plan)); 7] = [
+/// Its name, its title, and what measures it.
+type Part = (&'static str, &'static str, fn(&Plan));
+
+const PARTS: [Part; 7] = [
     ("get", "Blobs down", blobs::get),
     ("put", "Blobs up", blobs::put),
     ("tls", "Blobs down over TLS", blobs::tls),

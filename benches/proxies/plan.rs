@@ -28,7 +28,7 @@ impl Plan {
                 "--quick" => plan.quick = true,
                 "--rounds" => plan.rounds = arguments.next().unwrap().parse().unwrap(),
                 "--program" => plan.program = arguments.next().unwrap().into(),
-                "--bench" => {}
+                "--bench" | "--quiet" => {}
                 part => {
                     let known = crate::PARTS.iter().any(|(name, ..)| *name == part);
                     assert!(known, "`{part}` is no part of this bench");

@@ -57,7 +57,7 @@ fn idle(plan: &Plan, taglock: &Contestant) {
         rows.push(vec![
             count.to_string(),
             digits(memory),
-            if count == 0 {
+            if count < 100 {
                 "–".into()
             } else {
                 digits((memory - first) * 1024.0 / count as f64)

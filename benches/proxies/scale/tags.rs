@@ -121,8 +121,7 @@ async fn fill(path: &Path, digest: &Digest, repositories: usize) -> Series {
         if tasks.len() >= 64 {
             tasks.join_next().await.unwrap().unwrap();
         }
-        let (ledger, tags, digest, key) =
-            (Arc::clone(&ledger), tags.clone(), digest.clone(), key(number));
+        let (ledger, tags, digest, key) = (Arc::clone(&ledger), tags.clone(), *digest, key(number));
         tasks.spawn(async move {
             let sealed = ledger.seal(&key, &tags, &digest, Origin::Import).await;
             assert_eq!(sealed, Ok(Seal::Sealed));
