@@ -148,11 +148,11 @@ fn a_realm_on_the_registrys_own_host_is_reached_through_taglock() {
     assert!(said.contains("denied: The image tag 'v1' already exists"), "{said}");
 }
 
-/// nginx with one server, and perhaps TLS.
+/// nginx with one server, and perhaps TLS; one process, so that nothing of it is left when it is killed.
 pub fn nginx(folder: &Path, address: &str, locations: &str, listen: &str) -> Process {
     let dir = folder.display();
     let settings = format!(
-        "daemon off; worker_processes 1; pid {dir}/pid; error_log stderr;\n\
+        "daemon off; master_process off; pid {dir}/pid; error_log stderr;\n\
          events {{ worker_connections 256; }}\n\
          http {{ access_log off; client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy;\n\
          fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;\n\
