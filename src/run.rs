@@ -361,8 +361,9 @@ fn proxy(
     let front = Front::new(&server.configuration, over_tls, crowd, limits.header_time, edge);
     let mut service = Service::new("proxy".into(), front);
     for address in &listen.addresses {
-        // Header and body of a small answer leave in one write.
-        let buffer = L4BufferSettings::default().write(16 * 1024);
+        // Header and body of a small answer leave in one write. The buffer for what comes is there for
+        // as long as the connection is; large bodies are read past it, so it need not be large.
+        let buffer = L4BufferSettings::default().read(16 * 1024).write(16 * 1024);
         let endpoint = ListenerConfig::tcp(address.to_string()).l4_buffer(buffer);
         service.add_listener(match &served {
             Some(served) => endpoint.tls(tls(served)?),
