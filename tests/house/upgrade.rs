@@ -217,15 +217,13 @@ fn upgrade_under_load(registry: &Registry, mut taglock: Taglock) {
     let load = Load::new(&taglock.address);
     let accept = [("Accept", INDEX)];
     thread::scope(|scope| {
-        scope.spawn(|| load.pusher());
-        for name in ["a", "b"] {
-            scope.spawn(|| load.rival(name));
-        }
-        scope.spawn(|| load.puller("/v2/prod/app/manifests/v1", &accept));
-        scope.spawn(|| load.puller("/v2/", &[]));
-        scope.spawn(|| load.uploader());
-        scope.spawn(|| load.keeper());
-        scope.spawn(|| load.hesitant());
+        let mut clients = vec![scope.spawn(|| load.pusher())];
+        clients.extend(["a", "b"].map(|name| scope.spawn(|| load.rival(name))));
+        clients.push(scope.spawn(|| load.puller("/v2/prod/app/manifests/v1", &accept)));
+        clients.push(scope.spawn(|| load.puller("/v2/", &[])));
+        clients.push(scope.spawn(|| load.uploader()));
+        clients.push(scope.spawn(|| load.keeper()));
+        clients.push(scope.spawn(|| load.hesitant()));
         let end = End(&load.over);
         let successors = Successors(&taglock);
         sleep(Duration::from_secs(1));
@@ -237,6 +235,8 @@ fn upgrade_under_load(registry: &Registry, mut taglock: Taglock) {
         successors.wait(2);
         sleep(Duration::from_secs(1));
         drop(end);
+        // Their last requests are with a successor, which goes with this scope.
+        clients.into_iter().for_each(|client| client.join().unwrap());
         let pids = successors.pids();
         assert!(Path::new(&format!("/proc/{}", pids[1])).exists());
         eventually("the end of the one between", || {

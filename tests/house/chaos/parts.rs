@@ -78,10 +78,6 @@ impl Part {
         }
         status
     }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.folder.path().join(format!("{}.log", self.name))).unwrap()
-    }
 }
 
 /// `docker-registry` on a folder that stays.
@@ -265,19 +261,21 @@ impl Node {
 
     /// Until it answers. A start may fail while its ledger is not well, as under any supervisor.
     pub fn wait(&mut self) {
-        eventually("taglock", || {
-            if self.is_down() {
-                self.restart(None);
-                pause(Duration::from_millis(200));
-            }
-            self.answers()
-        });
+        self.wait_for(None);
     }
 
-    /// Until it answers, at its first start.
-    pub fn wait_up(&mut self) {
+    /// The same, and it is to die at this point.
+    pub fn restart_to_die(&mut self, crash: &str) {
+        self.restart(Some(crash));
+        self.wait_for(Some(crash));
+    }
+
+    fn wait_for(&mut self, crash: Option<&str>) {
         eventually("taglock", || {
-            assert!(!self.is_down(), "it did not start:\n{}", self.taglock.log());
+            if self.is_down() {
+                self.restart(crash);
+                pause(Duration::from_millis(200));
+            }
             self.answers()
         });
     }
