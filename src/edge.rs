@@ -19,6 +19,7 @@ mod passage;
 mod reads;
 mod refusal;
 mod rehearsal;
+mod relay;
 pub mod rewriting;
 mod shelved;
 mod writes;
@@ -93,6 +94,8 @@ pub struct Config {
     pub access_log: bool,
     /// Blobs may take their own path.
     pub swift: bool,
+    /// So may small reads.
+    pub relays: bool,
 }
 
 /// What the edge talks to.
@@ -232,34 +235,47 @@ impl ProxyHttp for Edge {
         }
         match course {
             Course::Stream => return Ok(false),
-            Course::Blob => return self.stream_blob(session, passage).await,
-            Course::Upload => return self.stream_upload(session, passage).await,
+            Course::Relay => return self.stream_relayed(session, passage).await,
+            // Boxed: what only some requests need is not to be room in each one's future.
+            Course::Blob => return Box::pin(self.stream_blob(session, passage)).await,
+            Course::Upload => return Box::pin(self.stream_upload(session, passage)).await,
             Course::Rehearse(rehearsal) => {
-                self.rehearse(session, passage, rehearsal).await;
+                Box::pin(self.rehearse(session, passage, rehearsal)).await;
                 return Ok(false);
             }
-            Course::Refuse(refusal) => self.refuse(session, passage, refusal).await?,
-            Course::Write(write) => self.write(session, passage, write).await?,
+            Course::Refuse(refusal) => Box::pin(self.refuse(session, passage, refusal)).await?,
+            Course::Write(write) => Box::pin(self.write(session, passage, write)).await?,
             Course::WriteMutable(write) => {
                 let key = self.key(&write.repository);
-                if !self.rooms.judge.holds_any(&key, &write.tags).await {
+                if !Box::pin(self.rooms.judge.holds_any(&key, &write.tags)).await {
                     return Ok(false);
                 }
-                self.write(session, passage, write).await?;
+                Box::pin(self.write(session, passage, write)).await?;
             }
             Course::Read { repository, tag, public } => {
                 if public && self.read_at_hand(session, passage, &repository, &tag).await? {
                     return Ok(true);
                 }
-                return self.read(session, passage, (&repository, &tag), public).await;
+                let asked = (&repository, &tag);
+                if !public
+                    && self.config.relays
+                    && self.relay_bound(session, passage, asked).await?
+                {
+                    return Ok(true);
+                }
+                return Box::pin(self.read(session, passage, asked, public)).await;
             }
             Course::ReadPublic(repository, digest) => {
-                return self.read_public(session, passage, &repository, &digest).await;
+                return Box::pin(self.read_public(session, passage, &repository, &digest)).await;
             }
-            Course::Delete(deletion) => self.delete(session, passage, *deletion).await?,
-            Course::Clear(clearance) => self.clear(session, passage, *clearance).await?,
+            Course::Delete(deletion) => {
+                Box::pin(self.delete(session, passage, *deletion)).await?;
+            }
+            Course::Clear(clearance) => {
+                Box::pin(self.clear(session, passage, *clearance)).await?;
+            }
             Course::CreateTag(repository, artifact) => {
-                self.create_tag(session, passage, repository, artifact).await?;
+                Box::pin(self.create_tag(session, passage, repository, artifact)).await?;
             }
         }
         Ok(true)

@@ -100,8 +100,8 @@ pub struct Upstream {
     pub redirect_hosts: Vec<String>,
     pub media: Arc<MediaTypes>,
     pub options: Options,
-    /// Blobs take a path of their own.
-    pub fast_blobs: bool,
+    /// Blobs and small reads take paths of their own.
+    pub fast_path: bool,
     /// Taglock's own account there, `user:password`.
     pub account: Option<Secret>,
 }

@@ -296,6 +296,7 @@ mod tests {
             strict: false,
             max_manifest: 1,
             swift: true,
+            relays: true,
             max_header: 1,
             manifest_time: std::time::Duration::from_secs(1),
             body_rate: 0,

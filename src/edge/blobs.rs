@@ -22,7 +22,8 @@ use pingora::{Error, ErrorType, Result};
 use super::passage::{Passage, Sent};
 use super::{CLIENT_WRITE, Edge, admission};
 use crate::registry::client::Opened;
-use splice::{Heed, PIECE, Patience, Socket, Stopped, Through, in_time};
+use splice::{Heed, PIECE, Patience, Stopped, Through};
+pub(super) use splice::{Socket, in_time, send_now};
 
 /// A body from which on its own path pays: shorter ones cost less in one write.
 const WORTH: u64 = 64 * 1024;
@@ -203,7 +204,7 @@ enum Client {
 }
 
 /// Ends when the client has left, or speaks out of turn.
-async fn left(session: &mut Session) -> Box<Error> {
+pub(super) async fn left(session: &mut Session) -> Box<Error> {
     match session.read_body_or_idle(true).await {
         Err(error) => error.into_down(),
         Ok(_) => Error::explain(ErrorType::ConnectionClosed, "a body after its end").into_down(),
@@ -212,11 +213,13 @@ async fn left(session: &mut Session) -> Box<Error> {
 
 /// A GET that has no body, of a client that knows chunks.
 fn is_plain(header: &RequestHeader) -> bool {
-    header.method == Method::GET
-        && header.version >= Version::HTTP_11
-        && ![CONTENT_LENGTH, TRANSFER_ENCODING, EXPECT]
-            .iter()
-            .any(|name| header.headers.contains_key(name))
+    header.method == Method::GET && header.version >= Version::HTTP_11 && has_no_body(header)
+}
+
+/// Neither has a body nor waits for leave to send one.
+pub(super) fn has_no_body(header: &RequestHeader) -> bool {
+    let names = [CONTENT_LENGTH, TRANSFER_ENCODING, EXPECT];
+    !names.iter().any(|name| header.headers.contains_key(name))
 }
 
 /// The length of a whole body or a part of it, where there can be no doubt about it.
@@ -254,13 +257,13 @@ fn stopped(stopped: Stopped) -> Box<Error> {
 }
 
 #[derive(Clone, Copy)]
-enum Side {
+pub(super) enum Side {
     Registry,
     Client,
 }
 
 /// What pingora would say of a side that read or wrote no further.
-fn failed(error: &io::Error, side: Side) -> Box<Error> {
+pub(super) fn failed(error: &io::Error, side: Side) -> Box<Error> {
     let late = error.kind() == io::ErrorKind::TimedOut;
     let etype = |timed_out, other| if late { timed_out } else { other };
     let explained = |etype| Error::explain(etype, error.to_string());

@@ -13,6 +13,8 @@ use crate::rules::{Deletes, Mutability};
 pub(super) enum Course {
     /// Streams through; nobody looks again.
     Stream,
+    /// A read of a manifest: streams as well, in the bytes it came in where it can.
+    Relay,
     /// A read of a blob: streams as well, on a path of its own.
     Blob,
     /// A part of an upload, or the whole: the same the other way.
@@ -47,7 +49,7 @@ impl Course {
             | Self::Clear(_)
             | Self::CreateTag(..) => true,
             // A rehearsal is no more than told, and a digest needs no binding.
-            Self::Stream | Self::Blob | Self::Upload | Self::ReadPublic(..) => false,
+            Self::Stream | Self::Relay | Self::Blob | Self::Upload | Self::ReadPublic(..) => false,
             Self::Refuse(_) | Self::Rehearse(_) => false,
         }
     }
@@ -78,6 +80,7 @@ impl Edge {
                     (Some(_), Reference::Digest(digest)) if public => {
                         Course::ReadPublic(repository, digest)
                     }
+                    _ if self.config.relays => Course::Relay,
                     _ => Course::Stream,
                 }
             }

@@ -124,6 +124,49 @@ impl Forwarding {
         Ok(request)
     }
 
+    /// For a read that is relayed, of this target: the client's own lines, given its header as it
+    /// came, but for some. `None` where one of them is not plain.
+    pub fn relayed(
+        &self,
+        client: &RequestHeader,
+        raw: &[u8],
+        target: &[u8],
+        unsent: &[HeaderName],
+    ) -> Option<Vec<u8>> {
+        let nominated = nominated(&client.headers);
+        let mut out = Vec::with_capacity(raw.len() + 512);
+        for part in [client.method.as_str().as_bytes(), b" ", target, b" HTTP/1.1\r\n"] {
+            out.extend_from_slice(part);
+        }
+        for line in raw.split_inclusive(|byte| *byte == b'\n').skip(1) {
+            if line == b"\r\n" {
+                break;
+            }
+            let colon = line.iter().position(|byte| *byte == b':')?;
+            let name = HeaderName::from_bytes(&line[..colon]).ok()?;
+            if matches!(name, CONTENT_LENGTH | TRANSFER_ENCODING | EXPECT) {
+                return None;
+            }
+            let dropped = self.replaces(&name)
+                || HOP_BY_HOP.contains(&name)
+                || unsent.contains(&name)
+                || nominated.iter().any(|nominated| nominated == name.as_str())
+                || self.set.iter().any(|(set, _)| *set == name);
+            if !dropped {
+                out.extend_from_slice(line);
+            }
+        }
+        for (name, value) in &self.set {
+            // As pingora spells it.
+            let name = if *name == HOST { "Host" } else { name.as_str() };
+            for part in [name.as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+                out.extend_from_slice(part);
+            }
+        }
+        out.extend_from_slice(b"\r\n");
+        Some(out)
+    }
+
     /// For a request that taglock makes itself: the client's end-to-end headers, and these.
     pub fn end_to_end(&self, client: &HeaderMap) -> HeaderMap {
         let nominated = nominated(client);
@@ -171,6 +214,39 @@ fn is_replaced(name: &HeaderName) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_clients_lines_are_relayed_as_they_are_but_for_ours_and_never_with_a_body() {
+        let relayed = |lines: &str| {
+            let mut client = RequestHeader::build("GET", b"/v2/a/manifests/b?c", None).unwrap();
+            if lines.contains("X-Private") {
+                client.append_header("Connection", "keep-alive, X-Private").unwrap();
+            }
+            let raw = format!("GET /v2/a/manifests/b?c HTTP/1.1\r\n{lines}\r\n");
+            let host = (HOST, HeaderValue::from_static("registry:5000"));
+            let forwarding = Forwarding { set: vec![host], traced: false };
+            let unsent = [http::header::RANGE];
+            let bytes =
+                forwarding.relayed(&client, raw.as_bytes(), b"/v2/a/manifests/d", &unsent)?;
+            Some(String::from_utf8(bytes).unwrap())
+        };
+        let lines = "hOst: evil.example\r\nACCEPT:a/b \r\naccept: c/d\r\nRange: bytes=0-\r\n\
+                     Connection: keep-alive, X-Private\r\nX-Private: 1\r\nTE: trailers\r\n\
+                     X-Forwarded-Host: evil.example\r\nx_forwarded_for: 6.6.6.6\r\n\
+                     Content_Length: 5\r\nAuthorization: Basic x\r\n";
+        assert_eq!(
+            relayed(lines).as_deref(),
+            Some(
+                "GET /v2/a/manifests/d HTTP/1.1\r\nACCEPT:a/b \r\naccept: c/d\r\n\
+                 Authorization: Basic x\r\nHost: registry:5000\r\n\r\n"
+            )
+        );
+        for line in
+            ["Content-Length: 0", "transfer-encoding: chunked", "Expect: x", "A : b", "no", ": x"]
+        {
+            assert_eq!(relayed(&format!("Host: x\r\n{line}\r\n")), None, "{line}");
+        }
+    }
 
     #[test]
     fn only_end_to_end_headers_go_on_and_repeated_ones_stay_repeated() {

@@ -58,12 +58,7 @@ impl Rewriting<'_> {
         for name in [LOCATION, WWW_AUTHENTICATE] {
             let mut changed = false;
             let rewrite = |value: &HeaderValue| {
-                let text = value.to_str().ok()?;
-                let text = if name == LOCATION {
-                    self.url(text, client)?
-                } else {
-                    self.challenge(text, client)?
-                };
+                let text = self.text(&name, value.to_str().ok()?, client)?;
                 HeaderValue::from_str(&text).ok()
             };
             let values = headers
@@ -84,6 +79,18 @@ impl Rewriting<'_> {
             }
         }
         changes
+    }
+
+    /// The value of one line of a header, where it changes.
+    pub fn value(&self, name: &[u8], value: &[u8]) -> Option<String> {
+        let names = [LOCATION, WWW_AUTHENTICATE];
+        let name = names.iter().find(|n| name.eq_ignore_ascii_case(n.as_str().as_bytes()))?;
+        let value = HeaderValue::from_bytes(value).ok()?;
+        self.text(name, value.to_str().ok()?, self.client?)
+    }
+
+    fn text(&self, name: &HeaderName, text: &str, client: &Origin) -> Option<String> {
+        if *name == LOCATION { self.url(text, client) } else { self.challenge(text, client) }
     }
 
     /// The URL with the client's origin, where it has the registry's.

@@ -178,7 +178,7 @@ impl Drift {
         self: &Arc<Self>,
         ledger: &Arc<Witness>,
         registry: &Arc<dyn Registry>,
-        caller: &Caller,
+        caller: impl FnOnce() -> Caller,
         pull: &Pull,
         bound: Digest,
     ) {
@@ -186,7 +186,7 @@ impl Drift {
         let drift = Arc::clone(self);
         let ledger = Arc::clone(ledger);
         let registry = self.service.as_ref().map_or(registry, |service| &service.registry);
-        let (registry, caller, pull) = (Arc::clone(registry), caller.clone(), pull.clone());
+        let (registry, caller, pull) = (Arc::clone(registry), caller(), pull.clone());
         tokio::spawn(async move {
             let _slot = slot;
             drift.compare(&ledger, &*registry, &caller, &pull, bound).await;

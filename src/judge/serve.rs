@@ -14,6 +14,14 @@ impl Judge {
         self.ledger.fresh(repository, tag)
     }
 
+    /// Such a pull was answered with that image: what the registry itself has under the tag is looked
+    /// at, now and then.
+    pub fn served(&self, pull: &Pull, digest: Digest, caller: impl FnOnce() -> Caller) {
+        if let Some(drift) = &self.drift {
+            drift.look(&self.ledger, &self.registry, caller, pull, digest);
+        }
+    }
+
     /// Takes a GET or HEAD of a protected tag to its end.
     pub async fn pull(&self, pull: Pull, caller: &Caller, reading: Reading) -> Pulled<Answer> {
         let (mut machine, mut action) = Machine::new(pull);
@@ -33,6 +41,7 @@ impl Judge {
                         && !from_memory
                     {
                         let pull = machine.pull();
+                        let caller = || caller.clone();
                         drift.look(&self.ledger, &self.registry, caller, pull, *digest);
                     }
                     return pulled;

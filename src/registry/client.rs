@@ -9,6 +9,7 @@ pub mod harbor;
 mod listing;
 mod meaning;
 mod opening;
+mod relay;
 mod serving;
 mod target;
 
@@ -37,6 +38,8 @@ use super::{
 use crate::name::{Algorithm, Digest, Naming, Reference, RepositoryName, Tag};
 use meaning::{digest_of, is_redirect, sighted, written};
 pub use opening::{Begun, Opened, is_early};
+pub use relay::{Relay, Relayed};
+pub use serving::UNSENT;
 use target::with_query;
 
 pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -78,6 +81,7 @@ pub struct Client {
     max_manifest: usize,
     naming: Arc<Naming>,
     connections: Connections,
+    fitness: relay::Fitness,
 }
 
 /// Whether a request may be sent a second time after a pooled connection turned out dead.
@@ -98,8 +102,8 @@ impl Client {
     ) -> Self {
         let max_manifest = max_manifest.max(serving::MAX_READ);
         let connections = Connections::new();
-        let naming = Arc::default();
-        Self { peers, media, redirect_hosts, max_manifest, naming, connections }
+        let (naming, fitness) = Default::default();
+        Self { peers, media, redirect_hosts, max_manifest, naming, connections, fitness }
     }
 
     /// A read, following redirects to configured hosts.

@@ -4,9 +4,10 @@
 //! when it is asked for before that task has let go of it. A judged push sends its requests one
 //! right after the other, so one in twenty opened a connection anew. Here nobody holds an idle one.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
@@ -16,39 +17,59 @@ use pingora::protocols::Stream;
 use pingora::protocols::http::client::HttpSession;
 use pingora::protocols::http::v1;
 use pingora::upstreams::peer::Peer;
-use pingora_pool::{ConnectionMeta, ConnectionPool};
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
 
 /// Idle connections beyond this number are closed, the longest unused first.
 const MOST: usize = 128;
+/// How long one may be kept past its time, as a part of it.
+const LATE: u32 = 8;
 
 pub struct Connections {
     connector: TransportConnector,
-    idle: Arc<ConnectionPool<Stream>>,
-    /// Its end closes what is idle.
-    ended: watch::Sender<bool>,
+    idle: Arc<Idle>,
+}
+
+/// The longest unused first.
+#[derive(Default)]
+struct Idle(Mutex<Kept>);
+
+#[derive(Default)]
+struct Kept {
+    connections: VecDeque<Waiting>,
+    /// A task closes those whose time is over.
+    swept: bool,
+}
+
+struct Waiting {
+    /// Whom it leads to, and how it was made.
+    peer: u64,
+    until: Instant,
+    stream: Stream,
 }
 
 impl Connections {
     pub fn new() -> Self {
-        Self {
-            connector: TransportConnector::new(None),
-            idle: Arc::new(ConnectionPool::new(MOST)),
-            ended: watch::Sender::new(false),
-        }
+        Self { connector: TransportConnector::new(None), idle: Arc::default() }
     }
 
     /// A connection for one exchange over HTTP/1.1, and whether it has served one before.
     pub async fn take(&self, peer: &HttpPeer) -> pingora::Result<(HttpSession, bool)> {
-        let session =
-            |stream| HttpSession::H1(v1::client::HttpSession::new_with_options(stream, peer));
-        while let Some(mut stream) = self.idle.get(&peer.reuse_hash()) {
+        let (stream, reused) = self.take_stream(peer).await?;
+        let session = v1::client::HttpSession::new_with_options(stream, peer);
+        Ok((HttpSession::H1(session), reused))
+    }
+
+    /// The same, for who speaks HTTP itself.
+    pub async fn take_stream(&self, peer: &HttpPeer) -> pingora::Result<(Stream, bool)> {
+        let hash = peer.reuse_hash();
+        while let Some(mut stream) = self.idle.take(hash) {
             if is_quiet(&mut stream) {
-                return Ok((session(stream), true));
+                return Ok((stream, true));
             }
         }
-        Ok((session(self.connector.new_stream(peer).await?), false))
+        // Boxed: a handshake is rare, and large.
+        Ok((Box::pin(self.connector.new_stream(peer)).await?, false))
     }
 
     /// Keeps the connection of an exchange that has come to its end, if both sides let it live.
@@ -56,20 +77,59 @@ impl Connections {
         let HttpSession::H1(mut session) = session else { return };
         session.respect_keepalive();
         let Some(stream) = session.reuse().await else { return };
-        self.keep(stream, peer, at_most);
+        self.keep(stream, peer.reuse_hash(), at_most);
     }
 
-    /// Keeps a connection on which nothing is under way.
-    pub fn keep(&self, mut stream: Stream, peer: &HttpPeer, at_most: Duration) {
-        if !is_quiet(&mut stream) {
-            return;
+    /// Keeps a connection on which nothing is under way; `peer` is the hash of whom it leads to.
+    pub fn keep(&self, mut stream: Stream, peer: u64, at_most: Duration) {
+        if is_quiet(&mut stream) {
+            self.idle.keep(peer, stream, at_most);
         }
-        let meta = ConnectionMeta::new(peer.reuse_hash(), stream.id());
-        let (evicted, taken) = self.idle.put(&meta, stream);
-        let (idle, ended) = (Arc::clone(&self.idle), self.ended.subscribe());
-        tokio::spawn(async move {
-            idle.idle_timeout(&meta, Some(at_most), evicted, ended, taken).await;
-        });
+    }
+}
+
+impl Idle {
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The one used last: the others get old enough to be closed.
+    fn take(&self, peer: u64) -> Option<Stream> {
+        let connections = &mut self.kept().connections;
+        let at = connections.iter().rposition(|waiting| waiting.peer == peer)?;
+        connections.remove(at).map(|waiting| waiting.stream)
+    }
+
+    fn keep(self: &Arc<Self>, peer: u64, stream: Stream, at_most: Duration) {
+        let mut kept = self.kept();
+        kept.connections.push_back(Waiting { peer, until: Instant::now() + at_most, stream });
+        let over = (kept.connections.len() > MOST).then(|| kept.connections.pop_front());
+        if !std::mem::replace(&mut kept.swept, true) {
+            tokio::spawn(sweep(Arc::downgrade(self), at_most / LATE));
+        }
+        drop(kept);
+        // Closed outside the lock.
+        drop(over);
+    }
+
+    /// Takes out those whose time is over. `None` where none is left to wait for.
+    fn expired(&self) -> Option<Vec<Waiting>> {
+        let mut kept = self.kept();
+        let now = Instant::now();
+        let (over, left) = kept.connections.drain(..).partition(|waiting| waiting.until <= now);
+        kept.connections = left;
+        kept.swept = !(kept.connections.is_empty() && over.is_empty());
+        kept.swept.then(|| over.into())
+    }
+}
+
+/// Ends when nothing is left to sweep, or nobody is left to keep anything.
+async fn sweep(idle: Weak<Idle>, every: Duration) {
+    loop {
+        sleep(every).await;
+        let Some(idle) = idle.upgrade() else { return };
+        let Some(over) = idle.expired() else { return };
+        drop(over);
     }
 }
 
@@ -81,4 +141,70 @@ fn is_quiet(stream: &mut Stream) -> bool {
     // Outside tokio's budget, which may say "not ready" for reasons of its own.
     let read = pin!(tokio::task::unconstrained(read));
     read.poll(&mut Context::from_waker(Waker::noop())).is_pending()
+}
+
+#[cfg(test)]
+mod tests {
+    use pingora::protocols::l4::stream::Stream as Tcp;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    async fn pair() -> (Stream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (Box::new(Tcp::from(near)), listener.accept().await.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn the_one_used_last_comes_first_and_each_only_for_its_peer() {
+        let idle = Arc::new(Idle::default());
+        let mut ids = Vec::new();
+        for peer in [1, 2, 1] {
+            let (stream, _far) = pair().await;
+            ids.push(stream.id());
+            idle.keep(peer, stream, MINUTE);
+        }
+        let take = |peer| idle.take(peer).map(|stream| stream.id());
+        assert_eq!([take(1), take(1), take(1)], [Some(ids[2]), Some(ids[0]), None]);
+        assert_eq!([take(3), take(2)], [None, Some(ids[1])]);
+    }
+
+    #[tokio::test]
+    async fn there_are_no_more_than_may_be() {
+        let idle = Arc::new(Idle::default());
+        for peer in 0..MOST as u64 + 3 {
+            idle.keep(peer, pair().await.0, MINUTE);
+        }
+        assert_eq!(idle.kept().connections.len(), MOST);
+        assert!(idle.take(2).is_none() && idle.take(3).is_some(), "the longest unused are closed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn they_are_closed_when_their_time_is_over_and_the_sweeper_ends() {
+        let idle = Arc::new(Idle::default());
+        for round in 0..2 {
+            idle.keep(1, pair().await.0, MINUTE);
+            sleep(MINUTE / 2).await;
+            idle.keep(1, pair().await.0, MINUTE);
+            assert_eq!(idle.kept().connections.len(), 2, "{round}");
+            sleep(MINUTE / 2 + MINUTE / LATE).await;
+            assert_eq!(idle.kept().connections.len(), 1, "{round}");
+            sleep(MINUTE).await;
+            assert!(idle.kept().connections.is_empty() && !idle.kept().swept, "{round}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_has_ended_or_speaks_out_of_turn_is_not_quiet() {
+        let (mut stream, far) = pair().await;
+        assert!(is_quiet(&mut stream));
+        drop(far);
+        let (mut other, far) = pair().await;
+        far.try_write(b"x").unwrap();
+        sleep(Duration::from_millis(50)).await;
+        assert!(!is_quiet(&mut stream) && !is_quiet(&mut other));
+    }
 }

@@ -286,7 +286,7 @@ fn one_upstream(mut table: Table<'_>) -> Option<Upstream> {
             abort: table.text("abort", |t| values::word(t, &abort)).unwrap_or(true),
             ..Options::default()
         },
-        fast_blobs: table.flag("fast_blobs").unwrap_or(true),
+        fast_path: table.flag("fast_path").unwrap_or(true),
         media: Arc::new(media.ok()?),
         origin: match origin {
             Some(origin) => origin,
@@ -316,7 +316,7 @@ pub(super) fn plain_upstream(origin: Origin) -> Upstream {
         doors: doors::plain(Kind::Generic),
         redirect_hosts: Vec::new(),
         options: Options::default(),
-        fast_blobs: true,
+        fast_path: true,
         account: None,
     }
 }

@@ -32,16 +32,16 @@ impl Socket {
     /// # Errors
     /// Where the process has no descriptor left.
     pub fn of(stream: &Stream) -> io::Result<Self> {
-        // SAFETY: the number is that of an open socket: `stream` owns it, closes it only when it
-        // is dropped, and is borrowed until the end of this function, by which the descriptor
-        // has been duplicated. The borrow does not outlive the statement.
-        let owned = unsafe { BorrowedFd::borrow_raw(stream.id()) }.try_clone_to_owned()?;
+        let owned = descriptor(stream).try_clone_to_owned()?;
         // It does not block: that is a property of the connection, not of the descriptor.
         Ok(Self(TcpStream::from_std(owned.into())?))
     }
 
     /// Sends some of it; `more` follows at once.
-    async fn send(&self, bytes: &[u8], more: bool) -> io::Result<usize> {
+    ///
+    /// # Errors
+    /// What became of the connection.
+    pub async fn send(&self, bytes: &[u8], more: bool) -> io::Result<usize> {
         let more = if more { SendFlags::MORE } else { SendFlags::empty() };
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT | more;
         self.0.async_io(Interest::WRITABLE, || Ok(send(&self.0, bytes, flags)?)).await
@@ -59,6 +59,23 @@ impl Socket {
                 read => return read,
             }
         }
+    }
+}
+
+fn descriptor(stream: &Stream) -> BorrowedFd<'_> {
+    // SAFETY: the number is that of an open socket: `stream` owns it, and closes it only when it is
+    // dropped. It is borrowed for as long as the descriptor is.
+    unsafe { BorrowedFd::borrow_raw(stream.id()) }
+}
+
+/// Sends what a connection takes at once, perhaps nothing.
+///
+/// # Errors
+/// What became of the connection.
+pub fn send_now(stream: &Stream, bytes: &[u8]) -> io::Result<usize> {
+    match send(descriptor(stream), bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+        Err(Errno::AGAIN) => Ok(0),
+        sent => Ok(sent?),
     }
 }
 

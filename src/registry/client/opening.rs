@@ -7,6 +7,7 @@ use pingora::prelude::HttpPeer;
 use pingora::protocols::Stream;
 use pingora::protocols::http::client::HttpSession;
 use pingora::protocols::http::v1;
+use pingora::upstreams::peer::Peer as _;
 use pingora::{Error, Result};
 
 use super::{Client, MAX_ADDRESSES, trouble_of};
@@ -173,7 +174,11 @@ impl Client {
         let Opened { mut session, peer, .. } = opened;
         session.respect_keepalive();
         if session.will_keepalive() {
-            self.connections.keep(session.into_inner(), &peer, self.peers.timeouts().idle);
+            self.connections.keep(
+                session.into_inner(),
+                peer.reuse_hash(),
+                self.peers.timeouts().idle,
+            );
         }
     }
 }

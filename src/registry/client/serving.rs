@@ -4,7 +4,7 @@ use http::header::{ACCEPT_ENCODING, CONTENT_TYPE, HeaderName, IF_RANGE, RANGE};
 use http::{Method, StatusCode};
 
 use super::meaning::digest_of;
-use super::{CONTENT_DIGEST, Client};
+use super::{CONTENT_DIGEST, Client, Relayed};
 use crate::name::Digest;
 use crate::registry::media::MediaTypes;
 use crate::registry::{Answer, Caller, Reading, Serving, Trouble};
@@ -16,7 +16,7 @@ pub(super) const MAX_READ: usize = 64 << 20;
 
 /// What is not sent on: a part can't be checked against the digest of the whole, nor can an
 /// encoded body.
-const UNSENT: [HeaderName; 3] = [RANGE, IF_RANGE, ACCEPT_ENCODING];
+pub const UNSENT: [HeaderName; 3] = [RANGE, IF_RANGE, ACCEPT_ENCODING];
 
 impl Client {
     pub(super) async fn serve_manifest(
@@ -61,6 +61,31 @@ impl Client {
             Reading::Head => Method::HEAD,
         };
         self.read_with(headers, caller, &method, path, self.max_manifest).await
+    }
+}
+
+impl Relayed {
+    /// Whether this is what a tag that is bound to this digest may be answered with, as
+    /// [`Registry::serve`](crate::registry::Registry::serve) finds it without asking again. What
+    /// isn't may be good all the same.
+    pub fn is_plainly(&self, digest: &Digest, reading: Reading) -> bool {
+        let named = match self.one(&CONTENT_DIGEST) {
+            Some(None) => true,
+            Some(Some(named)) => named == digest.to_string().as_bytes(),
+            None => false,
+        };
+        named
+            && match (self.status(), reading) {
+                (StatusCode::OK, Reading::Get) => digest.matches(self.body()),
+                (StatusCode::OK, Reading::Head) | (StatusCode::NOT_MODIFIED, _) => true,
+                _ => false,
+            }
+    }
+
+    /// Whether the registry has said no, in words.
+    pub fn is_plain_no(&self, reading: Reading) -> bool {
+        let worded = reading == Reading::Head || !self.body().is_empty();
+        self.status().is_client_error() && self.status() != StatusCode::NOT_FOUND && worded
     }
 }
 

@@ -19,6 +19,17 @@ impl Client {
     ) -> String {
         format!("{}/manifests/{reference}", self.naming.place(repository))
     }
+
+    /// Where the registry has a manifest, for a request in bytes.
+    pub fn manifest_target(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        namespace: Option<&str>,
+    ) -> String {
+        let path = self.manifest_path(repository, &Reference::Digest(*digest));
+        with_query(&path, None, namespace)
+    }
 }
 
 pub(super) fn with_query(path: &str, digest: Option<&Digest>, namespace: Option<&str>) -> String {

@@ -1,5 +1,6 @@
 //! A registry that answers with the bytes a test writes, and counts who comes.
 
+use std::cell::Cell;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,6 +12,7 @@ use crate::harness::{digest, port};
 
 /// A request's header, and the connection it came on.
 pub struct Asked {
+    pub method: String,
     pub target: String,
     /// The how manieth of its connection, from 1.
     pub number: usize,
@@ -23,10 +25,11 @@ impl Asked {
     /// The last component of the repository: what is asked for.
     pub fn what(&self) -> &str {
         let name = self.target.split("/blobs/").next().unwrap();
+        let name = name.split("/manifests/").next().unwrap();
         &name[name.rfind('/').unwrap() + 1..]
     }
 
-    fn header(&self, name: &str) -> Option<&str> {
+    pub fn header(&self, name: &str) -> Option<&str> {
         let value = |line: &'_ String| {
             let (own, _) = line.split_once(':')?;
             own.eq_ignore_ascii_case(name).then(|| own.len() + 1)
@@ -50,16 +53,22 @@ impl Asked {
         body
     }
 
-    /// Whether all of it could be written.
+    /// Whether all of it could be written. A HEAD has no body.
     pub fn say(&mut self, head: &str, body: &[u8]) -> bool {
+        let body = if self.method == "HEAD" { b"" } else { body };
         let head = format!("HTTP/1.1 {head}\r\n\r\n");
         self.stream.write_all(head.as_bytes()).is_ok() && self.stream.write_all(body).is_ok()
     }
 }
 
-/// The path of a blob that is asked for by this name.
+thread_local! {
+    /// What this test's thread asks for: `blobs` or `manifests`.
+    pub static KIND: Cell<&'static str> = const { Cell::new("blobs") };
+}
+
+/// The path of a blob, or a manifest, that is asked for by this name.
 pub fn path(what: &str) -> String {
-    format!("/v2/other/{what}/blobs/{}", digest(what.as_bytes()))
+    format!("/v2/other/{what}/{}/{}", KIND.get(), digest(what.as_bytes()))
 }
 
 /// Bytes in which a shift by any number of them shows.
@@ -132,8 +141,8 @@ fn serve(stream: TcpStream, counts: &Counts, answer: &dyn Fn(&mut Asked) -> bool
     stream.set_write_timeout(Some(Duration::from_secs(120))).unwrap();
     stream.set_nodelay(true).unwrap();
     let reader = BufReader::new(stream.try_clone().unwrap());
-    let (target, headers) = (String::new(), Vec::new());
-    let mut asked = Asked { target, number: 0, stream, headers, reader };
+    let (method, target, headers) = Default::default();
+    let mut asked = Asked { method, target, number: 0, stream, headers, reader };
     loop {
         let mut lines = Vec::new();
         loop {
@@ -144,7 +153,9 @@ fn serve(stream: TcpStream, counts: &Counts, answer: &dyn Fn(&mut Asked) -> bool
                 Ok(_) => lines.push(line.trim_end().to_owned()),
             }
         }
-        asked.target = lines.remove(0).split(' ').nth(1).unwrap().to_owned();
+        let line = lines.remove(0);
+        let mut words = line.split(' ').map(str::to_owned);
+        (asked.method, asked.target) = (words.next().unwrap(), words.next().unwrap());
         asked.number += 1;
         counts.headers.lock().unwrap().push(lines.clone());
         counts.asked.fetch_add(1, Ordering::Relaxed);

@@ -1,0 +1,236 @@
+//! Reads of manifests in the bytes they came in: of those that nobody judges, and of tags whose
+//! binding is known.
+//!
+//! The client's lines go to the registry, and the registry's to the client, but for those that a
+//! proxy changes. pingora has read the request, admission and routing are those of any other, and
+//! what can't be relayed streams through pingora instead: an answer without a length, HTTP/2, TLS.
+
+use std::io;
+use std::time::Instant;
+
+use http::{HeaderName, Method, Version};
+use pingora::http::RequestHeader;
+use pingora::protocols::http::date::get_cached_date;
+use pingora::protocols::http::v1::server::HttpSession;
+use pingora::proxy::Session;
+use pingora::{Error, ErrorSource, ErrorType, Result};
+use tokio::time::timeout;
+
+use super::blobs::{Side, Socket, failed, has_no_body, in_time, left, send_now};
+use super::passage::{Passage, Sent};
+use super::reads::reading;
+use super::refusal::Refusal;
+use super::{CLIENT_WRITE, Edge};
+use crate::judge::pull::{Pull, Unsure};
+use crate::name::{RepositoryName, Tag};
+use crate::registry::Trouble;
+use crate::registry::client::{Relay, Relayed, UNSENT, trouble_of};
+use crate::route::namespace;
+
+/// Besides the registry's lines.
+const OURS: usize = 128;
+/// Of a body that is checked before it is passed on; the judge reads longer ones.
+const MOST: u64 = 4 << 20;
+
+impl Edge {
+    /// Answers a GET or HEAD of what nobody judges. False where pingora is to do it.
+    pub(super) async fn stream_relayed(
+        &self,
+        session: &mut Session,
+        passage: &mut Passage,
+    ) -> Result<bool> {
+        let target = session.req_header().raw_path().to_vec();
+        match self.ask(session, passage, &target, &[]).await? {
+            Some(answer) => self.give(session, passage, answer).await?,
+            None => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Answers a GET or HEAD of a tag whose binding is known without asking anybody, where all is as
+    /// it should be. False where the judge is to find out.
+    pub(super) async fn relay_bound(
+        &self,
+        session: &mut Session,
+        passage: &mut Passage,
+        (repository, tag): (&RepositoryName, &Tag),
+    ) -> Result<bool> {
+        let started = Instant::now();
+        let key = self.key(repository);
+        let Some(digest) = self.rooms.judge.fresh(&key, tag) else { return Ok(false) };
+        let header = session.req_header();
+        let reading = reading(&header.method);
+        let namespace = namespace(header.uri.query());
+        let target = self.rooms.client.manifest_target(repository, &digest, namespace.as_deref());
+        let asking = self.ask_whole(session, passage, target.as_bytes());
+        let asked = timeout(self.rooms.peers.timeouts().exchange, asking).await;
+        let answered = match asked {
+            Ok(Ok(Some(answer))) => Ok(answer),
+            Ok(Ok(None)) => return Ok(false),
+            Ok(Err(error)) if *error.esource() == ErrorSource::Upstream => Err(trouble_of(&error)),
+            Ok(Err(error)) => return Err(error),
+            Err(_) => Err(Trouble::TimedOut),
+        };
+        let answer = match answered {
+            Ok(answer) => answer,
+            Err(trouble) => {
+                self.pulled_past_the_judge(passage, "undecided", started);
+                let refusal = Refusal::unsure(&Unsure::Registry(trouble));
+                Box::pin(self.refuse(session, passage, refusal)).await?;
+                return Ok(true);
+            }
+        };
+        let label = if answer.is_plainly(&digest, reading) {
+            self.warn_of_drift(passage, &key, tag, &digest);
+            let pull = Pull { repository: key, tag: tag.clone(), strict: self.config.strict };
+            let caller = || self.caller(session, passage, namespace);
+            self.rooms.judge.served(&pull, digest, caller);
+            "served"
+        } else if answer.is_plain_no(reading) {
+            "relayed"
+        } else {
+            return Ok(false);
+        };
+        self.pulled_past_the_judge(passage, label, started);
+        self.give(session, passage, answer).await?;
+        Ok(true)
+    }
+
+    fn pulled_past_the_judge(&self, passage: &Passage, label: &'static str, started: Instant) {
+        self.rooms.metrics.cache("hit");
+        self.rooms.metrics.pull(label, started.elapsed());
+        passage.judged(label);
+    }
+
+    /// As `ask`, and all of the body.
+    async fn ask_whole(
+        &self,
+        session: &mut Session,
+        passage: &Passage,
+        target: &[u8],
+    ) -> Result<Option<Relayed>> {
+        let Some(mut answer) = self.ask(session, passage, target, &UNSENT).await? else {
+            return Ok(None);
+        };
+        let whole = tokio::select! {
+            biased;
+            whole = self.rooms.client.relay_whole(&mut answer, MOST) => whole?,
+            error = left(session) => return Err(error),
+        };
+        Ok(whole.then_some(answer))
+    }
+
+    /// The registry's answer to the client's request, as far as its header. `None` where one of them
+    /// can't be relayed.
+    async fn ask(
+        &self,
+        session: &mut Session,
+        passage: &Passage,
+        target: &[u8],
+        unsent: &[HeaderName],
+    ) -> Result<Option<Relayed>> {
+        let header = session.req_header();
+        let Some(http1) = session.as_http1().filter(|_| is_plain(header)) else { return Ok(None) };
+        let raw = http1.get_headers_raw_bytes();
+        let Some(request) = self.forwarding(passage).relayed(header, &raw, target, unsent) else {
+            return Ok(None);
+        };
+        let bodiless = header.method == Method::HEAD;
+        let relay = tokio::select! {
+            biased;
+            relay = self.rooms.client.relay(&request, bodiless) => relay?,
+            error = left(session) => return Err(error),
+        };
+        Ok(match relay {
+            Relay::Answer(answer) => Some(answer),
+            Relay::Unfit => None,
+        })
+    }
+
+    /// To the client, and the connection back to where it is kept.
+    async fn give(
+        &self,
+        session: &mut Session,
+        passage: &mut Passage,
+        mut answer: Relayed,
+    ) -> Result<()> {
+        let keeps = session.as_http1().is_some_and(HttpSession::will_keepalive);
+        let mut out = self.relayed_head(passage, &answer, keeps);
+        let head = out.len();
+        out.extend_from_slice(answer.body());
+        // From here on nothing else may be answered.
+        let sent = passage.sent.insert(Sent { status: answer.status(), bytes: 0 });
+        send(session, &out).await?;
+        sent.bytes = (out.len() - head) as u64;
+        while answer.has_more() {
+            let more = tokio::select! {
+                biased;
+                more = self.rooms.client.relay_more(&mut answer) => more?,
+                error = left(session) => return Err(error),
+            };
+            send(session, more).await?;
+            sent.bytes += more.len() as u64;
+        }
+        self.rooms.client.relay_over(answer);
+        Ok(())
+    }
+
+    /// The registry's header, as the client is told it: with our own `Date` and `Connection`, as
+    /// pingora has them, and URLs that name the proxy.
+    fn relayed_head(&self, passage: &Passage, answer: &Relayed, keeps: bool) -> Vec<u8> {
+        let rewriting = self.rewriting(passage);
+        let mut out = Vec::with_capacity(answer.head_length() + answer.body().len() + OURS);
+        out.extend_from_slice(answer.status_line());
+        for (name, value, line) in answer.lines() {
+            let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
+            if is("date") || is("connection") {
+                continue;
+            }
+            match rewriting.value(name, value) {
+                Some(value) => {
+                    out.extend_from_slice(name);
+                    out.extend_from_slice(b": ");
+                    out.extend_from_slice(value.as_bytes());
+                    out.extend_from_slice(b"\r\n");
+                }
+                None => out.extend_from_slice(line),
+            }
+        }
+        if let Some(warning) = &passage.warning {
+            out.extend_from_slice(b"Warning: ");
+            out.extend_from_slice(warning.as_bytes());
+            out.extend_from_slice(b"\r\n");
+        }
+        out.extend_from_slice(b"Date: ");
+        out.extend_from_slice(get_cached_date().as_bytes());
+        out.extend_from_slice(b"\r\nConnection: ");
+        out.extend_from_slice(if keeps { b"keep-alive" } else { b"close" });
+        out.extend_from_slice(b"\r\n\r\n");
+        out
+    }
+}
+
+fn is_plain(header: &RequestHeader) -> bool {
+    header.version == Version::HTTP_11
+        && matches!(header.method, Method::GET | Method::HEAD)
+        && has_no_body(header)
+}
+
+/// Past pingora's writer, in which nothing waits: what it wrote before, it has sent.
+async fn send(session: &Session, bytes: &[u8]) -> Result<()> {
+    let Some(client) = session.as_http1().map(HttpSession::stream) else {
+        return Error::e_explain(ErrorType::InternalError, "not a connection of HTTP/1.1");
+    };
+    let failed = |error: io::Error| failed(&error, Side::Client);
+    // Nearly always the socket has room for it all.
+    let mut bytes = &bytes[send_now(client, bytes).map_err(failed)?..];
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    let socket = Socket::of(client).map_err(failed)?;
+    while !bytes.is_empty() {
+        let sent = in_time(CLIENT_WRITE, socket.send(bytes, false)).await.map_err(failed)?;
+        bytes = &bytes[sent..];
+    }
+    Ok(())
+}
