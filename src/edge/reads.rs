@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
+use http::header::{CONTENT_LENGTH, DATE, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use pingora::Result;
 use pingora::http::ResponseHeader;
@@ -129,7 +129,7 @@ impl Edge {
     pub(super) async fn pass_on(
         &self,
         session: &mut Session,
-        passage: &Passage,
+        passage: &mut Passage,
         reading: Reading,
         answer: Answer,
     ) -> Result<()> {
@@ -142,29 +142,38 @@ impl Edge {
     pub(super) async fn write_answer(
         &self,
         session: &mut Session,
-        passage: &Passage,
+        passage: &mut Passage,
         reading: Reading,
         (status, headers, body): (StatusCode, &HeaderMap, Bytes),
     ) -> Result<()> {
-        let mut header = ResponseHeader::build(status, Some(headers.len() + 2))?;
-        for (name, value) in headers {
-            if !is_of_the_connection(name) {
-                header.append_header(title_case(name), value.clone())?;
-            }
-        }
-        if let Some(warning) = &passage.warning {
-            header.append_header("Warning", warning.clone())?;
-        }
         let bodiless = reading == Reading::Head || status == StatusCode::NOT_MODIFIED;
-        if !bodiless {
-            header.insert_header("Content-Length", body.len())?;
-        } else if let Some(length) = headers.get(CONTENT_LENGTH) {
+        let length = match headers.get(CONTENT_LENGTH) {
+            _ if !bodiless => Some(HeaderValue::from(body.len())),
             // The length of what a GET would bring.
-            header.insert_header("Content-Length", length.clone())?;
-        }
+            of_a_get => of_a_get.cloned(),
+        };
+        let own = |(name, _): &(&HeaderName, &HeaderValue)| {
+            // The date of an answer is when it is given.
+            !is_of_the_connection(name) && **name != DATE
+        };
+        let lines =
+            headers.iter().filter(own).map(|(name, value)| (title_case(name), value.clone()));
+        let length = length.map(|length| (Bytes::from_static(b"Content-Length"), length));
+        let lines: Vec<_> = lines.chain(length).collect();
         if !session.downstream_session.is_body_done() {
             // A GET with a body is none of ours: what is left of it must not be the next request.
             session.set_keepalive(None);
+        }
+        let at_once = if bodiless { &[] } else { &body[..] };
+        if let Some(written) = self.write_at_once(session, passage, status, &lines, at_once).await {
+            return written;
+        }
+        let mut header = ResponseHeader::build(status, Some(lines.len() + 1))?;
+        for (name, value) in lines {
+            header.append_header(name, value)?;
+        }
+        if let Some(warning) = &passage.warning {
+            header.append_header("Warning", warning.clone())?;
         }
         let empty = bodiless || body.is_empty();
         session.write_response_header(Box::new(header), empty).await?;

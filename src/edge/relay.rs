@@ -8,7 +8,8 @@
 use std::io;
 use std::time::Instant;
 
-use http::{HeaderName, Method, Version};
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, StatusCode, Version};
 use pingora::http::RequestHeader;
 use pingora::protocols::http::date::get_cached_date;
 use pingora::protocols::http::v1::server::HttpSession;
@@ -187,27 +188,60 @@ impl Edge {
                 continue;
             }
             match rewriting.value(name, value) {
-                Some(value) => {
-                    out.extend_from_slice(name);
-                    out.extend_from_slice(b": ");
-                    out.extend_from_slice(value.as_bytes());
-                    out.extend_from_slice(b"\r\n");
-                }
+                Some(value) => put_line(&mut out, name, value.as_bytes()),
                 None => out.extend_from_slice(line),
             }
         }
-        if let Some(warning) = &passage.warning {
-            out.extend_from_slice(b"Warning: ");
-            out.extend_from_slice(warning.as_bytes());
-            out.extend_from_slice(b"\r\n");
-        }
-        out.extend_from_slice(b"Date: ");
-        out.extend_from_slice(get_cached_date().as_bytes());
-        out.extend_from_slice(b"\r\nConnection: ");
-        out.extend_from_slice(if keeps { b"keep-alive" } else { b"close" });
-        out.extend_from_slice(b"\r\n\r\n");
+        end_head(&mut out, passage, keeps);
         out
     }
+
+    /// Writes an answer that is whole, header and body at once. `None` where pingora is to do it.
+    pub(super) async fn write_at_once(
+        &self,
+        session: &Session,
+        passage: &mut Passage,
+        status: StatusCode,
+        headers: &[(Bytes, HeaderValue)],
+        body: &[u8],
+    ) -> Option<Result<()>> {
+        let http1 = session.as_http1().filter(|_| self.config.relays)?;
+        if session.req_header().version != Version::HTTP_11 {
+            return None;
+        }
+        let lines: usize = headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
+        let mut out = Vec::with_capacity(lines + body.len() + OURS);
+        let reason = status.canonical_reason().unwrap_or_default();
+        out.extend_from_slice(format!("HTTP/1.1 {} {reason}\r\n", status.as_u16()).as_bytes());
+        for (name, value) in headers {
+            put_line(&mut out, name, value.as_bytes());
+        }
+        end_head(&mut out, passage, http1.will_keepalive());
+        out.extend_from_slice(body);
+        // From here on nothing else may be answered.
+        let sent = passage.sent.insert(Sent { status, bytes: 0 });
+        let written = send(session, &out).await;
+        if written.is_ok() {
+            sent.bytes = body.len() as u64;
+        }
+        Some(written)
+    }
+}
+
+fn put_line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    for part in [name, b": ", value, b"\r\n"] {
+        out.extend_from_slice(part);
+    }
+}
+
+/// What taglock says itself in a header.
+fn end_head(out: &mut Vec<u8>, passage: &Passage, keeps: bool) {
+    if let Some(warning) = &passage.warning {
+        put_line(out, b"Warning", warning.as_bytes());
+    }
+    put_line(out, b"Date", get_cached_date().as_bytes());
+    put_line(out, b"Connection", if keeps { b"keep-alive" } else { b"close" });
+    out.extend_from_slice(b"\r\n");
 }
 
 fn is_plain(header: &RequestHeader) -> bool {

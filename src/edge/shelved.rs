@@ -84,7 +84,7 @@ impl Edge {
     async fn write_kept(
         &self,
         session: &mut Session,
-        passage: &Passage,
+        passage: &mut Passage,
         kept: &Kept,
     ) -> Result<()> {
         let reading = reading(&session.req_header().method);

@@ -78,7 +78,7 @@ pub struct Drift {
     known: Mutex<HashMap<(RepositoryKey, Tag), Difference>>,
     /// As `known` has, to be read without its lock.
     count: AtomicUsize,
-    looked: Cache<(RepositoryKey, Tag), Instant>,
+    looked: Cache<Pull, Instant>,
     last: Mutex<Option<Instant>>,
     at_once: Arc<Semaphore>,
 }
@@ -194,8 +194,7 @@ impl Drift {
     }
 
     fn due(&self, pull: &Pull) -> Option<OwnedSemaphorePermit> {
-        let key = (pull.repository.clone(), pull.tag.clone());
-        if self.looked.get(&key).is_some_and(|looked| looked.elapsed() < self.interval) {
+        if self.looked.get(pull).is_some_and(|looked| looked.elapsed() < self.interval) {
             return None;
         }
         let slot = Arc::clone(&self.at_once).try_acquire_owned().ok()?;
@@ -205,7 +204,7 @@ impl Drift {
             return None;
         }
         *last = Some(now);
-        self.looked.insert(key, now);
+        self.looked.insert(pull.clone(), now);
         Some(slot)
     }
 
