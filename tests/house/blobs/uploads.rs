@@ -176,7 +176,8 @@ fn an_early_answer_reaches_the_client_while_it_sends() {
             }
             assert!(Kept::new(taglock).get("size-70000").body == body(70_000));
         }
-        eventually("the end of the registry's connections", || source.open() <= 1);
+        // Not those of the reads, of which a second may begin before the first one's is kept.
+        eventually("the end of the registry's connections", || source.open() <= 3);
     });
 }
 
