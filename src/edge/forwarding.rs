@@ -133,6 +133,10 @@ impl Forwarding {
         target: &[u8],
         unsent: &[HeaderName],
     ) -> Option<Vec<u8>> {
+        if raw.starts_with(b"\r") {
+            // Empty lines before the first: where the header begins is pingora's to say.
+            return None;
+        }
         let nominated = nominated(&client.headers);
         let mut out = Vec::with_capacity(raw.len() + 512);
         for part in [client.method.as_str().as_bytes(), b" ", target, b" HTTP/1.1\r\n"] {
@@ -246,6 +250,10 @@ mod tests {
         {
             assert_eq!(relayed(&format!("Host: x\r\n{line}\r\n")), None, "{line}");
         }
+        let client = RequestHeader::build("GET", b"/", None).unwrap();
+        let forwarding = Forwarding { set: Vec::new(), traced: false };
+        let raw = b"\r\n\r\nGET / HTTP/1.1\r\nAuthorization: Basic x\r\n\r\n";
+        assert_eq!(forwarding.relayed(&client, raw, b"/", &[]), None);
     }
 
     #[test]

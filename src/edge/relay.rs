@@ -14,7 +14,7 @@ use pingora::http::RequestHeader;
 use pingora::protocols::http::date::get_cached_date;
 use pingora::protocols::http::v1::server::HttpSession;
 use pingora::proxy::Session;
-use pingora::{Error, ErrorSource, ErrorType, Result};
+use pingora::{Error, ErrorType, Result};
 use tokio::time::timeout;
 
 use super::blobs::{Side, Socket, failed, has_no_body, in_time, left, send_now};
@@ -24,12 +24,14 @@ use super::refusal::Refusal;
 use super::{CLIENT_WRITE, Edge};
 use crate::judge::pull::{Pull, Unsure};
 use crate::name::{RepositoryName, Tag};
-use crate::registry::Trouble;
+use crate::registry::Reading;
 use crate::registry::client::{Relay, Relayed, UNSENT, trouble_of};
 use crate::route::namespace;
 
 /// Besides the registry's lines.
 const OURS: usize = 128;
+/// Of a body that is copied, to go out with its header.
+const SMALL: usize = 64 * 1024;
 /// Of a body that is checked before it is passed on; the judge reads longer ones.
 const MOST: u64 = 4 << 20;
 
@@ -40,11 +42,18 @@ impl Edge {
         session: &mut Session,
         passage: &mut Passage,
     ) -> Result<bool> {
-        let target = session.req_header().raw_path().to_vec();
-        match self.ask(session, passage, &target, &[]).await? {
-            Some(answer) => self.give(session, passage, answer).await?,
-            None => return Ok(false),
-        }
+        let target = session.req_header().raw_path();
+        let Some(request) = self.relayed_request(session, passage, target, &[]) else {
+            return Ok(false);
+        };
+        let bodiless = session.req_header().method == Method::HEAD;
+        let relay = tokio::select! {
+            biased;
+            relay = self.rooms.client.relay(&request, bodiless) => relay?,
+            error = left(session) => return Err(error),
+        };
+        let Relay::Answer(answer) = relay else { return Ok(false) };
+        self.give(session, passage, answer).await?;
         Ok(true)
     }
 
@@ -62,21 +71,23 @@ impl Edge {
         let header = session.req_header();
         let reading = reading(&header.method);
         let namespace = namespace(header.uri.query());
-        let target = self.rooms.client.manifest_target(repository, &digest, namespace.as_deref());
-        let asking = self.ask_whole(session, passage, target.as_bytes());
-        let asked = timeout(self.rooms.peers.timeouts().exchange, asking).await;
-        let answered = match asked {
-            Ok(Ok(Some(answer))) => Ok(answer),
-            Ok(Ok(None)) => return Ok(false),
-            Ok(Err(error)) if *error.esource() == ErrorSource::Upstream => Err(trouble_of(&error)),
-            Ok(Err(error)) => return Err(error),
-            Err(_) => Err(Trouble::TimedOut),
+        let client = &self.rooms.client;
+        let target = client.manifest_target(repository, &digest, namespace.as_deref());
+        let request = self.relayed_request(session, passage, target.as_bytes(), &UNSENT);
+        let Some(request) = request else { return Ok(false) };
+        // Whether the client is still there is nobody's question, as where the judge asks.
+        let asking = async {
+            let relay = client.relay(&request, reading == Reading::Head).await?;
+            let Relay::Answer(mut answer) = relay else { return Ok(None) };
+            Ok(client.relay_whole(&mut answer, MOST).await?.then_some(answer))
         };
-        let answer = match answered {
-            Ok(answer) => answer,
-            Err(trouble) => {
+        let asked = timeout(self.rooms.peers.timeouts().exchange, asking).await;
+        let answer = match asked.unwrap_or_else(|_| Err(late())) {
+            Ok(Some(answer)) => answer,
+            Ok(None) => return Ok(false),
+            Err(error) => {
                 self.pulled_past_the_judge(passage, "undecided", started);
-                let refusal = Refusal::unsure(&Unsure::Registry(trouble));
+                let refusal = Refusal::unsure(&Unsure::Registry(trouble_of(&error)));
                 Box::pin(self.refuse(session, passage, refusal)).await?;
                 return Ok(true);
             }
@@ -90,6 +101,7 @@ impl Edge {
         } else if answer.is_plain_no(reading) {
             "relayed"
         } else {
+            client.relay_in_vain(answer);
             return Ok(false);
         };
         self.pulled_past_the_judge(passage, label, started);
@@ -103,49 +115,17 @@ impl Edge {
         passage.judged(label);
     }
 
-    /// As `ask`, and all of the body.
-    async fn ask_whole(
+    /// The client's request, of this target, for the registry. `None` where it can't be relayed.
+    fn relayed_request(
         &self,
-        session: &mut Session,
-        passage: &Passage,
-        target: &[u8],
-    ) -> Result<Option<Relayed>> {
-        let Some(mut answer) = self.ask(session, passage, target, &UNSENT).await? else {
-            return Ok(None);
-        };
-        let whole = tokio::select! {
-            biased;
-            whole = self.rooms.client.relay_whole(&mut answer, MOST) => whole?,
-            error = left(session) => return Err(error),
-        };
-        Ok(whole.then_some(answer))
-    }
-
-    /// The registry's answer to the client's request, as far as its header. `None` where one of them
-    /// can't be relayed.
-    async fn ask(
-        &self,
-        session: &mut Session,
+        session: &Session,
         passage: &Passage,
         target: &[u8],
         unsent: &[HeaderName],
-    ) -> Result<Option<Relayed>> {
+    ) -> Option<Vec<u8>> {
         let header = session.req_header();
-        let Some(http1) = session.as_http1().filter(|_| is_plain(header)) else { return Ok(None) };
-        let raw = http1.get_headers_raw_bytes();
-        let Some(request) = self.forwarding(passage).relayed(header, &raw, target, unsent) else {
-            return Ok(None);
-        };
-        let bodiless = header.method == Method::HEAD;
-        let relay = tokio::select! {
-            biased;
-            relay = self.rooms.client.relay(&request, bodiless) => relay?,
-            error = left(session) => return Err(error),
-        };
-        Ok(match relay {
-            Relay::Answer(answer) => Some(answer),
-            Relay::Unfit => None,
-        })
+        let raw = session.as_http1().filter(|_| is_plain(header))?.get_headers_raw_bytes();
+        self.forwarding(passage).relayed(header, &raw, target, unsent)
     }
 
     /// To the client, and the connection back to where it is kept.
@@ -157,12 +137,16 @@ impl Edge {
     ) -> Result<()> {
         let keeps = session.as_http1().is_some_and(HttpSession::will_keepalive);
         let mut out = self.relayed_head(passage, &answer, keeps);
-        let head = out.len();
-        out.extend_from_slice(answer.body());
         // From here on nothing else may be answered.
         let sent = passage.sent.insert(Sent { status: answer.status(), bytes: 0 });
-        send(session, &out).await?;
-        sent.bytes = (out.len() - head) as u64;
+        if answer.body().len() > SMALL {
+            send(session, &out).await?;
+            send(session, answer.body()).await?;
+        } else {
+            out.extend_from_slice(answer.body());
+            send(session, &out).await?;
+        }
+        sent.bytes = answer.body().len() as u64;
         while answer.has_more() {
             let more = tokio::select! {
                 biased;
@@ -177,14 +161,15 @@ impl Edge {
     }
 
     /// The registry's header, as the client is told it: with our own `Date` and `Connection`, as
-    /// pingora has them, and URLs that name the proxy.
+    /// pingora has them, and URLs that name the proxy. Its connection's life is no business of the
+    /// client's.
     fn relayed_head(&self, passage: &Passage, answer: &Relayed, keeps: bool) -> Vec<u8> {
         let rewriting = self.rewriting(passage);
         let mut out = Vec::with_capacity(answer.head_length() + answer.body().len() + OURS);
         out.extend_from_slice(answer.status_line());
         for (name, value, line) in answer.lines() {
             let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
-            if is("date") || is("connection") {
+            if is("date") || is("connection") || is("keep-alive") {
                 continue;
             }
             match rewriting.value(name, value) {
@@ -206,7 +191,7 @@ impl Edge {
         body: &[u8],
     ) -> Option<Result<()>> {
         let http1 = session.as_http1().filter(|_| self.config.relays)?;
-        if session.req_header().version != Version::HTTP_11 {
+        if session.req_header().version != Version::HTTP_11 || body.len() > SMALL {
             return None;
         }
         let lines: usize = headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
@@ -262,9 +247,16 @@ async fn send(session: &Session, bytes: &[u8]) -> Result<()> {
         return Ok(());
     }
     let socket = Socket::of(client).map_err(failed)?;
-    while !bytes.is_empty() {
-        let sent = in_time(CLIENT_WRITE, socket.send(bytes, false)).await.map_err(failed)?;
-        bytes = &bytes[sent..];
-    }
-    Ok(())
+    let sending = async {
+        while !bytes.is_empty() {
+            bytes = &bytes[socket.send(bytes, false).await?..];
+        }
+        Ok(())
+    };
+    // As long as pingora gives a client for one write, however slowly it takes it.
+    in_time(CLIENT_WRITE, sending).await.map_err(failed)
+}
+
+fn late() -> Box<Error> {
+    Error::explain(ErrorType::ReadTimedout, "a manifest").into_up()
 }

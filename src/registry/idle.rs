@@ -95,8 +95,10 @@ impl Idle {
 
     /// The one used last: the others get old enough to be closed.
     fn take(&self, peer: u64) -> Option<Stream> {
+        let now = Instant::now();
         let connections = &mut self.kept().connections;
-        let at = connections.iter().rposition(|waiting| waiting.peer == peer)?;
+        let is_theirs = |waiting: &Waiting| waiting.peer == peer && waiting.until > now;
+        let at = connections.iter().rposition(is_theirs)?;
         connections.remove(at).map(|waiting| waiting.stream)
     }
 
@@ -192,6 +194,8 @@ mod tests {
             assert_eq!(idle.kept().connections.len(), 2, "{round}");
             sleep(MINUTE / 2 + MINUTE / LATE).await;
             assert_eq!(idle.kept().connections.len(), 1, "{round}");
+            idle.kept().connections[0].until = Instant::now();
+            assert!(idle.take(1).is_none(), "not swept yet, and over its time");
             sleep(MINUTE).await;
             assert!(idle.kept().connections.is_empty() && !idle.kept().swept, "{round}");
         }

@@ -83,7 +83,8 @@ impl Relayed {
 
     /// Each line of the header: its name, its value, and the line with its end.
     pub fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8], &[u8])> {
-        lines(&self.read[self.head.status_line..self.head.length - 2])
+        let Head { status_line, length, .. } = self.head;
+        lines(self.read.get(status_line..length.saturating_sub(2)).unwrap_or_default())
     }
 
     /// The value of a header that is there once, or not at all; `None` where there are several.
@@ -288,7 +289,7 @@ impl Client {
     /// What became of the connection.
     pub async fn relay_more<'a>(&self, relayed: &'a mut Relayed) -> Result<&'a [u8]> {
         relayed.read.clear();
-        relayed.head.length = 0;
+        (relayed.head.status_line, relayed.head.length) = (0, 0);
         self.receive(relayed).await?;
         Ok(&relayed.read)
     }
@@ -324,6 +325,16 @@ impl Client {
         };
         *rest -= received.map_err(Error::into_up)? as u64;
         Ok(())
+    }
+
+    /// Takes back an answer that is not what it was asked for. After one that the next will be like,
+    /// none is relayed for a while.
+    pub fn relay_in_vain(&self, relayed: Relayed) {
+        let status = relayed.status();
+        if status.is_redirection() || status.is_server_error() {
+            self.fitness.is_not();
+        }
+        self.relay_over(relayed);
     }
 
     /// Keeps the connection of an answer whose body has come to its end.
