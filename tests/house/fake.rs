@@ -2,7 +2,6 @@
 //! `prod/` ever moves.
 
 use std::collections::HashMap;
-use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,7 +13,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 
-use crate::harness::{digest, port};
+use crate::harness::{digest, listener};
 
 /// What goes wrong with a request. The pairs matter: "failed and did not happen" and "failed but
 /// happened".
@@ -65,8 +64,7 @@ pub struct Fake {
 
 impl Fake {
     pub fn start() -> Self {
-        let address = format!("127.0.0.1:{}", port());
-        let listener = TcpListener::bind(&address).unwrap();
+        let (listener, address) = listener();
         listener.set_nonblocking(true).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)

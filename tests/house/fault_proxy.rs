@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use crate::harness::{eventually, port};
+use crate::harness::{eventually, listener};
 
 /// Nothing that answers at all takes longer; what is frozen is given up.
 const ANSWER: Duration = Duration::from_secs(15);
@@ -105,8 +105,7 @@ struct Shared {
 
 impl FaultProxy {
     pub fn start(kind: Kind, target: &str, seed: u64) -> Self {
-        let address = format!("127.0.0.1:{}", port());
-        let listener = TcpListener::bind(&address).unwrap();
+        let (listener, address) = listener();
         let shared = Arc::new(Shared {
             kind,
             seed,

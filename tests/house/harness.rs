@@ -28,6 +28,16 @@ pub fn port() -> u16 {
     }
 }
 
+/// A listener on such a port, and its address: taken at once, so that nobody gets between.
+pub fn listener() -> (TcpListener, String) {
+    loop {
+        let address = format!("127.0.0.1:{}", port());
+        if let Ok(listener) = TcpListener::bind(&address) {
+            return (listener, address);
+        }
+    }
+}
+
 /// A process that ends with the test.
 pub struct Process {
     pub child: Child,

@@ -1,7 +1,7 @@
 //! Traces: what a collector is sent, what the registry is told, and that neither holds anything up.
 
 use std::io::{BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
@@ -34,8 +34,7 @@ struct Collector {
 
 impl Collector {
     fn start() -> Self {
-        let address = format!("127.0.0.1:{}", port());
-        let listener = TcpListener::bind(&address).unwrap();
+        let (listener, address) = listener();
         let taken = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&taken);
         thread::spawn(move || {
@@ -292,8 +291,7 @@ fn an_end_and_an_upgrade_send_what_is_left() {
 
 /// Takes connections and says nothing.
 fn hanging() -> (String, Receiver<TcpStream>) {
-    let address = format!("127.0.0.1:{}", port());
-    let listener = TcpListener::bind(&address).unwrap();
+    let (listener, address) = listener();
     let (sender, receiver) = channel();
     thread::spawn(move || {
         for stream in listener.incoming() {

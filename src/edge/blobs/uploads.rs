@@ -1,5 +1,8 @@
 //! Bodies of blobs on their way to the registry, past pingora's copying.
 //!
+//! Spliced where both sides speak HTTP/1.1 without TLS and the body has a length; otherwise as pingora's
+//! reader brings it, framed anew.
+//!
 //! The other way round, and harder: a body may be refused while it comes, and its end must be told
 //! from the next request. pingora has read the header, and perhaps some of the body with it, which
 //! goes first. When the body is over, pingora reads the same header once more, with no body to it.

@@ -2,13 +2,13 @@
 
 use std::cell::Cell;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use crate::harness::{digest, port};
+use crate::harness::{digest, listener};
 
 /// A request's header, and the connection it came on.
 pub struct Asked {
@@ -96,8 +96,7 @@ pub struct Source {
 impl Source {
     /// Answers each request so; the connection ends where that gives false.
     pub fn start(answer: impl Fn(&mut Asked) -> bool + Send + Sync + 'static) -> Self {
-        let address = format!("127.0.0.1:{}", port());
-        let listener = TcpListener::bind(&address).unwrap();
+        let (listener, address) = listener();
         let (counts, answer) = (Arc::<Counts>::default(), Arc::new(answer));
         let shared = Arc::clone(&counts);
         thread::spawn(move || {

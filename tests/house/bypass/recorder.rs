@@ -1,12 +1,12 @@
 //! A registry that writes down every byte it gets, and how others would read them.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use crate::harness::port;
+use crate::harness::listener;
 
 /// The bytes of each connection so far.
 type Log = Arc<Mutex<Vec<Vec<u8>>>>;
@@ -20,8 +20,7 @@ impl Recorder {
     /// Answers each whole request with what `answer` makes of its first line; empty: not at all. What ends with
     /// an empty chunk is followed by the end of the connection.
     pub fn start(answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> Self {
-        let address = format!("127.0.0.1:{}", port());
-        let listener = TcpListener::bind(&address).unwrap();
+        let (listener, address) = listener();
         let log = Log::default();
         let (answer, shared) = (Arc::new(answer), Arc::clone(&log));
         thread::spawn(move || {

@@ -5,7 +5,6 @@
 //! It polices: a test fails when a tag below `prod/` ever moves from one artifact to another.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::TcpListener;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 
 use crate::fake::Fault;
-use crate::harness::{Registry, digest, port};
+use crate::harness::{Registry, digest, listener};
 use crate::http;
 
 /// May do everything; her session needs a token for what is no read.
@@ -80,8 +79,7 @@ struct Told {
 impl Harbor {
     pub fn start() -> Self {
         let registry = Registry::start();
-        let address = format!("127.0.0.1:{}", port());
-        let listener = TcpListener::bind(&address).unwrap();
+        let (listener, address) = listener();
         listener.set_nonblocking(true).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
