@@ -115,21 +115,9 @@ impl Client {
         request: &RequestHeader,
         go_on: impl AsyncFn(Begun) -> Result<T>,
     ) -> Result<T> {
-        let mut addresses = 1;
         loop {
-            let peer =
-                self.peers.peer().await.map_err(|trouble| {
-                    Error::explain(ConnectError, trouble.to_string()).into_up()
-                })?;
-            let (session, reused) = match self.connections.take(&peer).await {
-                Ok(taken) => taken,
-                Err(_) if addresses < MAX_ADDRESSES => {
-                    self.peers.shun(&peer);
-                    addresses += 1;
-                    continue;
-                }
-                Err(error) => return Err(error.into_up()),
-            };
+            let (stream, peer, reused) = self.connection().await?;
+            let session = v1::client::HttpSession::new_with_options(stream, &peer);
             let sent = self.send(session, peer, request.clone()).await;
             let result = match sent {
                 Ok(begun) => go_on(begun).await,
@@ -143,15 +131,32 @@ impl Client {
         }
     }
 
+    /// A connection, and whether it has served a request before: to one address of the registry after
+    /// the other.
+    pub(super) async fn connection(&self) -> Result<(Stream, HttpPeer, bool)> {
+        let mut addresses = 1;
+        loop {
+            let peer =
+                self.peers.peer().await.map_err(|trouble| {
+                    Error::explain(ConnectError, trouble.to_string()).into_up()
+                })?;
+            match self.connections.take_stream(&peer).await {
+                Ok((stream, reused)) => return Ok((stream, peer, reused)),
+                Err(_) if addresses < MAX_ADDRESSES => {
+                    self.peers.shun(&peer);
+                    addresses += 1;
+                }
+                Err(error) => return Err(error.into_up()),
+            }
+        }
+    }
+
     async fn send(
         &self,
-        session: HttpSession,
+        mut session: v1::client::HttpSession,
         peer: HttpPeer,
         request: RequestHeader,
     ) -> Result<Begun> {
-        let HttpSession::H1(mut session) = session else {
-            return Error::e_explain(H1Error, "a connection that is not HTTP/1.1");
-        };
         let timeouts = self.peers.timeouts();
         session.read_timeout = Some(timeouts.read);
         session.write_timeout = Some(timeouts.write);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use http::{HeaderName, StatusCode};
 use memchr::{memchr, memchr_iter};
-use pingora::ErrorType::{ConnectError, ConnectionClosed, ReadError, ReadTimedout};
+use pingora::ErrorType::{ConnectionClosed, ReadError, ReadTimedout};
 use pingora::ErrorType::{WriteError, WriteTimedout};
 use pingora::protocols::Stream;
 use pingora::upstreams::peer::Peer as _;
@@ -19,7 +19,7 @@ use pingora::{Error, Result};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout};
 
-use super::{Client, MAX_ADDRESSES};
+use super::Client;
 
 /// Room for a header and a manifest of the usual size.
 const ROOM: usize = 8 * 1024;
@@ -201,21 +201,8 @@ impl Client {
         if !self.fitness.is_fit() {
             return Ok(Relay::Unfit);
         }
-        let mut addresses = 1;
         loop {
-            let peer =
-                self.peers.peer().await.map_err(|trouble| {
-                    Error::explain(ConnectError, trouble.to_string()).into_up()
-                })?;
-            let (stream, reused) = match self.connections.take_stream(&peer).await {
-                Ok(taken) => taken,
-                Err(_) if addresses < MAX_ADDRESSES => {
-                    self.peers.shun(&peer);
-                    addresses += 1;
-                    continue;
-                }
-                Err(error) => return Err(error.into_up()),
-            };
+            let (stream, peer, reused) = self.connection().await?;
             match self.ask(stream, peer.reuse_hash(), request, bodiless).await {
                 // The pool may hold several dead connections; each is tried once and gone.
                 Err(Failure { unheard: true, .. }) if reused => {}
