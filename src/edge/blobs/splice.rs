@@ -111,49 +111,6 @@ pub enum Heed {
     Answer,
 }
 
-/// A connection that bytes are written to from memory, past whoever reads it.
-pub struct Sink {
-    socket: Socket,
-    patience: Duration,
-}
-
-impl Sink {
-    /// # Errors
-    /// Where the process has no descriptor left.
-    pub fn of(stream: &Stream, patience: Duration) -> io::Result<Self> {
-        Ok(Self { socket: Socket::of(stream)?, patience })
-    }
-
-    /// # Errors
-    /// Where it could not be sent in time, or the other side speaks before it was.
-    pub async fn send(&self, bytes: &[u8]) -> Result<(), Stopped> {
-        let sending = send_all(&self.socket, bytes, false, self.patience);
-        tokio::select! {
-            biased;
-            sent = sending => sent,
-            stopped = self.interrupted() => Err(stopped),
-        }
-    }
-
-    /// Ends when the other side has closed the connection, or answers.
-    pub async fn interrupted(&self) -> Stopped {
-        interrupted(&self.socket, Heed::Answer).await
-    }
-}
-
-async fn send_all(
-    socket: &Socket,
-    mut bytes: &[u8],
-    more: bool,
-    patience: Duration,
-) -> Result<(), Stopped> {
-    while !bytes.is_empty() {
-        let sending = in_time(patience, socket.send(bytes, more));
-        bytes = &bytes[sending.await.map_err(Stopped::Sink)?..];
-    }
-    Ok(())
-}
-
 /// A pipe that nothing is in.
 struct Pipe {
     read: OwnedFd,
@@ -218,8 +175,12 @@ impl Through {
     ///
     /// # Errors
     /// Where it could not be sent in time.
-    pub async fn send(&self, bytes: &[u8], more: bool) -> Result<(), Stopped> {
-        send_all(&self.sink, bytes, more, self.patience.sink).await
+    pub async fn send(&self, mut bytes: &[u8], more: bool) -> Result<(), Stopped> {
+        while !bytes.is_empty() {
+            let sending = in_time(self.patience.sink, self.sink.send(bytes, more));
+            bytes = &bytes[sending.await.map_err(Stopped::Sink)?..];
+        }
+        Ok(())
     }
 
     /// Ends when the sink has closed the connection, or says what is waited for.

@@ -1,8 +1,5 @@
 //! Bodies of blobs on their way to the registry, past pingora's copying.
 //!
-//! Spliced where both sides speak HTTP/1.1 without TLS and the body has a length; otherwise as pingora's
-//! reader brings it, framed anew.
-//!
 //! The other way round, and harder: a body may be refused while it comes, and its end must be told
 //! from the next request. pingora has read the header, and perhaps some of the body with it, which
 //! goes first. When the body is over, pingora reads the same header once more, with no body to it.
@@ -10,16 +7,16 @@
 use std::io::ErrorKind;
 
 use bytes::BytesMut;
-use http::header::{CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, EXPECT};
 use http::{Method, Version};
-use pingora::http::ResponseHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 
 use super::super::passage::Passage;
 use super::super::{CLIENT_WRITE, Edge, refusal};
-use super::splice::{Heed, Patience, Sink, Stopped, Through};
+use super::splice::{Heed, Patience, Stopped, Through};
 use super::{Client, Side, WORTH, failed, left};
 use crate::registry::client::{Begun, is_early};
 
@@ -40,27 +37,10 @@ impl Edge {
         session: &mut Session,
         passage: &mut Passage,
     ) -> Result<bool> {
-        match Body::of(session) {
-            Some(Body::Length(length)) if self.is_plain_http1(session) => {
-                self.splice_upload(session, passage, length).await
-            }
-            Some(body) => self.copy_upload(session, passage, body).await,
-            None => Ok(false),
-        }
-    }
-
-    fn is_plain_http1(&self, session: &Session) -> bool {
-        !self.config.tls && session.req_header().version == Version::HTTP_11
-    }
-
-    async fn splice_upload(
-        &self,
-        session: &mut Session,
-        passage: &mut Passage,
-        length: u64,
-    ) -> Result<bool> {
+        let header = session.req_header();
+        let Some(length) = worth(header).filter(|_| !self.config.tls) else { return Ok(false) };
         let Some(http1) = session.as_http1() else { return Ok(false) };
-        let request = self.forwarding(passage).streamed(session.req_header())?;
+        let request = self.forwarding(passage).streamed(header)?;
         let mut begun = self.rooms.client.begin(&request).await?;
         let patience = Patience {
             source: http1.get_read_timeout().unwrap_or(CLIENT_WRITE),
@@ -71,86 +51,11 @@ impl Edge {
         let Ok(mut through) = through else { return Ok(false) };
         let sent = self.send_body(session, passage, &mut begun, &mut through, length).await?;
         through.close();
-        if matches!(sent, Sent::Whole) {
-            forget_body(session).await?;
-        }
-        self.finish_upload(session, passage, begun, sent).await?;
-        Ok(true)
-    }
-
-    /// As pingora's reader brings it, from whatever clients speak, framed anew for the registry.
-    async fn copy_upload(
-        &self,
-        session: &mut Session,
-        passage: &mut Passage,
-        body: Body,
-    ) -> Result<bool> {
-        let mut request = self.forwarding(passage).streamed(session.req_header())?;
-        if body == Body::Chunks {
-            request.insert_header(TRANSFER_ENCODING, "chunked")?;
-        }
-        let mut begun = self.rooms.client.begin(&request).await?;
-        let sink = Sink::of(begun.stream(), self.rooms.peers.timeouts().write);
-        let Ok(sink) = sink else { return Ok(false) };
-        let sent = self.copy_body(session, passage, &mut begun, (&sink, body)).await?;
-        drop(sink);
-        self.finish_upload(session, passage, begun, sent).await?;
-        Ok(true)
-    }
-
-    async fn copy_body(
-        &self,
-        session: &mut Session,
-        passage: &mut Passage,
-        begun: &mut Begun,
-        (sink, body): (&Sink, Body),
-    ) -> Result<Sent> {
-        let mut out = Vec::new();
-        loop {
-            let piece = tokio::select! {
-                biased;
-                piece = session.downstream_session.read_request_body() => {
-                    piece.map_err(Error::into_down)?
-                }
-                stopped = sink.interrupted() => {
-                    match self.heard(session, passage, begun, stopped).await? {
-                        Some(sent) => return Ok(sent),
-                        None => continue,
-                    }
-                }
-            };
-            out.clear();
-            match &piece {
-                // An empty chunk would be the last.
-                Some(piece) if piece.is_empty() => continue,
-                Some(piece) => body.frame(piece, &mut out),
-                None => body.end(&mut out),
-            }
-            passage.received += piece.as_ref().map_or(0, |piece| piece.len() as u64);
-            self.check_pace(passage)?;
-            if let Err(stopped) = sink.send(&out).await {
-                // What it says before it has the rest is its last word: some of a piece is lost.
-                return match self.heard(session, passage, begun, stopped).await? {
-                    Some(sent) => Ok(sent),
-                    None => Error::e_explain(ErrorType::H1Error, "an early word amid a body")
-                        .map_err(Error::into_up),
-                };
-            }
-            if piece.is_none() {
-                return Ok(Sent::Read);
-            }
-        }
-    }
-
-    async fn finish_upload(
-        &self,
-        session: &mut Session,
-        passage: &mut Passage,
-        mut begun: Begun,
-        sent: Sent,
-    ) -> Result<()> {
         match sent {
-            Sent::Whole | Sent::Read => {
+            whole @ (Sent::Whole | Sent::Read) => {
+                if matches!(whole, Sent::Whole) {
+                    forget_body(session).await?;
+                }
                 let header = self.last_answer(session, passage, &mut begun).await?;
                 self.hand_on(session, begun.opened(header, Vec::new()), Client::Waits).await?;
             }
@@ -162,7 +67,7 @@ impl Edge {
                 refusal::drain(session).await;
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn send_body(
@@ -257,46 +162,15 @@ impl Edge {
     }
 }
 
-/// A body that is worth it, and how the registry is told its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Body {
-    Length(u64),
-    Chunks,
-}
-
-impl Body {
-    fn of(session: &mut Session) -> Option<Self> {
-        let bodiless = session.downstream_session.is_body_empty();
-        let header = session.req_header();
-        let plain = matches!(header.method, Method::PATCH | Method::PUT | Method::POST)
-            && header.version >= Version::HTTP_11
-            // It waits for the registry's word, which pingora passes on.
-            && !header.headers.contains_key(EXPECT);
-        match header.headers.get(CONTENT_LENGTH).filter(|_| plain) {
-            Some(length) => {
-                let length = length.to_str().ok()?.parse().ok()?;
-                (length >= WORTH).then_some(Self::Length(length))
-            }
-            None => (plain && !bodiless).then_some(Self::Chunks),
-        }
-    }
-
-    fn frame(self, piece: &[u8], out: &mut Vec<u8>) {
-        match self {
-            Self::Length(_) => out.extend_from_slice(piece),
-            Self::Chunks => {
-                out.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
-                out.extend_from_slice(piece);
-                out.extend_from_slice(b"\r\n");
-            }
-        }
-    }
-
-    fn end(self, out: &mut Vec<u8>) {
-        if self == Self::Chunks {
-            out.extend_from_slice(b"0\r\n\r\n");
-        }
-    }
+/// The length of a body that is worth it.
+fn worth(header: &RequestHeader) -> Option<u64> {
+    let plain = matches!(header.method, Method::PATCH | Method::PUT | Method::POST)
+        && header.version == Version::HTTP_11
+        // It waits for the registry's word, which pingora passes on.
+        && !header.headers.contains_key(EXPECT);
+    let length = header.headers.get(CONTENT_LENGTH).filter(|_| plain)?;
+    let length = length.to_str().ok()?.parse().ok()?;
+    (length >= WORTH).then_some(length)
 }
 
 /// The body was taken from under pingora: it is told that there is none, by the same header without

@@ -297,7 +297,7 @@ fn an_early_answer_reaches_the_client_while_it_sends() {
                 }
                 assert_eq!(answer.header("Connection"), Some("close"));
                 // Neither connection is used again. pingora waits a minute for the rest of the body.
-                if fast {
+                if fast && framing.starts_with('C') {
                     assert!(client.rest().is_empty());
                 }
                 assert!(Kept::new(taglock).get("size-70000").body == body(70_000));
