@@ -57,7 +57,15 @@ pub fn put(plan: &Plan) {
     };
     let tables = measure(plan, &field.contestants, &ALL, 150, &[1, 4], send);
     print(plan, "PUT", &tables);
-    report(&aims_of_cpu("blob PUT", &tables));
+    let chunks = |contestant: &Contestant, connections: usize, times: usize| {
+        let (address, size) = (&contestant.address, plan.blob_size());
+        client::at_once(connections, || client::patch_in_chunks(address, &target, size, times));
+    };
+    let in_chunks = measure(plan, &field.contestants, &ALL, 150, &[1, 4], chunks);
+    print(plan, "PATCH in chunks of 32 KiB", &in_chunks);
+    let mut aims = aims_of_cpu("blob PUT", &tables);
+    aims.extend(aims_of_cpu("blob PATCH in chunks", &in_chunks));
+    report(&aims);
 }
 
 pub fn tls(plan: &Plan) {

@@ -58,6 +58,24 @@ pub fn discard(stream: &TcpStream, mut length: u64) -> Result<()> {
     Ok(())
 }
 
+/// Drops a body in chunks, which nothing follows and in which its last line is nowhere else.
+pub fn discard_chunks(stream: &mut TcpStream) -> Result<()> {
+    const LAST: &[u8] = b"\r\n0\r\n\r\n";
+    let (mut piece, mut kept) = (vec![0; PIECE], 0);
+    loop {
+        let count = stream.read(&mut piece[kept..])?;
+        if count == 0 {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        let end = kept + count;
+        if piece[..end].ends_with(LAST) {
+            return Ok(());
+        }
+        kept = end.min(LAST.len());
+        piece.copy_within(end - kept..end, 0);
+    }
+}
+
 /// Drops all that comes until the other side ends, and says how much it was.
 fn discard_to_end(stream: &TcpStream) -> Result<u64> {
     let (mut piece, mut length) = (vec![0; PIECE], 0);
@@ -108,6 +126,28 @@ pub fn put(address: &str, target: &str, file: &Path, times: usize) -> Result<()>
                 return Err(ErrorKind::WriteZero.into());
             }
         }
+        let (head, _) = read_head(&mut stream)?;
+        if !head.start.starts_with("HTTP/1.1 201") {
+            return Err(Error::other(head.start));
+        }
+    }
+    Ok(())
+}
+
+/// Sends so many bytes again and again on one connection, in chunks as docker does: of 32 KiB.
+pub fn patch_in_chunks(address: &str, target: &str, size: u64, times: usize) -> Result<()> {
+    const CHUNK: usize = 32 << 10;
+    let chunk = [format!("{CHUNK:x}\r\n").as_bytes(), &[b'b'; CHUNK], b"\r\n"].concat();
+    let mut stream = http::connect(address)?;
+    for _ in 0..times {
+        let request = format!(
+            "PATCH {target} HTTP/1.1\r\nHost: {address}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes())?;
+        for _ in 0..size / CHUNK as u64 {
+            stream.write_all(&chunk)?;
+        }
+        stream.write_all(b"0\r\n\r\n")?;
         let (head, _) = read_head(&mut stream)?;
         if !head.start.starts_with("HTTP/1.1 201") {
             return Err(Error::other(head.start));

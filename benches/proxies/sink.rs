@@ -7,7 +7,7 @@ use std::thread;
 
 use tempfile::TempDir;
 
-use crate::client::{discard, read_head};
+use crate::client::{discard, discard_chunks, read_head};
 use crate::harness::{Process, port};
 
 /// Tells the program that it is the sink, and where.
@@ -41,7 +41,10 @@ pub fn run(address: &str) {
 
 fn serve(stream: &mut TcpStream) -> std::io::Result<()> {
     let (head, early) = read_head(stream)?;
-    let length: u64 = head.length.ok_or(std::io::ErrorKind::InvalidData)?;
-    discard(stream, length - early)?;
+    match head.length {
+        Some(length) => discard(stream, length - early)?,
+        // In chunks, of which the last does not come with the header.
+        None => discard_chunks(stream)?,
+    }
     stream.write_all(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n")
 }

@@ -5,6 +5,9 @@
 //! HTTP/1.1, and in pieces of 256 KiB otherwise. Header, rewriting, time-outs, accounting and what
 //! becomes of the connections are as they are for everything else that streams.
 
+mod chunks;
+mod pieces;
+mod socket;
 mod splice;
 mod uploads;
 
@@ -22,8 +25,9 @@ use pingora::{Error, ErrorType, Result};
 use super::passage::{Passage, Sent};
 use super::{CLIENT_WRITE, Edge, admission};
 use crate::registry::client::Opened;
-use splice::{Heed, PIECE, Patience, Stopped, Through};
-pub(super) use splice::{Socket, in_time, send_now};
+use socket::{Heed, Patience, Stopped};
+pub(super) use socket::{Socket, in_time, send_now};
+use splice::{PIECE, Through};
 
 /// A body from which on its own path pays: shorter ones cost less in one write.
 const WORTH: u64 = 64 * 1024;
@@ -92,15 +96,15 @@ impl Edge {
         // From here on nothing else may be answered.
         let sent = passage.sent.insert(Sent { status: opened.header.status, bytes: 0 });
         let moving = async {
-            through.send(&head, true).await.map_err(stopped)?;
+            through.sink.send(&head, true).await.map_err(stopped)?;
             // What was read along with the header, or the first that comes, is pingora's already.
             let first = tokio::select! {
                 biased;
                 first = opened.chunk() => first?.unwrap_or_default(),
-                interrupted = through.interrupted() => return Err(stopped(interrupted)),
+                interrupted = through.sink.interrupted() => return Err(stopped(interrupted)),
             };
             let rest = length.saturating_sub(first.len() as u64);
-            through.send(first, rest > 0).await.map_err(stopped)?;
+            through.sink.send(first, rest > 0).await.map_err(stopped)?;
             sent.bytes = first.len() as u64;
             through.pump(rest, &mut sent.bytes).await.map_err(stopped)
         };

@@ -27,6 +27,8 @@ pub struct Passage {
     pub addresses: u32,
     /// Bytes of a body that streams.
     pub received: u64,
+    /// pingora has seen some of that body with its chunks' sizes, and counted those.
+    pub unparsed: bool,
     /// A manifest write, for as long as it may turn out not to be judged.
     pub unjudged: Option<Write>,
     /// A write or a delete under a rule that is not enforced.
@@ -66,8 +68,11 @@ impl Tally {
             Some(sent) => (sent.status.as_u16(), sent.bytes),
             None => (written, session.body_bytes_sent() as u64),
         };
-        // pingora does not count what it did not read itself.
-        let bytes_in = passage.received.max(session.body_bytes_read() as u64);
+        let bytes_in = match passage.unparsed {
+            true => passage.received,
+            // pingora does not count what it did not read itself.
+            false => passage.received.max(session.body_bytes_read() as u64),
+        };
         Self { status, bytes_in, bytes_out }
     }
 }
@@ -128,6 +133,7 @@ impl Passage {
             route: "rejected",
             addresses: 0,
             received: 0,
+            unparsed: false,
             unjudged: None,
             rehearsal: None,
             warning: None,

@@ -2,30 +2,39 @@
 //!
 //! The other way round, and harder: a body may be refused while it comes, and its end must be told
 //! from the next request. pingora has read the header, and perhaps some of the body with it, which
-//! goes first. When the body is over, pingora reads the same header once more, with no body to it.
+//! goes first. When a body that was taken from under pingora is over, pingora reads the same header
+//! once more, with no body to it.
 
 use std::io::ErrorKind;
 
 use bytes::BytesMut;
-use http::header::{CONTENT_LENGTH, EXPECT};
+use http::header::{CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
 use http::{Method, Version};
-use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 
 use super::super::passage::Passage;
 use super::super::{CLIENT_WRITE, Edge, refusal};
-use super::splice::{Heed, Patience, Stopped, Through};
+use super::pieces::{BUFFERED_READS, Collected, Framing, InChunks, Source, slices};
+use super::socket::{Heed, Patience, Sink, Socket, Stopped};
+use super::splice::Through;
 use super::{Client, Side, WORTH, failed, left};
 use crate::registry::client::{Begun, is_early};
 
 /// How a body ended.
 enum Sent {
     Whole,
+    /// The registry has answered before it had all of it.
+    Answered(Box<ResponseHeader>),
+}
+
+/// How one ended that was moved from socket to socket.
+enum Moved {
+    Spliced,
     /// All of it, and pingora has read it itself.
     Read,
-    /// The registry has answered before it had all of it.
     Answered(Box<ResponseHeader>),
 }
 
@@ -37,29 +46,27 @@ impl Edge {
         session: &mut Session,
         passage: &mut Passage,
     ) -> Result<bool> {
-        let header = session.req_header();
-        let Some(length) = worth(header).filter(|_| !self.config.tls) else { return Ok(false) };
-        let Some(http1) = session.as_http1() else { return Ok(false) };
-        let request = self.forwarding(passage).streamed(header)?;
+        let Some(framing) = framing(session) else { return Ok(false) };
+        let mut request = self.forwarding(passage).streamed(session.req_header())?;
+        if framing == Framing::Chunks {
+            request.insert_header(TRANSFER_ENCODING, "chunked")?;
+        }
         let mut begun = self.rooms.client.begin(&request).await?;
-        let patience = Patience {
-            source: http1.get_read_timeout().unwrap_or(CLIENT_WRITE),
-            sink: self.rooms.peers.timeouts().write,
+        let sent = match (framing, session.as_http1().filter(|_| !self.config.tls)) {
+            (Framing::Length(length), Some(_)) => {
+                self.splice_body(session, passage, &mut begun, length).await?
+            }
+            (Framing::Chunks, Some(_)) => self.rechunk_body(session, passage, &mut begun).await?,
+            (_, None) => self.collect_body(session, passage, &mut begun, framing).await?,
         };
-        let through = Through::open(http1.stream(), begun.stream(), patience, Heed::Answer);
-        // Without descriptors pingora begins again, on a connection of its own.
-        let Ok(mut through) = through else { return Ok(false) };
-        let sent = self.send_body(session, passage, &mut begun, &mut through, length).await?;
-        through.close();
         match sent {
-            whole @ (Sent::Whole | Sent::Read) => {
-                if matches!(whole, Sent::Whole) {
-                    forget_body(session).await?;
-                }
+            // Without descriptors pingora begins again, on a connection of its own.
+            None => return Ok(false),
+            Some(Sent::Whole) => {
                 let header = self.last_answer(session, passage, &mut begun).await?;
                 self.hand_on(session, begun.opened(header, Vec::new()), Client::Waits).await?;
             }
-            Sent::Answered(header) => {
+            Some(Sent::Answered(header)) => {
                 // The rest of the body may still come: neither connection is kept.
                 session.set_keepalive(None);
                 let opened = begun.opened(self.told(passage, *header)?, Vec::new()).at_last();
@@ -70,52 +77,151 @@ impl Edge {
         Ok(true)
     }
 
-    async fn send_body(
+    /// From socket to socket. `None` where there are no descriptors for it.
+    async fn splice_body(
         &self,
         session: &mut Session,
         passage: &mut Passage,
         begun: &mut Begun,
-        through: &mut Through,
         length: u64,
-    ) -> Result<Sent> {
+    ) -> Result<Option<Sent>> {
+        let Some(http1) = session.as_http1() else { return Ok(None) };
+        let patience = Patience {
+            source: http1.get_read_timeout().unwrap_or(CLIENT_WRITE),
+            sink: self.rooms.peers.timeouts().write,
+        };
+        let through = Through::open(http1.stream(), begun.stream(), patience, Heed::Answer);
+        let Ok(mut through) = through else { return Ok(None) };
         let mut rest = length;
-        // What came along with the header is in pingora's buffers: some of it was read with it, and
-        // the next read brings all that is left, as it has as much room as the buffer before it.
-        for _ in 0..2 {
+        let sent = self.move_body(session, passage, begun, (&mut through, &mut rest)).await?;
+        through.close();
+        match sent {
+            // The rest of it pingora has not seen.
+            Moved::Spliced => forget_body(session, b"").await?,
+            Moved::Read => {}
+            Moved::Answered(header) => return Ok(Some(Sent::Answered(header))),
+        }
+        Ok(Some(Sent::Whole))
+    }
+
+    /// From the client's socket, in chunks of its own. `None` where there are no descriptors for it.
+    async fn rechunk_body(
+        &self,
+        session: &mut Session,
+        passage: &mut Passage,
+        begun: &mut Begun,
+    ) -> Result<Option<Sent>> {
+        let Some(http1) = session.as_http1() else { return Ok(None) };
+        let patience = http1.get_read_timeout().unwrap_or(CLIENT_WRITE);
+        let (source, sink) = (InChunks::of(http1.stream(), patience), self.sink(begun));
+        let (Ok(mut source), Ok(sink)) = (source, sink) else { return Ok(None) };
+        InChunks::take_over(session)?;
+        passage.unparsed = true;
+        let framing = Framing::Chunks;
+        let sent = self.send_pieces(session, passage, begun, (&mut source, &sink, framing)).await?;
+        if matches!(sent, Sent::Whole) {
+            let rest = source.rest().to_vec();
+            drop(source);
+            forget_body(session, &rest).await?;
+        }
+        Ok(Some(sent))
+    }
+
+    /// From pingora's reader. `None` where there is no descriptor for it.
+    async fn collect_body(
+        &self,
+        session: &mut Session,
+        passage: &mut Passage,
+        begun: &mut Begun,
+        framing: Framing,
+    ) -> Result<Option<Sent>> {
+        let Ok(sink) = self.sink(begun) else { return Ok(None) };
+        let mut source = Collected::default();
+        self.send_pieces(session, passage, begun, (&mut source, &sink, framing)).await.map(Some)
+    }
+
+    fn sink(&self, begun: &Begun) -> std::io::Result<Sink> {
+        let socket = Socket::of(begun.stream())?;
+        Ok(Sink { socket, patience: self.rooms.peers.timeouts().write, heed: Heed::Answer })
+    }
+
+    async fn send_pieces(
+        &self,
+        session: &mut Session,
+        passage: &mut Passage,
+        begun: &mut Begun,
+        (source, sink, framing): (&mut impl Source, &Sink, Framing),
+    ) -> Result<Sent> {
+        loop {
+            tokio::select! {
+                biased;
+                next = source.next(session) => next?,
+                stopped = sink.interrupted() => {
+                    match self.heard(session, passage, begun, stopped).await? {
+                        Some(header) => return Ok(Sent::Answered(header)),
+                        None => continue,
+                    }
+                }
+            }
+            let size = source.parts().map(<[u8]>::len).sum();
+            passage.received += size as u64;
+            self.check_pace(passage)?;
+            let before = framing.before(size);
+            let mut slices = slices(&before, source.parts(), framing.after(size, source.is_over()));
+            let mut unsent = &mut slices[..];
+            while let Err(stopped) = sink.put(&mut unsent).await {
+                if let Some(header) = self.heard(session, passage, begun, stopped).await? {
+                    return Ok(Sent::Answered(header));
+                }
+            }
+            if source.is_over() {
+                return Ok(Sent::Whole);
+            }
+        }
+    }
+
+    async fn move_body(
+        &self,
+        session: &mut Session,
+        passage: &mut Passage,
+        begun: &mut Begun,
+        (through, rest): (&mut Through, &mut u64),
+    ) -> Result<Moved> {
+        for _ in 0..BUFFERED_READS {
             let chunk = loop {
                 tokio::select! {
                     biased;
-                    chunk = session.downstream_session.read_request_body(), if rest > 0 => {
+                    chunk = session.downstream_session.read_request_body(), if *rest > 0 => {
                         break chunk.map_err(Error::into_down)?.unwrap_or_default();
                     }
-                    stopped = through.interrupted(), if rest > 0 => {
-                        if let Some(sent) = self.heard(session, passage, begun, stopped).await? {
-                            return Ok(sent);
+                    stopped = through.sink.interrupted(), if *rest > 0 => {
+                        if let Some(header) = self.heard(session, passage, begun, stopped).await? {
+                            return Ok(Moved::Answered(header));
                         }
                     }
-                    else => return Ok(Sent::Read),
+                    else => return Ok(Moved::Read),
                 }
             };
-            rest = rest.saturating_sub(chunk.len() as u64);
+            *rest = rest.saturating_sub(chunk.len() as u64);
             passage.received += chunk.len() as u64;
-            if let Err(stopped) = through.send(&chunk, rest > 0).await
-                && let Some(sent) = self.heard(session, passage, begun, stopped).await?
+            if let Err(stopped) = through.sink.send(&chunk, *rest > 0).await
+                && let Some(header) = self.heard(session, passage, begun, stopped).await?
             {
-                return Ok(sent);
+                return Ok(Moved::Answered(header));
             }
         }
-        if rest == 0 {
-            return Ok(Sent::Read);
+        if *rest == 0 {
+            return Ok(Moved::Read);
         }
-        while rest > 0 {
-            if let Err(stopped) = through.turn(&mut rest, &mut passage.received).await
-                && let Some(sent) = self.heard(session, passage, begun, stopped).await?
+        while *rest > 0 {
+            if let Err(stopped) = through.turn(rest, &mut passage.received).await
+                && let Some(header) = self.heard(session, passage, begun, stopped).await?
             {
-                return Ok(sent);
+                return Ok(Moved::Answered(header));
             }
             self.check_pace(passage)?;
         }
-        Ok(Sent::Whole)
+        Ok(Moved::Spliced)
     }
 
     /// What the registry has said, where it stopped the body. Nothing, where that may go on.
@@ -125,7 +231,7 @@ impl Edge {
         passage: &Passage,
         begun: &mut Begun,
         stopped: Stopped,
-    ) -> Result<Option<Sent>> {
+    ) -> Result<Option<Box<ResponseHeader>>> {
         match stopped {
             Stopped::Source(error) => Err(failed(&error, Side::Client)),
             Stopped::Sink(error) if error.kind() == ErrorKind::TimedOut => {
@@ -137,7 +243,7 @@ impl Edge {
                     self.hand_early(session, passage, header).await?;
                     Ok(None)
                 }
-                header => Ok(Some(Sent::Answered(Box::new(header)))),
+                header => Ok(Some(Box::new(header))),
             },
         }
     }
@@ -162,37 +268,50 @@ impl Edge {
     }
 }
 
-/// The length of a body that is worth it.
-fn worth(header: &RequestHeader) -> Option<u64> {
+/// Of a body that is worth it.
+fn framing(session: &mut Session) -> Option<Framing> {
+    let header = session.req_header();
     let plain = matches!(header.method, Method::PATCH | Method::PUT | Method::POST)
-        && header.version == Version::HTTP_11
+        && header.version >= Version::HTTP_11
         // It waits for the registry's word, which pingora passes on.
         && !header.headers.contains_key(EXPECT);
-    let length = header.headers.get(CONTENT_LENGTH).filter(|_| plain)?;
-    let length = length.to_str().ok()?.parse().ok()?;
-    (length >= WORTH).then_some(length)
+    if !plain {
+        return None;
+    }
+    if let Some(length) = header.headers.get(CONTENT_LENGTH) {
+        let length = length.to_str().ok()?.parse().ok()?;
+        return (length >= WORTH).then_some(Framing::Length(length));
+    }
+    let chunked = match header.version {
+        Version::HTTP_11 => header.headers.contains_key(TRANSFER_ENCODING),
+        // A body without a length.
+        _ => !session.downstream_session.is_body_empty(),
+    };
+    chunked.then_some(Framing::Chunks)
 }
 
 /// The body was taken from under pingora: it is told that there is none, by the same header without
-/// one. Or else it would wait for the rest of it before the next request.
-async fn forget_body(session: &mut Session) -> Result<()> {
+/// one, and what came after the body. Or else it would wait for the rest of it before the next request.
+async fn forget_body(session: &mut Session, rest: &[u8]) -> Result<()> {
     let ServerSession::H1(http1) = &mut *session.downstream_session else {
         return Error::e_explain(ErrorType::InternalError, "not a connection of HTTP/1.1");
     };
     let keepalive = http1.get_keepalive_timeout();
-    let header = without_body(&http1.get_headers_raw_bytes());
+    let mut header = without_body(&http1.get_headers_raw_bytes());
+    header.extend_from_slice(rest);
     http1.set_pipelined_prefix(header);
     http1.read_request().await?;
     http1.set_server_keepalive(keepalive);
     Ok(())
 }
 
-/// Each line but the one of the length, of which there is one (`admission`).
+/// Each line but those that tell of a body, of which there is one (`admission`).
 fn without_body(header: &[u8]) -> BytesMut {
     let mut without = BytesMut::with_capacity(header.len());
     for line in header.split_inclusive(|byte| *byte == b'\n') {
         let name = line.split(|byte| *byte == b':').next().unwrap_or_default().trim_ascii();
-        if !name.eq_ignore_ascii_case(CONTENT_LENGTH.as_str().as_bytes()) {
+        let framing = [CONTENT_LENGTH, TRANSFER_ENCODING];
+        if !framing.iter().any(|own| name.eq_ignore_ascii_case(own.as_str().as_bytes())) {
             without.extend_from_slice(line);
         }
     }

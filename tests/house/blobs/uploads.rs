@@ -1,6 +1,8 @@
 //! Uploads over both paths.
 
 use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -92,6 +94,8 @@ fn uploads_in_chunks_arrive_byte_for_byte_and_leave_the_connection_usable() {
             (70_000, &[1, 4096, 65_536]),
             (300_000, &[32 << 10]),
             (9 * MIB + 1, &[32 << 10, 7, 300_000]),
+            // Hundreds of them in one piece.
+            (100_000, &[1, 2, 3]),
             (5 * MIB, &[5 * MIB]),
         ] {
             let whole = body(size);
@@ -110,11 +114,63 @@ fn uploads_in_chunks_arrive_byte_for_byte_and_leave_the_connection_usable() {
             let target = format!("/v2/other/up/blobs/{name}");
             assert!(client.send("GET", &target, &[], b"").body == whole, "{size}");
         }
-        let bytes: usize = [1, 70_000, 300_000, 9 * MIB + 1, 5 * MIB].iter().sum();
+        let bytes: usize = [1, 70_000, 300_000, 9 * MIB + 1, 100_000, 5 * MIB].iter().sum();
         eventually("the account of it", || {
             taglock.metric("taglock_body_bytes_total{direction=\"in\"}") == bytes as f64
         });
     });
+}
+
+#[test]
+fn a_body_in_no_chunks_is_refused_and_does_not_reach_the_registry_whole() {
+    let smuggled = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&smuggled);
+    let source = Source::start(move |asked| {
+        seen.fetch_or(asked.target.ends_with("/manifests/v1"), Ordering::Relaxed);
+        if asked.method != "PATCH" {
+            return sized(asked);
+        }
+        let read = asked.read_body(MIB);
+        assert!(!read.ends_with(b"0\r\n\r\n"), "a bad body was ended");
+        false
+    });
+    both(&source.address, "", "", |taglock, fast| {
+        let head =
+            format!("PATCH {UPLOADS}1 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
+        let good = format!("8000\r\n{}\r\n", "x".repeat(0x8000)).repeat(3);
+        let refused = |before: &str, bad: &str| {
+            let mut client = Kept::new(taglock);
+            // A second request, were the first one to end where only one side thinks it does.
+            let next = "GET /v2/other/app/manifests/v1 HTTP/1.1\r\nHost: x\r\n\r\n";
+            client.stream.write_all([&head, before, bad, next].concat().as_bytes()).unwrap();
+            assert_eq!(client.read().status, 400, "{bad:?}");
+            assert!(client.rest().is_empty(), "{bad:?}: more than one answer");
+        };
+        let mut all = vec![
+            "5\nhello\r\n0\r\n\r\n",
+            "5\r\nhello!\r\n0\r\n\r\n",
+            "5\r\nhello\n0\r\n\r\n",
+            "-5\r\nhello\r\n0\r\n\r\n",
+            "0x5\r\nhello\r\n0\r\n\r\n",
+            "fffffffffffffffff\r\nhello\r\n0\r\n\r\n",
+            "0\r\n\n",
+            "0\r\nX: y\n\r\n",
+        ];
+        if fast {
+            // pingora takes the first for a size of nothing, and anything for a trailer.
+            all.extend(["\r\n0\r\n\r\n", "0\r\nX\r\n\r\n"]);
+        }
+        thread::scope(|scope| {
+            for bad in all {
+                for before in ["", &good] {
+                    let refused = &refused;
+                    scope.spawn(move || refused(before, bad));
+                }
+            }
+        });
+        assert!(Kept::new(taglock).get("size-70000").body == body(70_000));
+    });
+    assert!(!smuggled.load(Ordering::Relaxed));
 }
 
 #[test]

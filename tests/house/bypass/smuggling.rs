@@ -154,7 +154,7 @@ const CHUNKS: &[Tail] = &[
     ("+5\r\nhello\r\n0\r\n\r\n{S}", 400),
     ("-5\r\nhello\r\n0\r\n\r\n{S}", 400),
     ("5_0\r\nhello\r\n0\r\n\r\n{S}", 400),
-    // An empty size is none, so the body ends there, and with it the connection.
+    // To pingora an empty size is none: the body ends there, and with it the connection.
     ("\r\nhello\r\n0\r\n\r\n{S}", 200),
     ("g\r\nhello\r\n0\r\n\r\n{S}", 400),
     ("5\u{0}\r\nhello\r\n0\r\n\r\n{S}", 400),
@@ -260,7 +260,9 @@ fn bodies_in_chunks_are_sent_on_with_one_reading_or_not_to_their_end() {
             let what = format!("{target}: {tail:?}");
             let bytes = requests(target, &format!("Transfer-Encoding: chunked\r\n\r\n{tail}"));
             let answer = talk(&taglock.address, &bytes);
-            assert_eq!(status(&answer), *expected, "{what}");
+            // Uploads are read by taglock itself, to which it is no size.
+            let uploads = target.starts_with("PATCH") && tail.starts_with('\r');
+            assert_eq!(status(&answer), if uploads { 400 } else { *expected }, "{what}");
             // What was given up may be written down late.
             for line in sent_on(&recorder, &what) {
                 let known = targets().iter().any(|target| line == format!("{target} HTTP/1.1"));

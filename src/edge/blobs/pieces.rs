@@ -1,0 +1,214 @@
+//! The body of an upload in large pieces: taken apart where it lies in a client's socket, or collected
+//! from pingora's reader where a client speaks TLS or HTTP/2.
+
+use std::io::{self, ErrorKind, IoSlice};
+use std::ops::Range;
+use std::time::Duration;
+
+use bytes::{BufMut as _, Bytes};
+use futures_util::FutureExt as _;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use pingora::protocols::Stream;
+use pingora::proxy::Session;
+use pingora::{Error, ErrorType, Result};
+
+use super::chunks::{Chunks, MAX_PIECES};
+use super::socket::{Socket, in_time};
+use super::splice::PIECE;
+use super::{Side, failed};
+
+/// As pingora calls it.
+const INVALID_CHUNK: ErrorType = ErrorType::new("InvalidChunk");
+/// As good as endless: pingora's reader then passes on whatever comes, as it comes.
+const ENDLESS: &str = "9007199254740991";
+/// What came along with the header is in pingora's buffers: some of it was read with it, and the next
+/// read brings all that is left, as it has as much room as the buffer before it.
+pub const BUFFERED_READS: usize = 2;
+
+/// Where the pieces of a body come from.
+pub trait Source {
+    /// Waits for the next piece. Nothing is lost where it is left before its end.
+    async fn next(&mut self, session: &mut Session) -> Result<()>;
+
+    /// Where the piece lies; nowhere, where all that was left is the body's end.
+    fn parts(&self) -> impl Iterator<Item = &[u8]>;
+
+    /// Whether this is the last piece.
+    fn is_over(&self) -> bool;
+}
+
+/// A body in chunks, out of a client's socket.
+pub struct InChunks {
+    socket: Socket,
+    patience: Duration,
+    /// Reads that are still pingora's.
+    buffered_reads: usize,
+    buffer: Box<[u8]>,
+    /// What was received and not read yet.
+    unread: Range<usize>,
+    chunks: Chunks,
+    /// In the buffer, the piece's.
+    parts: Vec<Range<usize>>,
+}
+
+impl InChunks {
+    /// # Errors
+    /// Where the process has no descriptor left.
+    pub fn of(stream: &Stream, patience: Duration) -> io::Result<Self> {
+        Ok(Self {
+            socket: Socket::of(stream)?,
+            patience,
+            buffered_reads: BUFFERED_READS,
+            buffer: vec![0; PIECE].into(),
+            unread: 0..0,
+            chunks: Chunks::new(),
+            parts: Vec::with_capacity(MAX_PIECES),
+        })
+    }
+
+    /// Has pingora hand on what it read of the body without looking for chunks in it.
+    pub fn take_over(session: &mut Session) -> Result<()> {
+        let header = session.req_header_mut();
+        header.remove_header(&TRANSFER_ENCODING);
+        header.insert_header(CONTENT_LENGTH, ENDLESS)
+    }
+
+    /// What was received after the body's end.
+    pub fn rest(&self) -> &[u8] {
+        &self.buffer[self.unread.clone()]
+    }
+
+    /// Reads on in what was received. False where nothing in it is whole.
+    fn read(&mut self) -> Result<bool> {
+        self.parts.clear();
+        let start = self.unread.start;
+        let read = self.chunks.read(&self.buffer[self.unread.clone()], &mut self.parts);
+        let read = read.map_err(|malformed| Error::explain(INVALID_CHUNK, malformed.0).into_down());
+        self.unread.start += read?;
+        for part in &mut self.parts {
+            *part = part.start + start..part.end + start;
+        }
+        Ok(!self.parts.is_empty() || self.chunks.is_over())
+    }
+
+    async fn receive(&mut self, session: &mut Session) -> Result<()> {
+        // Never much: a size, or a trailer.
+        self.buffer.copy_within(self.unread.clone(), 0);
+        self.unread = 0..self.unread.len();
+        let mut room = &mut self.buffer[self.unread.end..];
+        let received = if self.buffered_reads > 0 {
+            let bytes = session.downstream_session.read_request_body().await;
+            self.buffered_reads -= 1;
+            let bytes = bytes.map_err(Error::into_down)?.unwrap_or_default();
+            room.put_slice(&bytes);
+            bytes.len()
+        } else {
+            let received = match in_time(self.patience, self.socket.receive(&mut room)).await {
+                Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
+                other => other,
+            };
+            received.map_err(|error| failed(&error, Side::Client))?
+        };
+        self.unread.end += received;
+        Ok(())
+    }
+}
+
+impl Source for InChunks {
+    async fn next(&mut self, session: &mut Session) -> Result<()> {
+        while !self.read()? {
+            self.receive(session).await?;
+        }
+        Ok(())
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        self.parts.iter().map(|part| &self.buffer[part.clone()])
+    }
+
+    fn is_over(&self) -> bool {
+        self.chunks.is_over()
+    }
+}
+
+/// A body that pingora's reader has taken apart, or decrypted.
+#[derive(Default)]
+pub struct Collected {
+    parts: Vec<Bytes>,
+    over: bool,
+}
+
+impl Source for Collected {
+    async fn next(&mut self, session: &mut Session) -> Result<()> {
+        self.parts.clear();
+        let mut size = 0;
+        while size < PIECE && self.parts.len() < MAX_PIECES {
+            let reading = session.downstream_session.read_request_body();
+            let read = if self.parts.is_empty() {
+                reading.await
+            } else {
+                // No more than is there already.
+                let Some(read) = reading.now_or_never() else { break };
+                read
+            };
+            match read.map_err(Error::into_down)? {
+                Some(bytes) if bytes.is_empty() => {}
+                Some(bytes) => {
+                    size += bytes.len();
+                    self.parts.push(bytes);
+                }
+                None => {
+                    self.over = true;
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        self.parts.iter().map(|part| &part[..])
+    }
+
+    fn is_over(&self) -> bool {
+        self.over
+    }
+}
+
+/// How the registry is told where a body ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// It was told so many bytes at first.
+    Length(u64),
+    Chunks,
+}
+
+impl Framing {
+    /// What stands before a piece of so many bytes.
+    pub fn before(self, size: usize) -> String {
+        match self {
+            Self::Chunks if size > 0 => format!("{size:x}\r\n"),
+            _ => String::new(),
+        }
+    }
+
+    /// What stands after it.
+    pub fn after(self, size: usize, over: bool) -> &'static [u8] {
+        match (self, size, over) {
+            (Self::Length(_), ..) | (_, 0, false) => b"",
+            (_, 0, true) => b"0\r\n\r\n",
+            (_, _, false) => b"\r\n",
+            (_, _, true) => b"\r\n0\r\n\r\n",
+        }
+    }
+}
+
+/// A piece as it is sent.
+pub fn slices<'a>(
+    before: &'a str,
+    parts: impl Iterator<Item = &'a [u8]>,
+    after: &'a [u8],
+) -> Vec<IoSlice<'a>> {
+    let parts = std::iter::once(before.as_bytes()).chain(parts).chain([after]);
+    parts.filter(|part| !part.is_empty()).map(IoSlice::new).collect()
+}
