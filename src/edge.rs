@@ -5,15 +5,18 @@
 //! answer is written here. `refusal` is the only writer of taglock's own answers.
 
 mod admission;
+mod asked;
 mod blobs;
 mod course;
 mod crowd;
 mod deletes;
+mod drain;
 mod forwarding;
 mod front;
 mod gate;
 mod harbor;
 mod intake;
+mod lean;
 mod pace;
 mod passage;
 mod reads;
@@ -28,6 +31,7 @@ pub use crowd::{Cap, Caps, Crowd};
 pub use front::{Front, LULL};
 pub use gate::Gate;
 
+use std::any::Any;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,14 +44,15 @@ use ipnet::IpNet;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::prelude::HttpPeer;
+use pingora::protocols::http::v1::server::HttpSession;
 use pingora::proxy::{FailToProxy, ProxyHttp, RangeType, Session};
-use pingora::{Error, ErrorSource, ErrorType, Result};
+use pingora::{Error, ErrorType, Result};
 
 use crate::judge::artifacts::Desk;
 use crate::judge::{Judge, Options};
 use crate::ledger::RepositoryKey;
 use crate::name::{RepositoryName, UpstreamName};
-use crate::registry::client::{Client, MAX_ADDRESSES, trouble_of};
+use crate::registry::client::{Client, MAX_ADDRESSES};
 use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Peers};
 use crate::registry::shelf::Shelf;
@@ -57,6 +62,7 @@ use crate::telemetry::Metrics;
 use crate::telemetry::audit::Audit;
 use crate::telemetry::refusals::Refusals;
 use crate::telemetry::traces::{Seen, Tracer};
+use admission::Head;
 use course::Course;
 use passage::{InFlight, Passage, Tally};
 use refusal::Refusal;
@@ -92,8 +98,10 @@ pub struct Config {
     pub body_rate: u64,
     /// Whether each request is logged.
     pub access_log: bool,
-    /// Blobs may take their own path.
+    /// Blobs and uploads may take their own path.
     pub swift: bool,
+    /// The registry speaks TLS: what goes to it or comes from it is pingora's to encrypt.
+    pub registry_tls: bool,
     /// So may small reads.
     pub relays: bool,
 }
@@ -135,15 +143,46 @@ impl Edge {
         RepositoryKey { upstream: self.config.upstream.clone(), repository: repository.clone() }
     }
 
+    /// Counts and tells of a request that is over.
+    fn account(
+        &self,
+        header: &RequestHeader,
+        error: Option<&Error>,
+        passage: &Passage,
+        tally: Tally,
+    ) {
+        let Tally { status, bytes_in, bytes_out } = tally;
+        self.rooms.metrics.request(passage.route, status);
+        self.rooms.metrics.bytes(bytes_in, bytes_out);
+        self.end_trace(header, error, passage, tally);
+        if !self.config.access_log {
+            return;
+        }
+        // Never the query: it holds upload states and tokens' scopes.
+        tracing::info!(
+            target: "taglock::access",
+            id = %passage.id,
+            client = %passage.client.address,
+            method = %header.method,
+            path = header.uri.path(),
+            route = passage.route,
+            status,
+            bytes_in,
+            bytes_out,
+            ms = passage.started.elapsed().as_millis() as u64,
+            error = error.map(|e| e.etype().as_str()),
+            "request",
+        );
+    }
+
     fn end_trace(
         &self,
-        session: &Session,
+        header: &RequestHeader,
         error: Option<&Error>,
         passage: &Passage,
         Tally { status, bytes_in, bytes_out }: Tally,
     ) {
         let Some(trace) = &passage.trace else { return };
-        let header = session.req_header();
         let own_scheme = if self.config.tls { "https" } else { "http" };
         trace.end(&Seen {
             id: &passage.id.to_string(),
@@ -173,14 +212,14 @@ impl Edge {
     }
 
     /// Admits, routes and decides, before anything is sent anywhere.
-    fn decide(&self, session: &Session, passage: &mut Passage) -> Result<Course, Rejection> {
-        let header = session.req_header();
+    fn decide(&self, head: &Head<'_>, passage: &mut Passage) -> Result<Course, Rejection> {
+        let header = head.header;
         // Known even of a request that is refused at the door.
-        passage.client.address = admission::peer_of(session).ip();
+        passage.client.address = head.peer.ip();
         if let Some(id) = header.headers.get("x-request-id") {
             passage.id.adopt(id);
         }
-        passage.client = admission::admit(session, &self.config)?;
+        passage.client = admission::admit(head, &self.config)?;
         let route = Route::parse(&header.method, header.raw_path(), &self.config.doors)?;
         passage.route = passage::label(&route);
         if let (Some(trace), Some(repository)) = (&passage.trace, route.repository()) {
@@ -213,12 +252,24 @@ impl ProxyHttp for Edge {
         Passage::new(self.rooms.metrics.in_flight().clone())
     }
 
+    /// What was known of the request before it was handed to pingora.
+    fn on_connection_reuse(
+        &self,
+        _session: &mut Session,
+        passage: &mut Passage,
+        known: Box<dyn Any + Send + Sync>,
+    ) {
+        if let Ok(known) = known.downcast::<Passage>() {
+            *passage = *known;
+        }
+    }
+
     /// No modules: the default is one that could compress.
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
     async fn request_filter(&self, session: &mut Session, passage: &mut Passage) -> Result<bool> {
         pace::begun();
-        if let Some(tracer) = &self.rooms.tracer {
+        if let Some(tracer) = self.rooms.tracer.as_ref().filter(|_| passage.trace.is_none()) {
             passage.trace = Some(tracer.begin(&session.req_header().headers));
         }
         // pingora bounds only the first header of a connection, and no write to a client.
@@ -226,7 +277,10 @@ impl ProxyHttp for Edge {
             session.set_keepalive(Some(KEEPALIVE_SECONDS));
         }
         session.set_write_timeout(Some(CLIENT_WRITE));
-        let course = match self.decide(session, passage) {
+        let raw = session.as_http1().map(HttpSession::get_headers_raw_bytes);
+        let (header, peer) = (session.req_header(), admission::peer_of(session));
+        let head = Head { header, raw: raw.as_deref(), peer };
+        let course = match self.decide(&head, passage) {
             Ok(course) => course,
             Err(rejection) => Course::Refuse(rejection.into()),
         };
@@ -234,8 +288,8 @@ impl ProxyHttp for Edge {
             self.rooms.gate.pass().await;
         }
         match course {
-            Course::Stream => return Ok(false),
-            Course::Relay => return self.stream_relayed(session, passage).await,
+            // What can be relayed was (`lean`).
+            Course::Stream | Course::Relay => return Ok(false),
             // Boxed: what only some requests need is not to be room in each one's future.
             Course::Blob => return Box::pin(self.stream_blob(session, passage)).await,
             Course::Upload => return Box::pin(self.stream_upload(session, passage)).await,
@@ -257,12 +311,6 @@ impl ProxyHttp for Edge {
                     return Ok(true);
                 }
                 let asked = (&repository, &tag);
-                if !public
-                    && self.config.relays
-                    && self.relay_bound(session, passage, asked).await?
-                {
-                    return Ok(true);
-                }
                 return Box::pin(self.read(session, passage, asked, public)).await;
             }
             Course::ReadPublic(repository, digest) => {
@@ -370,17 +418,8 @@ impl ProxyHttp for Edge {
         error: &Error,
         passage: &mut Passage,
     ) -> FailToProxy {
-        let refusal = match error.esource() {
-            ErrorSource::Upstream => Refusal::trouble(&trouble_of(error)),
-            ErrorSource::Downstream => match error.etype() {
-                // The client has left; nobody is there to answer.
-                ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed => {
-                    return FailToProxy { error_code: 0, can_reuse_downstream: false };
-                }
-                ErrorType::ReadTimedout | ErrorType::WriteTimedout => Refusal::slow_client(),
-                _ => Refusal::malformed(),
-            },
-            ErrorSource::Internal | ErrorSource::Unset => Refusal::internal(),
+        let Some(refusal) = Refusal::of(error) else {
+            return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };
         let error_code = refusal.status().as_u16();
         // Where an answer had begun, all that is left is to end the connection, as pingora does.
@@ -402,29 +441,7 @@ impl ProxyHttp for Edge {
     async fn logging(&self, session: &mut Session, error: Option<&Error>, passage: &mut Passage) {
         pace::ended();
         let tally = Tally::of(session, passage);
-        let Tally { status, bytes_in, bytes_out } = tally;
-        self.rooms.metrics.request(passage.route, status);
-        self.rooms.metrics.bytes(bytes_in, bytes_out);
-        self.end_trace(session, error, passage, tally);
-        if !self.config.access_log {
-            return;
-        }
-        let header = session.req_header();
-        // Never the query: it holds upload states and tokens' scopes.
-        tracing::info!(
-            target: "taglock::access",
-            id = %passage.id,
-            client = %passage.client.address,
-            method = %header.method,
-            path = header.uri.path(),
-            route = passage.route,
-            status,
-            bytes_in,
-            bytes_out,
-            ms = passage.started.elapsed().as_millis() as u64,
-            error = error.map(|e| e.etype().as_str()),
-            "request",
-        );
+        self.account(session.req_header(), error, passage, tally);
     }
 }
 

@@ -353,7 +353,8 @@ fn proxy(
         manifest_time: limits.manifest_time,
         body_rate: limits.body_rate,
         access_log: log.access,
-        swift: upstream.fast_path && !upstream.origin.tls,
+        swift: upstream.fast_path,
+        registry_tls: upstream.origin.tls,
         relays: upstream.fast_path && listen.tls.is_none(),
     });
     let rooms = Arc::new(rooms);

@@ -59,7 +59,10 @@ const LIBRARIES: [(&str, &[&str]); 22] = [
             "src/run",
         ],
     ),
-    ("httparse", &["src/registry/client/relay.rs", "src/edge/blobs/chunks.rs"]),
+    (
+        "httparse",
+        &["src/registry/client/relay.rs", "src/edge/asked.rs", "src/edge/blobs/chunks.rs"],
+    ),
     ("redb", &["src/ledger/embedded"]),
     // `run` names taglock's own module of that name.
     ("redis", &["src/ledger/redis", "src/run/ledgers.rs"]),
@@ -81,7 +84,15 @@ const LIBRARIES: [(&str, &[&str]); 22] = [
     ("axum", &["src/admin"]),
     ("hyper", &["src/admin.rs"]),
     ("utoipa", &["src/admin"]),
-    ("futures_util", &["src/admin/book.rs", "src/console/saving.rs", "src/edge/blobs/pieces.rs"]),
+    (
+        "futures_util",
+        &[
+            "src/admin/book.rs",
+            "src/console/saving.rs",
+            "src/edge/blobs.rs",
+            "src/edge/blobs/pieces.rs",
+        ],
+    ),
     ("ureq", &["src/console/client.rs", "src/telemetry/traces/collector.rs"]),
     ("opentelemetry", &["src/telemetry/traces"]),
     ("opentelemetry_sdk", &["src/telemetry/traces"]),

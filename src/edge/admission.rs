@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, StatusCode, Version};
 use pingora::ErrorType::InvalidHTTPHeader;
+use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 
 use super::passage::Client;
@@ -17,17 +18,27 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
+/// A request's header, whoever has read it.
+#[derive(Clone, Copy)]
+pub struct Head<'a> {
+    pub header: &'a RequestHeader,
+    /// As it came, in HTTP/1.
+    pub raw: Option<&'a [u8]>,
+    /// The other end of the connection.
+    pub peer: SocketAddr,
+}
+
 /// Checks a request's header and says who sent it.
-pub fn admit(session: &Session, config: &Config) -> Result<Client, Rejection> {
-    let header = session.req_header();
-    match session.as_http1() {
-        Some(http1) => check_raw(&http1.get_headers_raw_bytes(), config.max_header)?,
+pub fn admit(head: &Head<'_>, config: &Config) -> Result<Client, Rejection> {
+    let header = head.header;
+    match head.raw {
+        Some(raw) => check_raw(raw, config.max_header)?,
         None => check_size(&header.headers, config.max_header)?,
     }
     check_framing(header.version, &header.headers)?;
     let authority = authority(header.version, &header.uri, &header.headers)?;
     check_host(authority.as_deref(), config)?;
-    Ok(client(peer_of(session), authority, &header.headers, config))
+    Ok(client(head.peer, authority, &header.headers, config))
 }
 
 /// The other end of the connection.
@@ -100,16 +111,20 @@ fn check_framing(version: Version, headers: &HeaderMap) -> Result<(), Rejection>
     if headers.get(CONTENT_LENGTH).is_some_and(|value| !is_length(value.as_bytes())) {
         return Err(bad("a Content-Length that is not one number"));
     }
-    // A connection that changes its protocol would be a tunnel past every check.
-    let upgrading = |value: &http::HeaderValue| {
-        let value = value.as_bytes().to_ascii_lowercase();
-        value
-            .split(|b| *b == b',')
-            .any(|token| matches!(token.trim_ascii(), b"upgrade" | b"http2-settings"))
+    let names = |value: &http::HeaderValue, named: &[&[u8]]| {
+        let mut tokens = value.as_bytes().split(|b| *b == b',');
+        tokens.any(|token| named.iter().any(|own| token.trim_ascii().eq_ignore_ascii_case(own)))
     };
+    let connection =
+        |named: &[&[u8]]| headers.get_all(CONNECTION).iter().any(|value| names(value, named));
+    // What `Connection` names ends at the next hop, and with these a request's end, or its host.
+    if connection(&[b"content-length", b"transfer-encoding", b"host"]) {
+        return Err(bad("`Connection` names a header that frames the request"));
+    }
+    // A connection that changes its protocol would be a tunnel past every check.
     if headers.contains_key(UPGRADE)
         || headers.contains_key("http2-settings")
-        || headers.get_all(CONNECTION).iter().any(upgrading)
+        || connection(&[b"upgrade", b"http2-settings"])
     {
         return Err(bad("no request is upgraded to another protocol"));
     }
@@ -279,6 +294,28 @@ mod tests {
     }
 
     #[test]
+    fn no_connection_may_name_what_frames_a_request() {
+        let framing = |connection: &str| {
+            let mut headers = HeaderMap::new();
+            headers.append(CONNECTION, "keep-alive".parse().unwrap());
+            headers.append(CONNECTION, connection.parse().unwrap());
+            check_framing(Version::HTTP_11, &headers)
+        };
+        for good in ["close", "X-Y, keep-alive", "content-lengthy"] {
+            assert_eq!(framing(good), Ok(()), "{good}");
+        }
+        for bad in [
+            "Content-Length",
+            "x ,\tTRANSFER-ENCODING",
+            "close,host",
+            "Upgrade",
+            "a, http2-settings",
+        ] {
+            assert_eq!(framing(bad).unwrap_err().status, 400, "{bad}");
+        }
+    }
+
+    #[test]
     fn the_nearest_untrusted_address_is_the_client() {
         let config = Config {
             upstream: crate::name::UpstreamName::parse("default").unwrap(),
@@ -296,6 +333,7 @@ mod tests {
             strict: false,
             max_manifest: 1,
             swift: true,
+            registry_tls: false,
             relays: true,
             max_header: 1,
             manifest_time: std::time::Duration::from_secs(1),

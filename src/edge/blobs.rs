@@ -14,6 +14,7 @@ mod uploads;
 use std::io;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use futures_util::FutureExt as _;
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE, EXPECT, HeaderValue, TRANSFER_ENCODING};
 use http::{Method, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -54,6 +55,9 @@ impl Edge {
         }
         opened.header = self.told(passage, opened.header)?;
         match body_length(&opened.header).filter(|length| *length >= WORTH) {
+            Some(length) if self.config.registry_tls => {
+                self.collect(session, opened, length).await?;
+            }
             Some(length) => match self.through(session, &opened) {
                 Some(through) => self.splice(session, passage, opened, through, length).await?,
                 // Without descriptors it goes as it comes, which needs none.
@@ -155,6 +159,33 @@ impl Edge {
         Ok(())
     }
 
+    /// The same from a registry over TLS, whose bytes pingora's reader decrypts a little at a time.
+    async fn collect(
+        &self,
+        session: &mut Session,
+        mut opened: Opened,
+        mut rest: u64,
+    ) -> Result<()> {
+        session.write_response_header(Box::new(opened.header.clone()), false).await?;
+        let mut buffer = BytesMut::new();
+        while rest > 0 {
+            buffer.reserve(PIECE);
+            tokio::select! {
+                biased;
+                filled = fill(&mut opened, &mut buffer) => filled?,
+                error = left(session) => return Err(error),
+            }
+            let piece = buffer.split().freeze();
+            rest = rest.saturating_sub(piece.len() as u64);
+            session.write_response_body(Some(piece), rest == 0).await?;
+        }
+        // pingora's reader is told that there is no more.
+        if opened.chunk().await?.is_none() {
+            self.rooms.client.close(opened).await;
+        }
+        Ok(())
+    }
+
     /// An informational answer, before the last one.
     async fn hand_early(
         &self,
@@ -197,6 +228,27 @@ impl Edge {
         self.rooms.client.close(opened).await;
         Ok(())
     }
+}
+
+/// Puts to a buffer what comes next, and what is there already, up to a piece.
+async fn fill(opened: &mut Opened, buffer: &mut BytesMut) -> Result<()> {
+    while buffer.len() < PIECE {
+        let reading = opened.chunk();
+        let read = if buffer.is_empty() {
+            reading.await
+        } else {
+            let Some(read) = reading.now_or_never() else { break };
+            read
+        };
+        match read? {
+            Some(bytes) => buffer.extend_from_slice(bytes),
+            None if buffer.is_empty() => {
+                return Err(stopped(Stopped::Source(io::ErrorKind::UnexpectedEof.into())));
+            }
+            None => break,
+        }
+    }
+    Ok(())
 }
 
 /// What a client does while it is answered.

@@ -40,6 +40,11 @@ pub(super) enum Course {
 }
 
 impl Course {
+    /// Whether it may be answered without pingora.
+    pub(super) fn is_a_small_read(&self) -> bool {
+        matches!(self, Self::Relay | Self::Read { .. } | Self::ReadPublic(..))
+    }
+
     pub(super) fn needs_the_ledger(&self) -> bool {
         match self {
             Self::Write(_)
@@ -110,7 +115,7 @@ impl Edge {
             }
             Route::Harbor(harbor) => harbor::course(harbor, &rules, |name| self.key(name)),
             Route::ReadBlob { .. } if self.config.swift => Course::Blob,
-            Route::Upload if self.config.swift => Course::Upload,
+            Route::Upload if self.config.swift && !self.config.registry_tls => Course::Upload,
             _ => Course::Stream,
         }
     }

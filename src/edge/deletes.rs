@@ -22,7 +22,7 @@ impl Edge {
         passage: &Passage,
         deletion: Deletion,
     ) -> Result<()> {
-        let caller = self.caller(session, passage, None);
+        let caller = self.caller(session.req_header(), passage, None);
         let Deletion { repository, reference, rule } = deletion.clone();
         let decision = Decision {
             id: passage.id.to_string(),

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pingora::apps::{HttpServerOptions, ServerApp};
+use pingora::apps::{HttpServerApp as _, HttpServerOptions, ServerApp};
+use pingora::protocols::http::ServerSession;
 use pingora::protocols::{ALPN, Stream};
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::ShutdownWatch;
@@ -16,8 +17,11 @@ use pingora::server::configuration::ServerConf;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::asked::{Line, Next};
 use super::crowd::Crowd;
-use super::{Edge, pace, refusal};
+use super::lean::Outcome;
+use super::passage::Passage;
+use super::{Edge, KEEPALIVE_SECONDS, pace, refusal, unknown_address};
 
 /// What HTTP/2 begins with (RFC 9113, section 3.4). No request of HTTP/1.1 begins with `PRI `.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -26,6 +30,8 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// When the proxy stops, connections that are open have so long to bring a request, which is answered
 /// with `Connection: close`. Clients are told so before they are cut off.
 pub const LULL: Duration = Duration::from_secs(1);
+/// What the rest of a header has at the least.
+const LEAST: Duration = Duration::from_secs(1);
 /// Between two looks whether some are left.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long an HTTP/2 connection may be kept without a request.
@@ -39,6 +45,8 @@ pub struct Front {
     http1: Arc<HttpProxy<Edge>>,
     /// `None` behind TLS, where the handshake has settled the version.
     http2: Option<Arc<HttpProxy<Edge>>>,
+    /// Answers small reads itself, where it may.
+    lean: Option<Edge>,
     /// Says when the lull is over.
     over: watch::Sender<bool>,
 }
@@ -61,7 +69,8 @@ impl Front {
             Arc::new(proxy)
         };
         let (http1, http2) = (proxy(false), (!tls).then(|| proxy(true)));
-        Self { crowd, header_time, http1, http2, over: watch::Sender::new(false) }
+        let lean = Some(edge()).filter(|edge| edge.config.relays);
+        Self { crowd, header_time, http1, http2, lean, over: watch::Sender::new(false) }
     }
 
     async fn serve(
@@ -88,7 +97,90 @@ impl Front {
         stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
-        pace::kept(self.header_time, self.http1.process_new(stream, shutdown)).await.flatten()
+        let peer = stream
+            .get_socket_digest()
+            .and_then(|digest| digest.peer_addr().and_then(|address| address.as_inet().copied()));
+        let line = Line::of(stream, peer.unwrap_or_else(unknown_address));
+        match (&self.lean, line) {
+            (Some(lean), Ok(line)) => self.serve_line(lean, line, shutdown).await,
+            (_, Ok(Line { stream, .. }) | Err(stream)) => {
+                let serving = self.http1.process_new(stream, shutdown);
+                pace::kept(self.header_time, serving).await.flatten()
+            }
+        }
+    }
+
+    /// One request after the other: small reads are answered here, the others by pingora.
+    async fn serve_line(
+        &self,
+        lean: &Edge,
+        mut line: Line,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Stream> {
+        let mut over = self.over.subscribe();
+        let over = over.wait_for(|over| *over);
+        let patience = self.header_time.min(SILENCE);
+        // One for all requests, set anew when it has run out: most never need it.
+        let clock = sleep(patience);
+        tokio::pin!(over, clock);
+        loop {
+            let due = Instant::now() + patience;
+            let next = {
+                let next = line.next();
+                tokio::pin!(next);
+                loop {
+                    tokio::select! {
+                        biased;
+                        next = &mut next => break next?,
+                        _ = &mut over => return None,
+                        () = &mut clock => {
+                            if Instant::now() >= due {
+                                return None;
+                            }
+                            clock.as_mut().reset(due);
+                        }
+                    }
+                }
+            };
+            let (read, known) = match next {
+                Next::Other(read) => (read, None),
+                Next::Asked(mut asked) => {
+                    asked.keeps &= !*shutdown.borrow();
+                    match lean.answer_asked(&mut line, &asked).await {
+                        Outcome::Answered { keeps: true } => continue,
+                        Outcome::Answered { keeps: false } => return None,
+                        Outcome::Other(passage) => (asked.raw, Some(passage)),
+                    }
+                }
+            };
+            line = self.hand_over(line, &read, known, due, shutdown).await?;
+        }
+    }
+
+    /// Has pingora serve one request, of which this much was read. `None` where the connection is
+    /// not to be used again.
+    async fn hand_over(
+        &self,
+        line: Line,
+        read: &[u8],
+        known: Option<Box<Passage>>,
+        due: Instant,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Line> {
+        let peer = line.peer;
+        let mut session = ServerSession::new_http1(line.put_back(read)?);
+        let keepalive = (!*shutdown.borrow()).then_some(KEEPALIVE_SECONDS);
+        session.set_keepalive(keepalive);
+        let known_whole = known.is_some();
+        session.set_connection_user_context(known.map(|passage| passage as _));
+        // The rest of its header is due when the whole was.
+        let rest = match known_whole {
+            true => self.header_time,
+            false => due.saturating_duration_since(Instant::now()).max(LEAST),
+        };
+        let serving = self.http1.process_new_http(session, shutdown);
+        let (stream, _) = pace::kept(rest, serving).await.flatten()?.consume();
+        Line::of(stream, peer).ok()
     }
 }
 

@@ -99,7 +99,7 @@ impl Edge {
             subject,
             rule: Some(clearance.rule.name.clone()),
         };
-        let caller = self.caller(session, passage, None);
+        let caller = self.caller(session.req_header(), passage, None);
         let (desk, deletes) = (Arc::clone(&self.rooms.desk), clearance.rule.deletes);
         let shelf = self.rooms.shelf.clone();
         let ruling = async move {
@@ -132,7 +132,7 @@ impl Edge {
         let mut unjudged = unjudged.enter(&key, std::slice::from_ref(&tag));
         // Judged under the rules of this moment: they may have changed while the body came.
         let rule = self.rooms.rules.load().protecting(&repository).cloned();
-        let caller = self.caller(session, passage, None);
+        let caller = self.caller(session.req_header(), passage, None);
         let artifact = match self.rooms.desk.artifact(&key, &artifact, &caller).await {
             Ok(artifact) => artifact,
             Err(verdict) => {

@@ -75,6 +75,13 @@ impl Tally {
         };
         Self { status, bytes_in, bytes_out }
     }
+
+    /// Of a request without a body that pingora has not seen.
+    pub fn of_sent(passage: &Passage) -> Self {
+        let (status, bytes_out) =
+            passage.sent.map_or((0, 0), |sent| (sent.status.as_u16(), sent.bytes));
+        Self { status, bytes_in: 0, bytes_out }
+    }
 }
 
 /// The client's own request id where it sent a sound one, else a new one.

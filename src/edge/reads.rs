@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, DATE, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, StatusCode};
+use http::{Method, StatusCode, Version};
 use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
@@ -12,6 +12,7 @@ use pingora::proxy::Session;
 use super::Edge;
 use super::passage::Passage;
 use super::refusal::Refusal;
+use super::relay::SMALL;
 use super::writes::{is_of_the_connection, legible, title_case};
 use crate::judge::pull::{Basis, Pull, Pulled};
 use crate::ledger::RepositoryKey;
@@ -44,7 +45,7 @@ impl Edge {
         let started = Instant::now();
         let header = session.req_header();
         let reading = reading(&header.method);
-        let caller = self.caller(session, passage, namespace(header.uri.query()));
+        let caller = self.caller(session.req_header(), passage, namespace(header.uri.query()));
         let caller = Caller { public, ..caller };
         let key = self.key(repository);
         let strict = self.config.strict;
@@ -146,28 +147,19 @@ impl Edge {
         reading: Reading,
         (status, headers, body): (StatusCode, &HeaderMap, Bytes),
     ) -> Result<()> {
-        let bodiless = reading == Reading::Head || status == StatusCode::NOT_MODIFIED;
-        let length = match headers.get(CONTENT_LENGTH) {
-            _ if !bodiless => Some(HeaderValue::from(body.len())),
-            // The length of what a GET would bring.
-            of_a_get => of_a_get.cloned(),
-        };
-        let own = |(name, _): &(&HeaderName, &HeaderValue)| {
-            // The date of an answer is when it is given.
-            !is_of_the_connection(name) && **name != DATE
-        };
-        let lines =
-            headers.iter().filter(own).map(|(name, value)| (title_case(name), value.clone()));
-        let length = length.map(|length| (Bytes::from_static(b"Content-Length"), length));
-        let lines: Vec<_> = lines.chain(length).collect();
+        let (lines, at_once) = whole(reading, status, headers, &body);
         if !session.downstream_session.is_body_done() {
             // A GET with a body is none of ours: what is left of it must not be the next request.
             session.set_keepalive(None);
         }
-        let at_once = if bodiless { &[] } else { &body[..] };
-        if let Some(written) = self.write_at_once(session, passage, status, &lines, at_once).await {
-            return written;
+        if let Some(http1) = session.as_http1().filter(|_| self.config.relays)
+            && session.req_header().version == Version::HTTP_11
+            && at_once.len() <= SMALL
+        {
+            let (stream, keeps) = (http1.stream(), http1.will_keepalive());
+            return self.write_whole(stream, passage, keeps, (status, &lines, at_once)).await;
         }
+        let empty = at_once.is_empty();
         let mut header = ResponseHeader::build(status, Some(lines.len() + 1))?;
         for (name, value) in lines {
             header.append_header(name, value)?;
@@ -175,11 +167,32 @@ impl Edge {
         if let Some(warning) = &passage.warning {
             header.append_header("Warning", warning.clone())?;
         }
-        let empty = bodiless || body.is_empty();
         session.write_response_header(Box::new(header), empty).await?;
         if !empty {
             session.write_response_body(Some(body), true).await?;
         }
         Ok(())
     }
+}
+
+/// The lines of an answer's header, and the body that is sent with it.
+pub(super) fn whole<'a>(
+    reading: Reading,
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: &'a [u8],
+) -> (Vec<(Bytes, HeaderValue)>, &'a [u8]) {
+    let bodiless = reading == Reading::Head || status == StatusCode::NOT_MODIFIED;
+    let length = match headers.get(CONTENT_LENGTH) {
+        _ if !bodiless => Some(HeaderValue::from(body.len())),
+        // The length of what a GET would bring.
+        of_a_get => of_a_get.cloned(),
+    };
+    let own = |(name, _): &(&HeaderName, &HeaderValue)| {
+        // The date of an answer is when it is given.
+        !is_of_the_connection(name) && **name != DATE
+    };
+    let lines = headers.iter().filter(own).map(|(name, value)| (title_case(name), value.clone()));
+    let length = length.map(|length| (Bytes::from_static(b"Content-Length"), length));
+    (lines.chain(length).collect(), if bodiless { &[] } else { body })
 }

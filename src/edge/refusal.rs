@@ -3,23 +3,26 @@
 
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use http::StatusCode;
-use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER};
-use pingora::Result;
-use pingora::http::ResponseHeader;
+use http::header::{EXPECT, HeaderValue};
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::{ALPN, Stream};
 use pingora::proxy::Session;
+use pingora::{Error, ErrorSource, ErrorType, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::Edge;
 use super::crowd::Cap;
+use super::drain::drain;
 use super::passage::Passage;
 use crate::judge::delete::{MAX_TAGS, NoDelete, Unsettled};
 use crate::judge::pull::Unsure;
 use crate::judge::{Conflict, Undecided};
 use crate::ledger::Unavailable;
 use crate::name::{RepositoryName, Tag};
+use crate::registry::client::trouble_of;
 use crate::registry::{Trouble, wire};
 use crate::route::{ErrorCode, Rejection};
 use crate::rules::{RefusalStyle, Rule};
@@ -28,10 +31,7 @@ use crate::telemetry::refusals::Refused;
 
 /// Few clients wait for a second; those that do, and people, wait this many.
 const RETRY_SECONDS: &str = "5";
-/// How much of a body that was not read is taken off the wire, so that the answer arrives.
-const DRAIN_BYTES: usize = 8 << 20;
-const DRAIN_TIME: Duration = Duration::from_secs(2);
-/// The same for a connection that is turned away: these are many, and cost little.
+/// What is taken off the wire of a connection that is turned away: these are many, and cost little.
 const TURN_AWAY_BYTES: usize = 64 << 10;
 const TURN_AWAY_TIME: Duration = Duration::from_millis(500);
 
@@ -197,6 +197,21 @@ impl Refusal {
     pub fn malformed() -> Self {
         let status = StatusCode::BAD_REQUEST;
         Self::new(status, ErrorCode::Unsupported, "malformed", "the request can't be read")
+    }
+
+    /// What a client is told of an error; `None` where it has left and nobody is there to be told.
+    pub fn of(error: &Error) -> Option<Self> {
+        Some(match error.esource() {
+            ErrorSource::Upstream => Self::trouble(&trouble_of(error)),
+            ErrorSource::Downstream => match error.etype() {
+                ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed => {
+                    return None;
+                }
+                ErrorType::ReadTimedout | ErrorType::WriteTimedout => Self::slow_client(),
+                _ => Self::malformed(),
+            },
+            ErrorSource::Internal | ErrorSource::Unset => Self::internal(),
+        })
     }
 
     pub fn internal() -> Self {
@@ -366,39 +381,10 @@ impl Edge {
         passage: &Passage,
         refusal: Refusal,
     ) -> Result<()> {
-        let Refusal { status, code, message, reason, extra } = refusal;
-        self.rooms.metrics.refusal(reason);
-        if let Some(trace) = &passage.trace {
-            trace.refused(reason);
-        }
-        tracing::info!(
-            id = %passage.id, status = status.as_u16(), code = code.as_str(), reason, message,
-            "refused"
-        );
-        let body = wire::error_document(code.as_str(), &message);
-        let request = session.req_header();
-        self.rooms.refusals.note(Refused {
-            at: SystemTime::now(),
-            id: passage.id.to_string(),
-            client: passage.client.address,
-            user: user_of(&request.headers).map(User::into_name),
-            method: request.method.to_string(),
-            // Not its query, which may hold a token.
-            path: request.uri.path().to_owned(),
-            status: status.as_u16(),
-            code: code.as_str(),
-            reason,
-            message,
-        });
-        let mut header = ResponseHeader::build(status, Some(8))?;
-        header.insert_header(CONTENT_TYPE, "application/json")?;
-        header.insert_header("Docker-Distribution-API-Version", "registry/2.0")?;
-        header.insert_header("X-Request-Id", passage.id.header().clone())?;
-        header.insert_header(CONTENT_LENGTH, body.len())?;
-        match extra {
-            Extra::None => {}
-            Extra::Allow(methods) => header.insert_header(ALLOW, methods)?,
-            Extra::RetryAfter => header.insert_header(RETRY_AFTER, RETRY_SECONDS)?,
+        let (status, lines, body) = self.note_refusal(session.req_header(), passage, refusal);
+        let mut header = ResponseHeader::build(status, Some(lines.len()))?;
+        for (name, value) in lines {
+            header.insert_header(name, value)?;
         }
         let told_to_go_on = session.response_written().is_some();
         let unread = !session.downstream_session.is_body_done();
@@ -418,6 +404,51 @@ impl Edge {
             drain(session).await;
         }
         Ok(())
+    }
+
+    /// Counts and logs it, and says how it is told.
+    pub(super) fn note_refusal(
+        &self,
+        request: &RequestHeader,
+        passage: &Passage,
+        refusal: Refusal,
+    ) -> (StatusCode, Vec<(Bytes, HeaderValue)>, Vec<u8>) {
+        let Refusal { status, code, message, reason, extra } = refusal;
+        self.rooms.metrics.refusal(reason);
+        if let Some(trace) = &passage.trace {
+            trace.refused(reason);
+        }
+        tracing::info!(
+            id = %passage.id, status = status.as_u16(), code = code.as_str(), reason, message,
+            "refused"
+        );
+        let body = wire::error_document(code.as_str(), &message);
+        self.rooms.refusals.note(Refused {
+            at: SystemTime::now(),
+            id: passage.id.to_string(),
+            client: passage.client.address,
+            user: user_of(&request.headers).map(User::into_name),
+            method: request.method.to_string(),
+            // Not its query, which may hold a token.
+            path: request.uri.path().to_owned(),
+            status: status.as_u16(),
+            code: code.as_str(),
+            reason,
+            message,
+        });
+        let line = |name, value| (Bytes::from_static(name), HeaderValue::from_static(value));
+        let mut lines = vec![
+            line(b"Content-Type", "application/json"),
+            line(b"Docker-Distribution-API-Version", "registry/2.0"),
+            (Bytes::from_static(b"X-Request-Id"), passage.id.header().clone()),
+            (Bytes::from_static(b"Content-Length"), HeaderValue::from(body.len())),
+        ];
+        match extra {
+            Extra::None => {}
+            Extra::Allow(methods) => lines.push(line(b"Allow", methods)),
+            Extra::RetryAfter => lines.push(line(b"Retry-After", RETRY_SECONDS)),
+        }
+        (status, lines, body)
     }
 }
 
@@ -451,18 +482,4 @@ pub async fn turn_away(mut stream: Stream) {
     };
     // A client that has left by itself is no trouble.
     let _ = timeout(TURN_AWAY_TIME, leaving).await;
-}
-
-pub async fn drain(session: &mut Session) {
-    let reading = async {
-        let mut left = DRAIN_BYTES;
-        while let Ok(Some(chunk)) = session.downstream_session.read_request_body().await {
-            match left.checked_sub(chunk.len()) {
-                Some(rest) => left = rest,
-                None => break,
-            }
-        }
-    };
-    // A client that is still sending after that has lost its right to the answer.
-    let _ = timeout(DRAIN_TIME, reading).await;
 }

@@ -107,7 +107,7 @@ impl Edge {
             Act::Write(write) => write.namespace.clone(),
             Act::Delete(_) | Act::DeleteBlob(_) => None,
         };
-        let caller = self.caller(session, passage, namespace);
+        let caller = self.caller(session.req_header(), passage, namespace);
         let judge = &self.rooms.judge;
         let protects = |tag: &Tag| rule.mutability_of(tag) == Mutability::Immutable;
         let mut standing = Vec::new();

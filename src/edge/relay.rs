@@ -2,22 +2,20 @@
 //! binding is known.
 //!
 //! The client's lines go to the registry, and the registry's to the client, but for those that a
-//! proxy changes. pingora has read the request, admission and routing are those of any other, and
-//! what can't be relayed streams through pingora instead: an answer without a length, HTTP/2, TLS.
+//! proxy changes. What can't be relayed is pingora's: an answer without a length, HTTP/2, TLS.
 
 use std::io;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, StatusCode, Version};
-use pingora::http::RequestHeader;
+use http::{HeaderName, HeaderValue, StatusCode};
+use pingora::protocols::Stream;
 use pingora::protocols::http::date::get_cached_date;
-use pingora::protocols::http::v1::server::HttpSession;
-use pingora::proxy::Session;
+use pingora::time::timeout;
 use pingora::{Error, ErrorType, Result};
-use tokio::time::timeout;
 
-use super::blobs::{Side, Socket, failed, has_no_body, in_time, left, send_now};
+use super::asked::{Asked, Line};
+use super::blobs::{Side, Socket, failed, in_time, send_now};
 use super::passage::{Passage, Sent};
 use super::reads::reading;
 use super::refusal::Refusal;
@@ -31,7 +29,7 @@ use crate::route::namespace;
 /// Besides the registry's lines.
 const OURS: usize = 128;
 /// Of a body that is copied, to go out with its header.
-const SMALL: usize = 64 * 1024;
+pub(super) const SMALL: usize = 64 * 1024;
 /// Of a body that is checked before it is passed on; the judge reads longer ones.
 const MOST: u64 = 4 << 20;
 
@@ -39,21 +37,21 @@ impl Edge {
     /// Answers a GET or HEAD of what nobody judges. False where pingora is to do it.
     pub(super) async fn stream_relayed(
         &self,
-        session: &mut Session,
+        line: &mut Line,
+        asked: &Asked,
         passage: &mut Passage,
     ) -> Result<bool> {
-        let target = session.req_header().raw_path();
-        let Some(request) = self.relayed_request(session, passage, target, &[]) else {
+        let Some(request) = self.relayed_request(asked, passage, asked.header.raw_path(), &[])
+        else {
             return Ok(false);
         };
-        let bodiless = session.req_header().method == Method::HEAD;
         let relay = tokio::select! {
             biased;
-            relay = self.rooms.client.relay(&request, bodiless) => relay?,
-            error = left(session) => return Err(error),
+            relay = self.rooms.client.relay(&request, asked.is_head()) => relay?,
+            error = line.left() => return Err(error),
         };
         let Relay::Answer(answer) = relay else { return Ok(false) };
-        self.give(session, passage, answer).await?;
+        self.give(line, asked, passage, answer).await?;
         Ok(true)
     }
 
@@ -61,19 +59,20 @@ impl Edge {
     /// it should be. False where the judge is to find out.
     pub(super) async fn relay_bound(
         &self,
-        session: &mut Session,
+        line: &mut Line,
+        asked: &Asked,
         passage: &mut Passage,
         (repository, tag): (&RepositoryName, &Tag),
     ) -> Result<bool> {
         let started = Instant::now();
         let key = self.key(repository);
         let Some(digest) = self.rooms.judge.fresh(&key, tag) else { return Ok(false) };
-        let header = session.req_header();
-        let reading = reading(&header.method);
-        let namespace = namespace(header.uri.query());
+        let reading = reading(&asked.header.method);
+        let namespace = namespace(asked.header.uri.query());
         let client = &self.rooms.client;
-        let target = client.manifest_target(repository, &digest, namespace.as_deref());
-        let request = self.relayed_request(session, passage, target.as_bytes(), &UNSENT);
+        let name = digest.to_string();
+        let target = client.manifest_target(repository, &name, namespace.as_deref());
+        let request = self.relayed_request(asked, passage, target.as_bytes(), &UNSENT);
         let Some(request) = request else { return Ok(false) };
         // Whether the client is still there is nobody's question, as where the judge asks.
         let asking = async {
@@ -81,21 +80,21 @@ impl Edge {
             let Relay::Answer(mut answer) = relay else { return Ok(None) };
             Ok(client.relay_whole(&mut answer, MOST).await?.then_some(answer))
         };
-        let asked = timeout(self.rooms.peers.timeouts().exchange, asking).await;
-        let answer = match asked.unwrap_or_else(|_| Err(late())) {
+        let answered = timeout(self.rooms.peers.timeouts().exchange, asking).await;
+        let answer = match answered.unwrap_or_else(|_| Err(late())) {
             Ok(Some(answer)) => answer,
             Ok(None) => return Ok(false),
             Err(error) => {
                 self.pulled_past_the_judge(passage, "undecided", started);
                 let refusal = Refusal::unsure(&Unsure::Registry(trouble_of(&error)));
-                Box::pin(self.refuse(session, passage, refusal)).await?;
+                self.refuse_asked(line, asked, passage, refusal, asked.keeps).await?;
                 return Ok(true);
             }
         };
-        let label = if answer.is_plainly(&digest, reading) {
+        let label = if answer.is_plainly(&digest, &name, reading) {
             self.warn_of_drift(passage, &key, tag, &digest);
             let pull = Pull { repository: key, tag: tag.clone(), strict: self.config.strict };
-            let caller = || self.caller(session, passage, namespace);
+            let caller = || self.caller(&asked.header, passage, namespace);
             self.rooms.judge.served(&pull, digest, caller);
             "served"
         } else if answer.is_plain_no(reading) {
@@ -105,7 +104,7 @@ impl Edge {
             return Ok(false);
         };
         self.pulled_past_the_judge(passage, label, started);
-        self.give(session, passage, answer).await?;
+        self.give(line, asked, passage, answer).await?;
         Ok(true)
     }
 
@@ -118,42 +117,40 @@ impl Edge {
     /// The client's request, of this target, for the registry. `None` where it can't be relayed.
     fn relayed_request(
         &self,
-        session: &Session,
+        asked: &Asked,
         passage: &Passage,
         target: &[u8],
         unsent: &[HeaderName],
     ) -> Option<Vec<u8>> {
-        let header = session.req_header();
-        let raw = session.as_http1().filter(|_| is_plain(header))?.get_headers_raw_bytes();
-        self.forwarding(passage).relayed(header, &raw, target, unsent)
+        self.forwarding(passage).relayed(&asked.header, &asked.raw, target, unsent)
     }
 
     /// To the client, and the connection back to where it is kept.
     async fn give(
         &self,
-        session: &mut Session,
+        line: &mut Line,
+        asked: &Asked,
         passage: &mut Passage,
         mut answer: Relayed,
     ) -> Result<()> {
-        let keeps = session.as_http1().is_some_and(HttpSession::will_keepalive);
-        let mut out = self.relayed_head(passage, &answer, keeps);
+        let mut out = self.relayed_head(passage, &answer, asked.keeps);
         // From here on nothing else may be answered.
         let sent = passage.sent.insert(Sent { status: answer.status(), bytes: 0 });
         if answer.body().len() > SMALL {
-            send(session, &out).await?;
-            send(session, answer.body()).await?;
+            send(&line.stream, &out).await?;
+            send(&line.stream, answer.body()).await?;
         } else {
             out.extend_from_slice(answer.body());
-            send(session, &out).await?;
+            send(&line.stream, &out).await?;
         }
         sent.bytes = answer.body().len() as u64;
         while answer.has_more() {
             let more = tokio::select! {
                 biased;
                 more = self.rooms.client.relay_more(&mut answer) => more?,
-                error = left(session) => return Err(error),
+                error = line.left() => return Err(error),
             };
-            send(session, more).await?;
+            send(&line.stream, more).await?;
             sent.bytes += more.len() as u64;
         }
         self.rooms.client.relay_over(answer);
@@ -181,19 +178,14 @@ impl Edge {
         out
     }
 
-    /// Writes an answer that is whole, header and body at once. `None` where pingora is to do it.
-    pub(super) async fn write_at_once(
+    /// Writes an answer that is whole, header and body at once.
+    pub(super) async fn write_whole(
         &self,
-        session: &Session,
+        client: &Stream,
         passage: &mut Passage,
-        status: StatusCode,
-        headers: &[(Bytes, HeaderValue)],
-        body: &[u8],
-    ) -> Option<Result<()>> {
-        let http1 = session.as_http1().filter(|_| self.config.relays)?;
-        if session.req_header().version != Version::HTTP_11 || body.len() > SMALL {
-            return None;
-        }
+        keeps: bool,
+        (status, headers, body): (StatusCode, &[(Bytes, HeaderValue)], &[u8]),
+    ) -> Result<()> {
         let lines: usize = headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
         let mut out = Vec::with_capacity(lines + body.len() + OURS);
         let reason = status.canonical_reason().unwrap_or_default();
@@ -201,15 +193,13 @@ impl Edge {
         for (name, value) in headers {
             put_line(&mut out, name, value.as_bytes());
         }
-        end_head(&mut out, passage, http1.will_keepalive());
+        end_head(&mut out, passage, keeps);
         out.extend_from_slice(body);
         // From here on nothing else may be answered.
         let sent = passage.sent.insert(Sent { status, bytes: 0 });
-        let written = send(session, &out).await;
-        if written.is_ok() {
-            sent.bytes = body.len() as u64;
-        }
-        Some(written)
+        send(client, &out).await?;
+        sent.bytes = body.len() as u64;
+        Ok(())
     }
 }
 
@@ -229,17 +219,8 @@ fn end_head(out: &mut Vec<u8>, passage: &Passage, keeps: bool) {
     out.extend_from_slice(b"\r\n");
 }
 
-fn is_plain(header: &RequestHeader) -> bool {
-    header.version == Version::HTTP_11
-        && matches!(header.method, Method::GET | Method::HEAD)
-        && has_no_body(header)
-}
-
 /// Past pingora's writer, in which nothing waits: what it wrote before, it has sent.
-async fn send(session: &Session, bytes: &[u8]) -> Result<()> {
-    let Some(client) = session.as_http1().map(HttpSession::stream) else {
-        return Error::e_explain(ErrorType::InternalError, "not a connection of HTTP/1.1");
-    };
+async fn send(client: &Stream, bytes: &[u8]) -> Result<()> {
     let failed = |error: io::Error| failed(&error, Side::Client);
     // Nearly always the socket has room for it all.
     let mut bytes = &bytes[send_now(client, bytes).map_err(failed)?..];

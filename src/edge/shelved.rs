@@ -1,9 +1,11 @@
 //! Pulls from repositories that everybody may pull from: manifests from memory where there are any.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use http::header::RANGE;
 use pingora::Result;
+use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 
 use super::Edge;
@@ -24,21 +26,44 @@ impl Edge {
         repository: &RepositoryName,
         tag: &Tag,
     ) -> Result<bool> {
+        let Some(kept) = self.at_hand(session.req_header(), passage, repository, tag) else {
+            return Ok(false);
+        };
+        self.write_kept(session, passage, &kept).await?;
+        Ok(true)
+    }
+
+    /// The manifest of a tag, where memory has both.
+    pub(super) fn at_hand(
+        &self,
+        header: &RequestHeader,
+        passage: &mut Passage,
+        repository: &RepositoryName,
+        tag: &Tag,
+    ) -> Option<Arc<Kept>> {
         let started = Instant::now();
         let key = self.key(repository);
-        let at_hand = || {
-            let digest = self.rooms.judge.fresh(&key, tag)?;
-            let headers = &session.req_header().headers;
-            let kept = self.rooms.shelf.as_ref()?.at_hand(repository, &digest, headers)?;
-            Some((digest, kept))
-        };
-        let Some((digest, kept)) = at_hand() else { return Ok(false) };
+        let digest = self.rooms.judge.fresh(&key, tag)?;
+        let kept = self.rooms.shelf.as_ref()?.at_hand(repository, &digest, &header.headers)?;
         self.rooms.metrics.cache("hit");
         self.rooms.metrics.pull("served", started.elapsed());
         passage.judged("served");
         self.warn_of_drift(passage, &key, tag, &digest);
-        self.write_kept(session, passage, &kept).await?;
-        Ok(true)
+        Some(kept)
+    }
+
+    /// The manifest of a digest, where memory has it.
+    pub(super) fn public_at_hand(
+        &self,
+        header: &RequestHeader,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Option<Arc<Kept>> {
+        // A part can't be checked against the digest of the whole.
+        if header.headers.contains_key(RANGE) {
+            return None;
+        }
+        self.rooms.shelf.as_ref()?.at_hand(repository, digest, &header.headers)
     }
 
     /// A GET or HEAD by digest. False where the request is to stream after all.
@@ -51,16 +76,15 @@ impl Edge {
     ) -> Result<bool> {
         let Some(shelf) = &self.rooms.shelf else { return Ok(false) };
         let header = session.req_header();
-        // A part can't be checked against the digest of the whole.
         if header.headers.contains_key(RANGE) {
             return Ok(false);
         }
-        if let Some(kept) = shelf.at_hand(repository, digest, &header.headers) {
+        if let Some(kept) = self.public_at_hand(header, repository, digest) {
             self.write_kept(session, passage, &kept).await?;
             return Ok(true);
         }
         let reading = reading(&header.method);
-        let caller = self.caller(session, passage, namespace(header.uri.query()));
+        let caller = self.caller(session.req_header(), passage, namespace(header.uri.query()));
         let caller = Caller { public: true, ..caller };
         match shelf.serve(&caller, repository, digest, reading).await {
             Serving::Good(answer)

@@ -11,7 +11,7 @@ use http::header::{
 };
 use http::{HeaderMap, StatusCode};
 use pingora::Result;
-use pingora::http::ResponseHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 
 use super::crowd::Place;
@@ -66,7 +66,7 @@ impl Edge {
         // Judged under the rules of this moment: they may have changed while the body came.
         let rules = self.rooms.rules.load_full();
         let rule = rules.protecting(&write.repository).cloned();
-        let caller = self.caller(session, passage, write.namespace.clone());
+        let caller = self.caller(session.req_header(), passage, write.namespace.clone());
         let named = if write.by_digest { None } else { write.digest };
         let cargo = Cargo { caller, manifest, named };
         let rule = rule.as_ref();
@@ -202,12 +202,11 @@ impl Edge {
     /// The client, as the registry will see it in requests that taglock makes.
     pub(super) fn caller(
         &self,
-        session: &Session,
+        header: &RequestHeader,
         passage: &Passage,
         namespace: Option<String>,
     ) -> Caller {
-        let headers = &session.req_header().headers;
-        let headers = self.forwarding(passage).end_to_end(headers);
+        let headers = self.forwarding(passage).end_to_end(&header.headers);
         Caller { headers, namespace, public: false }
     }
 

@@ -2,6 +2,7 @@
 //! must not be able to tell apart.
 
 mod source;
+mod tls;
 mod trouble;
 mod uploads;
 

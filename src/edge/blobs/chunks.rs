@@ -65,6 +65,12 @@ impl Chunks {
                     return Err(Malformed("a chunk's size is no number"));
                 }
                 Place::Size => match httparse::parse_chunk_size(rest) {
+                    // Some end a line at it, within an extension as well.
+                    Ok(httparse::Status::Complete((length, _)))
+                        if memchr::memchr(b'\n', &rest[..length]) != Some(length - 1) =>
+                    {
+                        return Err(Malformed("a chunk's extension has a line's end in it"));
+                    }
                     Ok(httparse::Status::Complete((length, size))) if length <= MAX_SIZE_LINE => {
                         self.0 = if size == 0 { Place::Trailers(0) } else { Place::Data(size) };
                         length
@@ -178,6 +184,7 @@ mod tests {
             "3\r\nabc\r\n\r\n0\r\n\r\n",
             ";x\r\n\r\n",
             " 0\r\n\r\n",
+            "5;a\nhello\r\n0\r\n\r\n",
             "3\r;\nabc",
             "0\r\n\n",
             "0\r\nX: y\n\r\n",

@@ -27,10 +27,11 @@ pub const BUFFERED_READS: usize = 2;
 
 /// Where the pieces of a body come from.
 pub trait Source {
-    /// Waits for the next piece. Nothing is lost where it is left before its end.
+    /// Waits for the next piece, which may be empty: who sends must be heard of again and again, or
+    /// a client could take its time. Nothing is lost where it is left before its end.
     async fn next(&mut self, session: &mut Session) -> Result<()>;
 
-    /// Where the piece lies; nowhere, where all that was left is the body's end.
+    /// Where the piece lies.
     fn parts(&self) -> impl Iterator<Item = &[u8]>;
 
     /// Whether this is the last piece.
@@ -100,6 +101,11 @@ impl InChunks {
             let bytes = session.downstream_session.read_request_body().await;
             self.buffered_reads -= 1;
             let bytes = bytes.map_err(Error::into_down)?.unwrap_or_default();
+            if bytes.len() > room.len() {
+                // Cannot be: headers are bounded, and what is read with one is no longer than it.
+                let error = Error::explain(ErrorType::InternalError, "more than a buffer holds");
+                return Err(error.into_in());
+            }
             room.put_slice(&bytes);
             bytes.len()
         } else {
@@ -116,8 +122,9 @@ impl InChunks {
 
 impl Source for InChunks {
     async fn next(&mut self, session: &mut Session) -> Result<()> {
-        while !self.read()? {
+        if !self.read()? {
             self.receive(session).await?;
+            self.read()?;
         }
         Ok(())
     }
@@ -152,7 +159,7 @@ impl Source for Collected {
                 read
             };
             match read.map_err(Error::into_down)? {
-                Some(bytes) if bytes.is_empty() => {}
+                Some(bytes) if bytes.is_empty() => break,
                 Some(bytes) => {
                     size += bytes.len();
                     self.parts.push(bytes);

@@ -15,8 +15,9 @@ use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 
+use super::super::drain::drain;
 use super::super::passage::Passage;
-use super::super::{CLIENT_WRITE, Edge, refusal};
+use super::super::{CLIENT_WRITE, Edge};
 use super::pieces::{BUFFERED_READS, Collected, Framing, InChunks, Source, slices};
 use super::socket::{Heed, Patience, Sink, Socket, Stopped};
 use super::splice::Through;
@@ -48,8 +49,13 @@ impl Edge {
     ) -> Result<bool> {
         let Some(framing) = framing(session) else { return Ok(false) };
         let mut request = self.forwarding(passage).streamed(session.req_header())?;
-        if framing == Framing::Chunks {
-            request.insert_header(TRANSFER_ENCODING, "chunked")?;
+        // Whatever the client said of them: the registry finds the body's end by these alone.
+        match framing {
+            Framing::Length(length) => request.insert_header(CONTENT_LENGTH, length)?,
+            Framing::Chunks => {
+                request.remove_header(&CONTENT_LENGTH);
+                request.insert_header(TRANSFER_ENCODING, "chunked")?;
+            }
         }
         let mut begun = self.rooms.client.begin(&request).await?;
         let sent = match (framing, session.as_http1().filter(|_| !self.config.tls)) {
@@ -71,7 +77,7 @@ impl Edge {
                 session.set_keepalive(None);
                 let opened = begun.opened(self.told(passage, *header)?, Vec::new()).at_last();
                 self.hand_on(session, opened, Client::Sends).await?;
-                refusal::drain(session).await;
+                drain(session).await;
             }
         }
         Ok(true)

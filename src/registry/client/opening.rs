@@ -51,6 +51,8 @@ impl Opened {
 pub struct Begun {
     session: v1::client::HttpSession,
     peer: HttpPeer,
+    /// Informational answers so far.
+    early: usize,
 }
 
 impl Begun {
@@ -66,12 +68,18 @@ impl Begun {
     pub async fn answer(&mut self) -> Result<ResponseHeader> {
         self.session.read_response().await.map_err(Error::into_up)?;
         let header = self.session.resp_header().cloned();
-        header.ok_or_else(|| Error::explain(H1Error, "no header").into_up())
+        let header = header.ok_or_else(|| Error::explain(H1Error, "no header").into_up())?;
+        self.early += usize::from(is_early(&header));
+        if self.early > MAX_EARLY {
+            let error = Error::explain(H1Error, "one informational answer after the other");
+            return Err(error.into_up());
+        }
+        Ok(header)
     }
 
     /// With the header of the last answer.
     pub fn opened(self, header: ResponseHeader, early: Vec<ResponseHeader>) -> Opened {
-        let Self { session, peer } = self;
+        let Self { session, peer, .. } = self;
         Opened { header, early, session, peer, last: false }
     }
 }
@@ -89,13 +97,12 @@ impl Client {
     pub async fn open(&self, request: &RequestHeader) -> Result<Opened> {
         let read = async |mut begun: Begun| {
             let mut early = Vec::new();
-            while early.len() < MAX_EARLY {
+            loop {
                 match begun.answer().await? {
                     header if is_early(&header) => early.push(header),
                     header => return Ok(begun.opened(header, early)),
                 }
             }
-            Error::e_explain(H1Error, "one informational answer after the other")
         };
         self.attempt(request, read).await
     }
@@ -161,7 +168,7 @@ impl Client {
         session.read_timeout = Some(timeouts.read);
         session.write_timeout = Some(timeouts.write);
         session.write_request_header(Box::new(request)).await?;
-        Ok(Begun { session, peer })
+        Ok(Begun { session, peer, early: 0 })
     }
 
     /// Keeps the connection of an answer that was read to its end through [`Opened::chunk`].

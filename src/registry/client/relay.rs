@@ -14,10 +14,12 @@ use memchr::{memchr, memchr_iter};
 use pingora::ErrorType::{ConnectionClosed, ReadError, ReadTimedout};
 use pingora::ErrorType::{WriteError, WriteTimedout};
 use pingora::protocols::Stream;
+// Cheaper than tokio's where there are many, and right to ten milliseconds.
+use pingora::time::timeout;
 use pingora::upstreams::peer::Peer as _;
 use pingora::{Error, Result};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::Client;
 

@@ -65,13 +65,13 @@ impl Client {
 }
 
 impl Relayed {
-    /// Whether this is what a tag that is bound to this digest may be answered with, as
+    /// Whether this is what a tag that is bound to this digest, of this name, may be answered with, as
     /// [`Registry::serve`](crate::registry::Registry::serve) finds it without asking again. What
     /// isn't may be good all the same.
-    pub fn is_plainly(&self, digest: &Digest, reading: Reading) -> bool {
+    pub fn is_plainly(&self, digest: &Digest, name: &str, reading: Reading) -> bool {
         let named = match self.one(&CONTENT_DIGEST) {
             Some(None) => true,
-            Some(Some(named)) => named == digest.to_string().as_bytes(),
+            Some(Some(named)) => named == name.as_bytes(),
             None => false,
         };
         named

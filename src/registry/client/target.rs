@@ -20,15 +20,24 @@ impl Client {
         format!("{}/manifests/{reference}", self.naming.place(repository))
     }
 
-    /// Where the registry has a manifest, for a request in bytes.
+    /// Where the registry has a manifest of this digest, for a request in bytes.
     pub fn manifest_target(
         &self,
         repository: &RepositoryName,
-        digest: &Digest,
+        digest: &str,
         namespace: Option<&str>,
     ) -> String {
-        let path = self.manifest_path(repository, &Reference::Digest(*digest));
-        with_query(&path, None, namespace)
+        let place = self.naming.place(repository);
+        let mut target = String::with_capacity(place.len() + digest.len() + 64);
+        for part in [place.as_ref(), "/manifests/", digest] {
+            target.push_str(part);
+        }
+        if let Some(namespace) = namespace {
+            for part in ["?ns=", namespace] {
+                target.push_str(part);
+            }
+        }
+        target
     }
 }
 

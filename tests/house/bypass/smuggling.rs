@@ -102,6 +102,11 @@ const TWO_READINGS: &[&str] = &[
     "Connection: upgrade\r\n\r\n{S}",
     "Connection: x, UPGRADE\r\n\r\n{S}",
     "HTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n{S}",
+    // What ends at this hop would be missing at the next.
+    "Connection: Content-Length\r\nContent-Length: 5\r\n\r\nhello{S}",
+    "Connection: close, content-LENGTH\r\nContent-Length: 5\r\n\r\nhello{S}",
+    "Connection: Transfer-Encoding\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{S}",
+    "Connection: X\r\nConnection: y ,Host\r\nContent-Length: 0\r\n\r\n{S}",
     // Hosts.
     "Host: y\r\nContent-Length: 0\r\n\r\n{S}",
     "Host:\r\nContent-Length: 0\r\n\r\n{S}",
@@ -283,8 +288,12 @@ fn what_follows_a_request_is_not_part_of_it() {
             "Content-Length: 5\r\n\r\nhello{S}",
             "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n{S}",
             "Connection: close\r\nContent-Length: 0\r\n\r\n{S}",
-            "Connection: Content-Length\r\nContent-Length: 5\r\n\r\nhello{S}",
-            "Connection: close, Host, Transfer-Encoding\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{S}",
+            "Connection: X-Y\r\nX-Y: Content-Length\r\nContent-Length: 5\r\n\r\nhello{S}",
+            // Large bodies take a path of their own. What is in them are no requests.
+            "Content-Length: {size}\r\n\r\n{body}{S}",
+            "Connection: Content-Length\r\nContent-Length: {size}\r\n\r\n{body}",
+            "Connection: Transfer-Encoding\r\nTransfer-Encoding: chunked\r\n\r\n{hex}\r\n{body}\r\n0\r\n\r\n{S}",
+            "Transfer-Encoding: chunked\r\n\r\n{hex}\r\n{body}\r\n0\r\n\r\n{S}",
             "Expect: 100-continue\r\nContent-Length: 5\r\n\r\nhello{S}",
             "Expect: something\r\nContent-Length: 5\r\n\r\nhello{S}",
             // For `-` is taken what some servers take for it.
@@ -295,6 +304,9 @@ fn what_follows_a_request_is_not_part_of_it() {
         ] {
             let what = format!("{target}: {tail:?}");
             let tail = tail.replace("{long}", &"y".repeat(70_000));
+            let body = SMUGGLED.replace("PUT", "POST").repeat(2000);
+            let tail = tail.replace("{size}", &body.len().to_string());
+            let tail = tail.replace("{hex}", &format!("{:x}", body.len())).replace("{body}", &body);
             talk(&taglock.address, &requests(target, &tail));
             for bytes in recorder.take() {
                 let strict = Reading::STRICT.messages(&bytes);
