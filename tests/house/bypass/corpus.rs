@@ -242,11 +242,12 @@ pub const CASES: &[Case] = &[
     Case { http1_only: true, ..with("settings", &[("HTTP2-Settings", "AAMAAABk")], 400) },
     Case {
         http1_only: true,
-        ..with("a nominated Content-Length", &[("Connection", "Content-Length")], 409)
+        ..with("a nominated Content-Length", &[("Connection", "Content-Length")], 400)
     },
+    Case { http1_only: true, ..with("a nominated type", &[("Connection", "Content-Type")], 409) },
     Case {
         http1_only: true,
-        ..with("a nominated type", &[("Connection", "Content-Type, Host")], 409)
+        ..with("a nominated host", &[("Connection", "Content-Type, Host")], 400)
     },
 ];
 

@@ -38,6 +38,20 @@ impl Recorder {
         Self { address, log }
     }
 
+    /// The same once nothing more comes: a large body may be on its way still when its client is gone.
+    pub fn take_settled(&self) -> Vec<Vec<u8>> {
+        let count = || self.log.lock().unwrap().iter().map(Vec::len).sum::<usize>();
+        let mut before = usize::MAX;
+        loop {
+            let now = count();
+            if now == before {
+                return self.take();
+            }
+            before = now;
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     /// What came on each connection since the last time.
     pub fn take(&self) -> Vec<Vec<u8>> {
         let mut log = self.log.lock().unwrap();

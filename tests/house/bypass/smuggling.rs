@@ -303,12 +303,13 @@ fn what_follows_a_request_is_not_part_of_it() {
             "Content-Length: 5\r\nX-Y: {long}\r\n\r\nhello{S}",
         ] {
             let what = format!("{target}: {tail:?}");
+            let large = tail.contains("{body}");
             let tail = tail.replace("{long}", &"y".repeat(70_000));
             let body = SMUGGLED.replace("PUT", "POST").repeat(2000);
             let tail = tail.replace("{size}", &body.len().to_string());
             let tail = tail.replace("{hex}", &format!("{:x}", body.len())).replace("{body}", &body);
             talk(&taglock.address, &requests(target, &tail));
-            for bytes in recorder.take() {
+            for bytes in if large { recorder.take_settled() } else { recorder.take() } {
                 let strict = Reading::STRICT.messages(&bytes);
                 let text = String::from_utf8_lossy(&bytes).into_owned();
                 // The judge asks before it writes; a request that follows is seen as one.
