@@ -127,7 +127,8 @@ pub struct Line {
 }
 
 impl Line {
-    /// `None` where bytes could not be put back.
+    /// # Errors
+    /// The stream, where bytes that were read could not be put back.
     pub fn of(stream: Stream, peer: SocketAddr) -> Result<Self, Stream> {
         match stream.as_any().is::<Tcp>() {
             true => Ok(Self { stream, peer, early: Vec::new() }),
