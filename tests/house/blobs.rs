@@ -397,3 +397,56 @@ fn without_chunks_and_dates(bytes: &[u8]) -> Vec<u8> {
     }
     [&all, rest].concat()
 }
+
+#[test]
+fn reads_of_every_kind_take_turns_on_one_connection() {
+    let source = Source::start(|asked| match asked.what() {
+        "none" => asked.say("404 Not Found\r\nContent-Length: 2", b"{}"),
+        "chunked" => asked.say("200 OK\r\nTransfer-Encoding: chunked", b"2\r\n{}\r\n0\r\n\r\n"),
+        _ => sized(asked),
+    });
+    both(&source.address, "", "", |taglock, _| {
+        let mut client = Kept::new(taglock);
+        for round in 0..20 {
+            for (n, what) in ["size-2000", "none", "chunked", "size-70000"].iter().enumerate() {
+                KIND.set(if (round + n) % 3 == 0 { "blobs" } else { "manifests" });
+                let answer = client.get(what);
+                let expected = if *what == "none" { 404 } else { 200 };
+                assert_eq!(answer.status, expected, "{round} {what}");
+                assert_eq!(answer.header("Connection"), Some("keep-alive"), "{round} {what}");
+            }
+            // Refused here, and by nobody else: it has no such path, and no such method.
+            for (method, target, status) in
+                [("GET", "/v2/other/../manifests/v1", 400), ("TRACE", "/v2/", 405)]
+            {
+                let bytes = http::bytes("x", method, target, &[], b"");
+                client.stream.write_all(&bytes).unwrap();
+                assert_eq!(client.read().status, status, "{round} {target}");
+            }
+        }
+        // Who says so is let go.
+        KIND.set("manifests");
+        let close = [("Connection", "close")];
+        client.stream.write_all(&http::bytes("x", "GET", &path("size-9"), &close, b"")).unwrap();
+        let answer = client.read();
+        assert_eq!((answer.header("Connection"), &answer.body), (Some("close"), &body(9)));
+        assert!(client.rest().is_empty());
+    });
+}
+
+#[test]
+fn a_request_sent_ahead_of_an_answer_is_answered_next_where_taglock_reads_itself() {
+    let source = Source::start(|asked| {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        sized(asked)
+    });
+    KIND.set("manifests");
+    let (taglock, first) = (Taglock::with(&source.address, "", ""), body(1000));
+    let mut client = Kept::new(&taglock);
+    client.ask("size-1000");
+    // Not along with the first one: both together are pingora's, which ends the connection.
+    eventually("the first request", || source.asked() == 1);
+    client.ask("size-2000");
+    assert!(client.read().body == first);
+    assert!(client.read().body == body(2000));
+}
