@@ -2,7 +2,8 @@
 //!
 //! A request is admitted (`admission`), routed, and then either streams through pingora untouched
 //! or is judged: its manifest is taken in (`intake`), the judge talks to the registry, and the
-//! answer is written here. `refusal` is the only writer of taglock's own answers.
+//! answer is written here. `refusal` is the only writer of taglock's own answers. Where clients speak
+//! no TLS, small reads are answered before pingora sees them (`lean`).
 
 mod admission;
 mod asked;
