@@ -418,28 +418,45 @@ fn a_stop_tells_kept_connections_and_finishes_http2() {
     let mut taglock = Taglock::before(&registry.address);
     let blob = vec![7; 6_000_000];
     let path = blob_in(&registry.address, &blob);
-    let mut kept = BufReader::new(http::connect(&taglock.address).unwrap());
-    let ask = |kept: &mut BufReader<TcpStream>| {
-        kept.get_mut().write_all(&http::bytes("x", "GET", "/v2/", &[], b"")).unwrap();
-        http::read_answer(kept, false).unwrap()
+    assert_eq!(put(&registry.address, "other/app", "v1", &manifest("one")).status, 201);
+    // Requests of pingora's, and those that taglock reads itself.
+    let targets = ["/v2/", "/v2/other/app/manifests/v1"];
+    let ask = |kept: &mut BufReader<TcpStream>, target: &str| {
+        kept.get_mut()
+            .write_all(&http::bytes("x", "GET", target, &[("Accept", INDEX)], b""))
+            .unwrap();
+        let answer = http::read_answer(kept, false).unwrap();
+        assert_eq!(answer.status, 200, "{target}");
+        answer.header("Connection").map(str::to_owned)
     };
-    assert_ne!(ask(&mut kept).header("Connection"), Some("close"));
-    let idle = http::connect(&taglock.address).unwrap();
+    let asked = |target: &str| {
+        let mut kept = BufReader::new(http::connect(&taglock.address).unwrap());
+        assert_ne!(ask(&mut kept, target).as_deref(), Some("close"));
+        kept
+    };
+    let kept = targets.map(asked);
+    let mut idle: Vec<_> = targets.map(asked).into_iter().map(BufReader::into_inner).collect();
+    idle.push(http::connect(&taglock.address).unwrap());
     let url = format!("http://{}{path}", taglock.address);
     let file = taglock.folder.path().join("blob");
     let mut curl = Command::new("curl");
-    curl.args(["-sS", "--http2-prior-knowledge", "--limit-rate", "2M", "-o"]).arg(&file).arg(&url);
+    curl.args(["-sS", "--http2-prior-knowledge", "--limit-rate", "1M", "-o"]).arg(&file).arg(&url);
     let mut curl = curl.spawn().unwrap();
     eventually("the download", || fs::metadata(&file).is_ok_and(|f| f.len() > 0));
     taglock.process.signal("-TERM");
     eventually("the stop", || taglock.process.log().contains("stopping:"));
-    assert_eq!(ask(&mut kept).header("Connection"), Some("close"), "told, not cut");
-    let mut nothing = [0];
-    match (&idle).read(&mut nothing) {
-        Ok(0) => {}
-        Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
-        other => panic!("{other:?}"),
+    for (mut kept, target) in kept.into_iter().zip(targets) {
+        assert_eq!(ask(&mut kept, target).as_deref(), Some("close"), "told, not cut: {target}");
     }
+    for mut idle in idle {
+        match idle.read(&mut [0]) {
+            Ok(0) => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    // By itself, and not with the process, which the download holds.
+    assert!(matches!(curl.try_wait(), Ok(None)), "the connections were closed late");
     assert!(curl.wait().unwrap().success());
     assert!(fs::read(&file).unwrap() == blob, "the blob was cut or changed");
     assert_eq!(taglock.process.wait_for_end(), 0);
