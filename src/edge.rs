@@ -18,6 +18,7 @@ mod gate;
 mod harbor;
 mod intake;
 mod lean;
+mod linger;
 mod pace;
 mod passage;
 mod reads;
@@ -31,6 +32,7 @@ mod writes;
 pub use crowd::{Cap, Caps, Crowd};
 pub use front::{Front, LULL};
 pub use gate::Gate;
+pub use linger::Deliveries;
 
 use std::any::Any;
 use std::net::SocketAddr;
@@ -335,8 +337,8 @@ impl ProxyHttp for Edge {
         _session: &mut Session,
         _passage: &mut Passage,
     ) -> Result<Box<HttpPeer>> {
-        match self.rooms.peers.peer().await {
-            Ok(peer) => Ok(Box::new(peer)),
+        match self.rooms.peers.way().await {
+            Ok(way) => Ok(Box::new(way.peer.clone())),
             Err(trouble) => {
                 Err(Error::explain(ErrorType::ConnectError, trouble.to_string()).into_up())
             }

@@ -5,6 +5,7 @@ pub mod anonymous;
 pub mod catalogue;
 mod challenge;
 pub mod client;
+pub mod clock;
 mod idle;
 pub mod media;
 pub mod peer;

@@ -30,7 +30,7 @@ use pingora::services::listening::Service;
 use crate::admin::{Admin, Eyes, Parts};
 use crate::cli::{Command, Serve};
 use crate::console;
-use crate::edge::{Cap, Caps, Config, Crowd, Edge, Front, Rooms};
+use crate::edge::{Cap, Caps, Config, Crowd, Deliveries, Edge, Front, Rooms};
 use crate::judge::Judge;
 use crate::judge::artifacts::Desk;
 use crate::judge::drift::{Change, Drift, Servant};
@@ -58,6 +58,9 @@ use shutdown::Shutdown;
 use sockets::{Door, Sockets};
 use takeover::Takeover;
 use verify::Verify;
+
+/// Connections to the registry that pingora keeps, in all.
+const KEPT: usize = 128;
 
 /// Why a command ended otherwise than well; `main` turns it into an exit status.
 #[derive(Debug, thiserror::Error)]
@@ -165,6 +168,10 @@ fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
 
     let configuration = ServerConf {
         threads: settings.threads,
+        // See `lanes`.
+        work_stealing: false,
+        // Of each lane's own.
+        upstream_keepalive_pool_size: (KEPT / settings.threads).max(4),
         // pingora sleeps this through and then cuts what is left; `shutdown` ends the process
         // before, as soon as nothing is left.
         grace_period_seconds: Some(
@@ -250,8 +257,15 @@ fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
         audit: Arc::clone(&rooms.audit),
         refusals: Arc::clone(&rooms.refusals),
     };
-    let door = proxy(&server, &settings, rooms, (&sockets, served))?.on_open(|| takeover.serve());
-    server.add_service(door).add_dependency(&reload);
+    let deliveries = Arc::new(Deliveries::default());
+    let mut serving = Some(|| takeover.serve());
+    for lane in lanes(&server, &settings, (rooms, &deliveries), (&sockets, served))? {
+        let lane = match serving.take() {
+            Some(serve) => lane.on_open(serve),
+            None => lane,
+        };
+        server.add_service(lane).add_dependency(&reload);
+    }
     if let Some(admin) = &settings.admin {
         let token = admin.token.as_ref().map(settings::Secret::expose);
         let app = Admin::new(parts, token, admin.hosts.clone());
@@ -272,6 +286,7 @@ fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
     );
     let shutdown = Shutdown {
         metrics,
+        deliveries,
         notices,
         ledger: guarded,
         audit,
@@ -329,12 +344,14 @@ fn eyes(settings: &Settings, client: Arc<Client>, account: Option<Arc<Account>>)
     }
 }
 
-fn proxy(
+/// The proxy, once for each thread: a connection stays in the thread that accepted it, and so do the
+/// registry's that serve it. Nothing of a request is handed from one thread to another.
+fn lanes(
     server: &Server,
     settings: &Settings,
-    rooms: Rooms,
+    (rooms, deliveries): (Rooms, &Arc<Deliveries>),
     (sockets, served): (&Sockets, Option<Arc<Served>>),
-) -> Result<Door<Front>, Failure> {
+) -> Result<Vec<Door<Front>>, Failure> {
     let Settings { listen, upstream, limits, log, .. } = settings;
     let config = Arc::new(Config {
         upstream: upstream.name.clone(),
@@ -359,20 +376,25 @@ fn proxy(
     });
     let rooms = Arc::new(rooms);
     let edge = || Edge::new(Arc::clone(&config), Arc::clone(&rooms));
-    let (over_tls, crowd) = (listen.tls.is_some(), Arc::clone(&rooms.crowd));
-    let front = Front::new(&server.configuration, over_tls, crowd, limits.header_time, edge);
-    let mut service = Service::new("proxy".into(), front);
-    for address in &listen.addresses {
-        // Header and body of a small answer leave in one write. The buffer for what comes is there for
-        // as long as the connection is; large bodies are read past it, so it need not be large.
-        let buffer = L4BufferSettings::default().read(16 * 1024).write(16 * 1024);
-        let endpoint = ListenerConfig::tcp(address.to_string()).l4_buffer(buffer);
-        service.add_listener(match &served {
-            Some(served) => endpoint.tls(tls(served)?),
-            None => endpoint,
-        });
-    }
-    sockets.door(service, &listen.addresses)
+    let lane = || {
+        let counted = (Arc::clone(&rooms.crowd), Arc::clone(deliveries));
+        let (over_tls, header_time) = (listen.tls.is_some(), limits.header_time);
+        let front = Front::new(&server.configuration, over_tls, counted, header_time, edge);
+        let mut service = Service::new("proxy".into(), front);
+        for address in &listen.addresses {
+            // Header and body of a small answer leave in one write. The buffer for what comes is there
+            // for as long as the connection is; large bodies are read past it, so it need not be large.
+            let buffer = L4BufferSettings::default().read(16 * 1024).write(16 * 1024);
+            let endpoint = ListenerConfig::tcp(address.to_string()).l4_buffer(buffer);
+            service.add_listener(match &served {
+                Some(served) => endpoint.tls(tls(served)?),
+                None => endpoint,
+            });
+        }
+        service.threads = Some(1);
+        sockets.door(service, &listen.addresses)
+    };
+    (0..settings.threads).map(|_| lane()).collect()
 }
 
 fn tls(served: &Arc<Served>) -> Result<TlsSettings, Failure> {

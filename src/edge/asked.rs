@@ -4,6 +4,7 @@
 //! Nothing is refused here. What is not as plain as this is pingora's, from its first byte on.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{
@@ -18,12 +19,15 @@ use pingora::{Error, ErrorType};
 use tokio::io::AsyncReadExt as _;
 
 use super::admission::Head;
+use super::forwarding::Introduction;
+use super::passage::Client;
 
 /// The usual header fits; a longer one grows it.
 const ROOM: usize = 4 * 1024;
 /// A header beyond this size is pingora's to read.
 const MAX_HEAD: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
+const END: &[u8] = b"\r\n\r\n";
 
 pub struct Asked {
     pub header: RequestHeader,
@@ -79,6 +83,7 @@ impl Asked {
 enum Look {
     /// May become one that is read here.
     Partial,
+    /// One header, or more: that is seen when it is read.
     Whole,
     /// Pingora's.
     Other,
@@ -98,12 +103,12 @@ impl Look {
         {
             return Self::Other;
         }
-        match memmem::find(bytes, b"\r\n\r\n") {
-            Some(end) if end + 4 == bytes.len() => Self::Whole,
-            // With lines that end otherwise it may be whole already.
-            None if bytes.len() < MAX_HEAD && !has_a_bare_line_feed(bytes) => Self::Partial,
-            _ => Self::Other,
+        if bytes.ends_with(END) {
+            return Self::Whole;
         }
+        // With lines that end otherwise it may be whole already.
+        let partial = memmem::find(bytes, END).is_none() && !has_a_bare_line_feed(bytes);
+        if partial && bytes.len() < MAX_HEAD { Self::Partial } else { Self::Other }
     }
 }
 
@@ -124,6 +129,8 @@ pub struct Line {
     pub peer: SocketAddr,
     /// What came of the next request before this one was answered.
     early: Vec<u8>,
+    /// How its client was introduced to the registry: nearly always the same as before.
+    introduced: Option<(Client, Introduction)>,
 }
 
 impl Line {
@@ -131,7 +138,7 @@ impl Line {
     /// The stream, where bytes that were read could not be put back.
     pub fn of(stream: Stream, peer: SocketAddr) -> Result<Self, Stream> {
         match stream.as_any().is::<Tcp>() {
-            true => Ok(Self { stream, peer, early: Vec::new() }),
+            true => Ok(Self { stream, peer, early: Vec::new(), introduced: None }),
             false => Err(stream),
         }
     }
@@ -157,6 +164,22 @@ impl Line {
                 return None;
             }
         }
+    }
+
+    /// How the registry is told of this client, put together anew where it was another before.
+    pub fn introduction(
+        &mut self,
+        client: &Client,
+        make: impl FnOnce() -> Introduction,
+    ) -> Introduction {
+        if let Some((known, introduction)) = &self.introduced
+            && known == client
+        {
+            return Arc::clone(introduction);
+        }
+        let introduction = make();
+        self.introduced = Some((client.clone(), Arc::clone(&introduction)));
+        introduction
     }
 
     /// The connection, with these bytes before what is still to be read.
@@ -232,6 +255,8 @@ mod tests {
             "GET /v2/a/manifests/v1 HTTP/1.1\r\nHost: x\r\nX: a\rb\r\n\r\n",
             // The next request, or a body, is there as well.
             "GET /v2/a/manifests/v1 HTTP/1.1\r\nHost: x\r\n\r\nG",
+            "GET /v2/a/manifests/v1 HTTP/1.1\r\nHost: x\r\n\r\n\r\n\r\n",
+            "GET /v2/a/manifests/v1 HTTP/1.1\r\nHost: x\r\n\r\nGET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n",
             "GET /v2/a/manifests/v1 HTTP/1.1\nHost: x\n\n",
             "GET /v2/a/manifests/v1 HTTP/1.1\r\nHost: x\n\r\n",
             "GET /v2/a/manifests/v1 HTTP/1.1\nHost: x\n\nGET / HTTP/1.1\r\nHost: x\r\n\r\n",

@@ -27,7 +27,7 @@ use super::passage::{Passage, Sent};
 use super::{CLIENT_WRITE, Edge, admission};
 use crate::registry::client::Opened;
 use socket::{Heed, Patience, Stopped};
-pub(super) use socket::{Socket, in_time, send_now};
+pub(super) use socket::{Socket, in_time, second_descriptor, send_now};
 use splice::{PIECE, Through};
 
 /// A body from which on its own path pays: shorter ones cost less in one write.

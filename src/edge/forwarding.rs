@@ -1,5 +1,7 @@
 //! What the registry is told of a request besides what the client said.
 
+use std::sync::Arc;
+
 use http::header::{
     CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderName,
     HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
@@ -9,7 +11,7 @@ use pingora::Result;
 use pingora::http::RequestHeader;
 
 use super::Edge;
-use super::passage::Passage;
+use super::passage::{Client, Passage};
 use crate::telemetry::traces;
 
 /// Headers by which a framework behind the registry's own front might be told to see another
@@ -43,8 +45,13 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
+/// What the registry is told of a client, the same in each of its requests.
+pub type Introduction = Arc<[(HeaderName, HeaderValue)]>;
+
 /// The changes to one request's header: these are set, and what could contradict them goes.
 pub struct Forwarding {
+    introduction: Introduction,
+    /// Of this request alone.
     set: Vec<(HeaderName, HeaderValue)>,
     /// The trace of `set` is told in place of the client's.
     traced: bool,
@@ -54,9 +61,11 @@ impl Edge {
     /// `X-Forwarded-*` and `Forwarded` say what taglock knows, whatever the client said: registries
     /// build the URLs of uploads from them.
     pub(super) fn forwarding(&self, passage: &Passage) -> Forwarding {
-        let client = &passage.client;
-        let mut set = Vec::with_capacity(8);
-        set.push((REQUEST_ID, passage.id.header().clone()));
+        Forwarding::of(passage, self.introduction(&passage.client))
+    }
+
+    pub(super) fn introduction(&self, client: &Client) -> Introduction {
+        let mut set = Vec::with_capacity(5);
         let host = client.host.as_ref().or(self.host.as_ref());
         set.extend(host.map(|host| (HOST, host.clone())));
         let address = client.address.to_string();
@@ -80,21 +89,31 @@ impl Edge {
             put(FORWARDED_HOST, authority);
             set.push((FORWARDED_PROTO, HeaderValue::from_static(scheme)));
         }
-        if let Some(trace) = &passage.trace {
-            set.extend(trace.onwards().iter().map(|(n, v)| (n.clone(), v.clone())));
-        }
-        Forwarding { set, traced: passage.trace.is_some() }
+        set.into()
     }
 }
 
 impl Forwarding {
+    pub(super) fn of(passage: &Passage, introduction: Introduction) -> Self {
+        let mut set = Vec::with_capacity(3);
+        set.push((REQUEST_ID, passage.id.header().clone()));
+        if let Some(trace) = &passage.trace {
+            set.extend(trace.onwards().iter().map(|(n, v)| (n.clone(), v.clone())));
+        }
+        Self { introduction, set, traced: passage.trace.is_some() }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &(HeaderName, HeaderValue)> {
+        self.set.iter().chain(self.introduction.iter())
+    }
+
     /// For a request that streams through pingora, which strips the hop-by-hop headers itself.
     pub fn apply(&self, request: &mut RequestHeader) -> Result<()> {
         let names: Vec<_> = request.headers.keys().filter(|n| self.replaces(n)).cloned().collect();
         for name in names {
             request.remove_header(&name);
         }
-        for (name, value) in &self.set {
+        for (name, value) in self.all() {
             request.insert_header(name, value.clone())?;
         }
         Ok(())
@@ -155,12 +174,12 @@ impl Forwarding {
                 || HOP_BY_HOP.contains(&name)
                 || unsent.contains(&name)
                 || nominated.iter().any(|nominated| nominated == name.as_str())
-                || self.set.iter().any(|(set, _)| *set == name);
+                || self.all().any(|(set, _)| *set == name);
             if !dropped {
                 out.extend_from_slice(line);
             }
         }
-        for (name, value) in &self.set {
+        for (name, value) in self.all() {
             // As pingora spells it.
             let name = if *name == HOST { "Host" } else { name.as_str() };
             for part in [name.as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
@@ -174,7 +193,7 @@ impl Forwarding {
     /// For a request that taglock makes itself: the client's end-to-end headers, and these.
     pub fn end_to_end(&self, client: &HeaderMap) -> HeaderMap {
         let nominated = nominated(client);
-        let mut headers = HeaderMap::with_capacity(client.len() + self.set.len());
+        let mut headers = HeaderMap::with_capacity(client.len() + self.all().count());
         for (name, value) in client {
             let dropped = self.replaces(name)
                 || HOP_BY_HOP.contains(name)
@@ -184,7 +203,7 @@ impl Forwarding {
                 headers.append(name, value.clone());
             }
         }
-        for (name, value) in &self.set {
+        for (name, value) in self.all() {
             headers.insert(name, value.clone());
         }
         headers
@@ -228,7 +247,8 @@ mod tests {
             }
             let raw = format!("GET /v2/a/manifests/b?c HTTP/1.1\r\n{lines}\r\n");
             let host = (HOST, HeaderValue::from_static("registry:5000"));
-            let forwarding = Forwarding { set: vec![host], traced: false };
+            let forwarding =
+                Forwarding { introduction: [host].into(), set: Vec::new(), traced: false };
             let unsent = [http::header::RANGE];
             let bytes =
                 forwarding.relayed(&client, raw.as_bytes(), b"/v2/a/manifests/d", &unsent)?;
@@ -251,7 +271,7 @@ mod tests {
             assert_eq!(relayed(&format!("Host: x\r\n{line}\r\n")), None, "{line}");
         }
         let client = RequestHeader::build("GET", b"/", None).unwrap();
-        let forwarding = Forwarding { set: Vec::new(), traced: false };
+        let forwarding = Forwarding { introduction: [].into(), set: Vec::new(), traced: false };
         let raw = b"\r\n\r\nGET / HTTP/1.1\r\nAuthorization: Basic x\r\n\r\n";
         assert_eq!(forwarding.relayed(&client, raw, b"/", &[]), None);
     }
@@ -282,8 +302,9 @@ mod tests {
         ] {
             client.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        let set = vec![(HOST, HeaderValue::from_static("registry:5000"))];
-        let sent = Forwarding { set, traced: false }.end_to_end(&client);
+        let introduction = [(HOST, HeaderValue::from_static("registry:5000"))].into();
+        let forwarding = Forwarding { introduction, set: Vec::new(), traced: false };
+        let sent = forwarding.end_to_end(&client);
         let mut sent: Vec<_> = sent
             .iter()
             .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))

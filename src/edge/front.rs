@@ -20,8 +20,10 @@ use tokio::time::{Instant, sleep, timeout};
 use super::asked::{Line, Next};
 use super::crowd::Crowd;
 use super::lean::Outcome;
+use super::linger::Deliveries;
 use super::passage::Passage;
 use super::{Edge, KEEPALIVE_SECONDS, pace, refusal, unknown_address};
+use crate::registry::clock::Clock;
 
 /// What HTTP/2 begins with (RFC 9113, section 3.4). No request of HTTP/1.1 begins with `PRI `.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -40,6 +42,7 @@ const IDLE_HTTP2: Duration = Duration::from_secs(120);
 /// The proxy behind one listener.
 pub struct Front {
     crowd: Arc<Crowd>,
+    deliveries: Arc<Deliveries>,
     /// How long a connection may take to the next whole header of HTTP/1.1.
     header_time: Duration,
     http1: Arc<HttpProxy<Edge>>,
@@ -56,7 +59,7 @@ impl Front {
     pub fn new(
         configuration: &Arc<ServerConf>,
         tls: bool,
-        crowd: Arc<Crowd>,
+        (crowd, deliveries): (Arc<Crowd>, Arc<Deliveries>),
         header_time: Duration,
         edge: impl Fn() -> Edge,
     ) -> Self {
@@ -70,7 +73,8 @@ impl Front {
         };
         let (http1, http2) = (proxy(false), (!tls).then(|| proxy(true)));
         let lean = Some(edge()).filter(|edge| edge.config.relays);
-        Self { crowd, header_time, http1, http2, lean, over: watch::Sender::new(false) }
+        let over = watch::Sender::new(false);
+        Self { crowd, deliveries, header_time, http1, http2, lean, over }
     }
 
     async fn serve(
@@ -79,17 +83,31 @@ impl Front {
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
         if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
-            return self.http1.process_new(stream, shutdown).await;
+            return self.serve_http2(&self.http1, stream, shutdown).await;
         }
         let Some(http2) = &self.http2 else { return self.serve_http1(stream, shutdown).await };
         let over = self.over.subscribe();
         if starts_with(&mut stream, &PREFACE[..4], &over).await? {
             // All of it must come in time, too: pingora waits for it without a bound.
             starts_with(&mut stream, PREFACE, &over).await?;
-            http2.process_new(stream, shutdown).await
+            self.serve_http2(http2, stream, shutdown).await
         } else {
             self.serve_http1(stream, shutdown).await
         }
+    }
+
+    async fn serve_http2(
+        &self,
+        proxy: &Arc<HttpProxy<Edge>>,
+        stream: Stream,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Stream> {
+        let held = self.deliveries.hold(&stream);
+        let left = proxy.process_new(stream, shutdown).await;
+        if left.is_none() {
+            held.linger().await;
+        }
+        left
     }
 
     async fn serve_http1(
@@ -120,33 +138,20 @@ impl Front {
         let mut over = self.over.subscribe();
         let over = over.wait_for(|over| *over);
         let patience = self.header_time.min(SILENCE);
-        // One for all requests, set anew when it has run out: most never need it.
-        let clock = sleep(patience);
-        tokio::pin!(over, clock);
+        let mut clock = Clock::start();
+        tokio::pin!(over);
         loop {
             let due = Instant::now() + patience;
-            let next = {
-                let next = line.next();
-                tokio::pin!(next);
-                loop {
-                    tokio::select! {
-                        biased;
-                        next = &mut next => break next?,
-                        _ = &mut over => return None,
-                        () = &mut clock => {
-                            if Instant::now() >= due {
-                                return None;
-                            }
-                            clock.as_mut().reset(due);
-                        }
-                    }
-                }
+            let next = tokio::select! {
+                biased;
+                next = clock.within(patience, line.next()) => next.ok()??,
+                _ = &mut over => return None,
             };
             let (read, known) = match next {
                 Next::Other(read) => (read, None),
                 Next::Asked(mut asked) => {
                     asked.keeps &= !*shutdown.borrow();
-                    match lean.answer_asked(&mut line, &asked).await {
+                    match lean.answer_asked(&mut line, &asked, &mut clock).await {
                         Outcome::Answered { keeps: true } => continue,
                         Outcome::Answered { keeps: false } => return None,
                         Outcome::Other(passage) => (asked.raw, Some(passage)),

@@ -13,6 +13,7 @@ use super::course::Course;
 use super::passage::{Passage, Tally};
 use super::reads::{reading, whole};
 use super::refusal::Refusal;
+use crate::registry::clock::Clock;
 
 /// What became of a request.
 pub enum Outcome {
@@ -25,7 +26,12 @@ pub enum Outcome {
 }
 
 impl Edge {
-    pub(super) async fn answer_asked(&self, line: &mut Line, asked: &Asked) -> Outcome {
+    pub(super) async fn answer_asked(
+        &self,
+        line: &mut Line,
+        asked: &Asked,
+        clock: &mut Clock,
+    ) -> Outcome {
         let mut passage = self.new_ctx();
         if let Some(tracer) = &self.rooms.tracer {
             passage.trace = Some(tracer.begin(&asked.header.headers));
@@ -35,7 +41,7 @@ impl Edge {
             // Where it has to wait for the ledger it does so there.
             Ok(course) if course.needs_the_ledger() && !self.rooms.gate.is_open() => Ok(false),
             Ok(course) if course.is_a_small_read() => {
-                self.answer_course(line, asked, &mut passage, course).await
+                self.answer_course(line, asked, &mut passage, course, clock).await
             }
             // Its refusal, too, is written there.
             _ => Ok(false),
@@ -59,11 +65,13 @@ impl Edge {
         asked: &Asked,
         passage: &mut Passage,
         course: Course,
+        clock: &mut Clock,
     ) -> Result<bool> {
         let kept = match course {
-            Course::Relay => return self.stream_relayed(line, asked, passage).await,
+            Course::Relay => return self.stream_relayed(line, asked, passage, clock).await,
             Course::Read { repository, tag, public: false } => {
-                return self.relay_bound(line, asked, passage, (&repository, &tag)).await;
+                let asked_for = (&repository, &tag);
+                return self.relay_bound(line, asked, passage, asked_for, clock).await;
             }
             Course::Read { repository, tag, public: true } => {
                 self.at_hand(&asked.header, passage, &repository, &tag)

@@ -116,7 +116,7 @@ impl std::fmt::Display for RequestId {
 }
 
 /// What is known of the client, its load balancers taken at their word where they are trusted.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Client {
     pub address: IpAddr,
     /// The other end of the connection.

@@ -11,11 +11,11 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
 use pingora::protocols::Stream;
 use pingora::protocols::http::date::get_cached_date;
-use pingora::time::timeout;
-use pingora::{Error, ErrorType, Result};
+use pingora::{Error, Result};
 
 use super::asked::{Asked, Line};
 use super::blobs::{Side, Socket, failed, in_time, send_now};
+use super::forwarding::Forwarding;
 use super::passage::{Passage, Sent};
 use super::reads::reading;
 use super::refusal::Refusal;
@@ -24,6 +24,7 @@ use crate::judge::pull::{Pull, Unsure};
 use crate::name::{RepositoryName, Tag};
 use crate::registry::Reading;
 use crate::registry::client::{Relay, Relayed, UNSENT, trouble_of};
+use crate::registry::clock::Clock;
 use crate::route::namespace;
 
 /// Besides the registry's lines.
@@ -40,18 +41,21 @@ impl Edge {
         line: &mut Line,
         asked: &Asked,
         passage: &mut Passage,
+        clock: &mut Clock,
     ) -> Result<bool> {
-        let Some(request) = self.relayed_request(asked, passage, asked.header.raw_path(), &[])
+        let Some(request) =
+            self.relayed_request(line, asked, passage, asked.header.raw_path(), &[])
         else {
             return Ok(false);
         };
+        let mut time = clock.freely();
         let relay = tokio::select! {
             biased;
-            relay = self.rooms.client.relay(&request, asked.is_head()) => relay?,
+            relay = self.rooms.client.relay(&request, asked.is_head(), &mut time) => relay?,
             error = line.left() => return Err(error),
         };
         let Relay::Answer(answer) = relay else { return Ok(false) };
-        self.give(line, asked, passage, answer).await?;
+        self.give(line, asked, passage, answer, clock).await?;
         Ok(true)
     }
 
@@ -63,6 +67,7 @@ impl Edge {
         asked: &Asked,
         passage: &mut Passage,
         (repository, tag): (&RepositoryName, &Tag),
+        clock: &mut Clock,
     ) -> Result<bool> {
         let started = Instant::now();
         let key = self.key(repository);
@@ -72,16 +77,17 @@ impl Edge {
         let client = &self.rooms.client;
         let name = digest.to_string();
         let target = client.manifest_target(repository, &name, namespace.as_deref());
-        let request = self.relayed_request(asked, passage, target.as_bytes(), &UNSENT);
+        let request = self.relayed_request(line, asked, passage, target.as_bytes(), &UNSENT);
         let Some(request) = request else { return Ok(false) };
         // Whether the client is still there is nobody's question, as where the judge asks.
+        let mut time = clock.together(self.rooms.peers.timeouts().exchange);
         let asking = async {
-            let relay = client.relay(&request, reading == Reading::Head).await?;
+            let relay = client.relay(&request, reading == Reading::Head, &mut time).await?;
             let Relay::Answer(mut answer) = relay else { return Ok(None) };
-            Ok(client.relay_whole(&mut answer, MOST).await?.then_some(answer))
+            let whole = client.relay_whole(&mut answer, MOST, &mut time).await?;
+            Ok::<_, Box<Error>>(whole.then_some(answer))
         };
-        let answered = timeout(self.rooms.peers.timeouts().exchange, asking).await;
-        let answer = match answered.unwrap_or_else(|_| Err(late())) {
+        let answer = match asking.await {
             Ok(Some(answer)) => answer,
             Ok(None) => return Ok(false),
             Err(error) => {
@@ -91,7 +97,7 @@ impl Edge {
                 return Ok(true);
             }
         };
-        let label = if answer.is_plainly(&digest, &name, reading) {
+        let label = if client.is_plainly(&answer, (&digest, &name), reading) {
             self.warn_of_drift(passage, &key, tag, &digest);
             let pull = Pull { repository: key, tag: tag.clone(), strict: self.config.strict };
             let caller = || self.caller(&asked.header, passage, namespace);
@@ -104,7 +110,7 @@ impl Edge {
             return Ok(false);
         };
         self.pulled_past_the_judge(passage, label, started);
-        self.give(line, asked, passage, answer).await?;
+        self.give(line, asked, passage, answer, clock).await?;
         Ok(true)
     }
 
@@ -117,12 +123,15 @@ impl Edge {
     /// The client's request, of this target, for the registry. `None` where it can't be relayed.
     fn relayed_request(
         &self,
+        line: &mut Line,
         asked: &Asked,
         passage: &Passage,
         target: &[u8],
         unsent: &[HeaderName],
     ) -> Option<Vec<u8>> {
-        self.forwarding(passage).relayed(&asked.header, &asked.raw, target, unsent)
+        let client = &passage.client;
+        let introduction = line.introduction(client, || self.introduction(client));
+        Forwarding::of(passage, introduction).relayed(&asked.header, &asked.raw, target, unsent)
     }
 
     /// To the client, and the connection back to where it is kept.
@@ -132,6 +141,7 @@ impl Edge {
         asked: &Asked,
         passage: &mut Passage,
         mut answer: Relayed,
+        clock: &mut Clock,
     ) -> Result<()> {
         let mut out = self.relayed_head(passage, &answer, asked.keeps);
         // From here on nothing else may be answered.
@@ -144,10 +154,11 @@ impl Edge {
             send(&line.stream, &out).await?;
         }
         sent.bytes = answer.body().len() as u64;
+        let mut time = clock.freely();
         while answer.has_more() {
             let more = tokio::select! {
                 biased;
-                more = self.rooms.client.relay_more(&mut answer) => more?,
+                more = self.rooms.client.relay_more(&mut answer, &mut time) => more?,
                 error = line.left() => return Err(error),
             };
             send(&line.stream, more).await?;
@@ -236,8 +247,4 @@ async fn send(client: &Stream, bytes: &[u8]) -> Result<()> {
     };
     // As long as pingora gives a client for one write, however slowly it takes it.
     in_time(CLIENT_WRITE, sending).await.map_err(failed)
-}
-
-fn late() -> Box<Error> {
-    Error::explain(ErrorType::ReadTimedout, "a manifest").into_up()
 }

@@ -103,7 +103,8 @@ impl Weighter<Box<str>, Recollection> for Weight {
 
 fn key_of(repository: &RepositoryKey, tag: &Tag) -> Box<str> {
     // Neither a name nor a tag holds a colon.
-    format!("{}:{}:{tag}", repository.upstream, repository.repository).into()
+    let parts = [repository.upstream.as_str(), repository.repository.as_str(), tag.as_str()];
+    parts.join(":").into()
 }
 
 impl Witness {

@@ -177,7 +177,7 @@ impl Naming {
         let mounted = self.mounts.iter().find_map(|mount| Some((&mount.path, below(mount)?)));
         match mounted {
             Some((path, name)) => format!("{path}/v2/{name}"),
-            None => format!("/v2/{canonical}"),
+            None => ["/v2/", canonical.as_str()].concat(),
         }
     }
 

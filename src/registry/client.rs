@@ -9,6 +9,7 @@ pub mod harbor;
 mod listing;
 mod meaning;
 mod opening;
+mod proven;
 mod relay;
 mod serving;
 mod target;
@@ -25,12 +26,11 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use pingora::ErrorType;
 use pingora::http::RequestHeader;
-use pingora::prelude::HttpPeer;
 use tokio::time::{sleep, timeout};
 
 use super::idle::Connections;
 use super::media::MediaTypes;
-use super::peer::{Credentials, Origin, Peers};
+use super::peer::{Credentials, Origin, Peers, Way};
 use super::{
     Answer, Caller, Deleted, Fetched, Listing, Manifest, Place, Reading, Registry, Serving,
     Sighting, Trouble, Written,
@@ -38,6 +38,7 @@ use super::{
 use crate::name::{Algorithm, Digest, Naming, Reference, RepositoryName, Tag};
 use meaning::{digest_of, is_redirect, sighted, written};
 pub use opening::{Begun, Opened, is_early};
+use proven::Proven;
 pub use relay::{Relay, Relayed};
 pub use serving::UNSENT;
 use target::with_query;
@@ -82,6 +83,7 @@ pub struct Client {
     naming: Arc<Naming>,
     connections: Connections,
     fitness: relay::Fitness,
+    proven: Proven,
 }
 
 /// Whether a request may be sent a second time after a pooled connection turned out dead.
@@ -102,8 +104,8 @@ impl Client {
     ) -> Self {
         let max_manifest = max_manifest.max(serving::MAX_READ);
         let connections = Connections::new();
-        let (naming, fitness) = Default::default();
-        Self { peers, media, redirect_hosts, max_manifest, naming, connections, fitness }
+        let (naming, fitness, proven) = Default::default();
+        Self { peers, media, redirect_hosts, max_manifest, naming, connections, fitness, proven }
     }
 
     /// A read, following redirects to configured hosts.
@@ -188,9 +190,9 @@ impl Client {
             let mut pauses = SECOND_TRIES.iter();
             let mut addresses = 1;
             loop {
-                let peer = peers.peer().await?;
+                let way = peers.way().await?;
                 let sent = Sent { request: request.clone(), body: body.clone(), max };
-                match self.once(&peer, sent).await {
+                match self.once(&way, sent).await {
                     Ok(answer) if answer.status.is_server_error() && repeat == Repeat::Harmless => {
                         match pauses.next() {
                             Some(pause) => sleep(*pause).await,
@@ -205,7 +207,7 @@ impl Client {
                             && failure.trouble == Trouble::Cut => {}
                     // Nothing was sent: a registry may have several addresses, not all of them well.
                     Err(failure) if !failure.connected && addresses < MAX_ADDRESSES => {
-                        peers.shun(&peer);
+                        peers.shun(&way.peer);
                         addresses += 1;
                     }
                     Err(failure) => return Err(failure.trouble),
@@ -215,10 +217,10 @@ impl Client {
         timeout(self.peers.timeouts().exchange, whole).await.unwrap_or(Err(Trouble::TimedOut))
     }
 
-    async fn once(&self, peer: &HttpPeer, sent: Sent) -> Result<Answer, Failure> {
+    async fn once(&self, way: &Way, sent: Sent) -> Result<Answer, Failure> {
         let Sent { request, body, max } = sent;
         let method = request.method.clone();
-        let (mut session, reused) = self.connections.take(peer).await.map_err(|e| Failure {
+        let (mut session, reused) = self.connections.take(way).await.map_err(|e| Failure {
             trouble: trouble_of(&e),
             connected: false,
             reused: false,
@@ -258,7 +260,7 @@ impl Client {
         .await;
         match result {
             Ok(answer) => {
-                self.connections.give_back(session, peer, timeouts.idle).await;
+                self.connections.give_back(session, way, timeouts.idle).await;
                 Ok(answer)
             }
             Err(error) => {

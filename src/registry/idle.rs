@@ -12,13 +12,14 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use pingora::connectors::TransportConnector;
-use pingora::prelude::HttpPeer;
 use pingora::protocols::Stream;
 use pingora::protocols::http::client::HttpSession;
 use pingora::protocols::http::v1;
-use pingora::upstreams::peer::Peer;
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::runtime::{Handle, Id};
 use tokio::time::{Instant, sleep};
+
+use super::peer::Way;
 
 /// Idle connections beyond this number are closed, the longest unused first.
 const MOST: usize = 128;
@@ -44,6 +45,8 @@ struct Kept {
 struct Waiting {
     /// Whom it leads to, and how it was made.
     peer: u64,
+    /// The runtime that is told when something comes on it.
+    home: Id,
     until: Instant,
     stream: Stream,
 }
@@ -54,37 +57,35 @@ impl Connections {
     }
 
     /// A connection for one exchange over HTTP/1.1, and whether it has served one before.
-    pub async fn take(&self, peer: &HttpPeer) -> pingora::Result<(HttpSession, bool)> {
-        let (stream, reused) = self.take_stream(peer).await?;
-        let session = v1::client::HttpSession::new_with_options(stream, peer);
+    pub async fn take(&self, way: &Way) -> pingora::Result<(HttpSession, bool)> {
+        let (stream, reused) = self.take_stream(way).await?;
+        let session = v1::client::HttpSession::new_with_options(stream, &way.peer);
         Ok((HttpSession::H1(session), reused))
     }
 
     /// The same, for who speaks HTTP itself.
-    pub async fn take_stream(&self, peer: &HttpPeer) -> pingora::Result<(Stream, bool)> {
-        let hash = peer.reuse_hash();
-        while let Some(mut stream) = self.idle.take(hash) {
+    pub async fn take_stream(&self, way: &Way) -> pingora::Result<(Stream, bool)> {
+        while let Some(mut stream) = self.idle.take(way.hash) {
             if is_quiet(&mut stream) {
                 return Ok((stream, true));
             }
         }
         // Boxed: a handshake is rare, and large.
-        Ok((Box::pin(self.connector.new_stream(peer)).await?, false))
+        Ok((Box::pin(self.connector.new_stream(&way.peer)).await?, false))
     }
 
     /// Keeps the connection of an exchange that has come to its end, if both sides let it live.
-    pub async fn give_back(&self, session: HttpSession, peer: &HttpPeer, at_most: Duration) {
+    pub async fn give_back(&self, session: HttpSession, way: &Way, at_most: Duration) {
         let HttpSession::H1(mut session) = session else { return };
         session.respect_keepalive();
         let Some(stream) = session.reuse().await else { return };
-        self.keep(stream, peer.reuse_hash(), at_most);
+        self.keep(stream, way, at_most);
     }
 
-    /// Keeps a connection on which nothing is under way; `peer` is the hash of whom it leads to.
-    pub fn keep(&self, mut stream: Stream, peer: u64, at_most: Duration) {
-        if is_quiet(&mut stream) {
-            self.idle.keep(peer, stream, at_most);
-        }
+    /// Keeps a connection on which nothing is under way. Whether that is so is looked at when it is
+    /// taken.
+    pub fn keep(&self, stream: Stream, way: &Way, at_most: Duration) {
+        self.idle.keep(way.hash, stream, at_most);
     }
 }
 
@@ -93,18 +94,22 @@ impl Idle {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The one used last: the others get old enough to be closed.
+    /// The one used last: the others get old enough to be closed. Of those that live in this runtime:
+    /// another one's would have to be woken from there.
     fn take(&self, peer: u64) -> Option<Stream> {
         let now = Instant::now();
         let connections = &mut self.kept().connections;
-        let is_theirs = |waiting: &Waiting| waiting.peer == peer && waiting.until > now;
+        let home = Handle::current().id();
+        let is_theirs =
+            |waiting: &Waiting| waiting.peer == peer && waiting.home == home && waiting.until > now;
         let at = connections.iter().rposition(is_theirs)?;
         connections.remove(at).map(|waiting| waiting.stream)
     }
 
     fn keep(self: &Arc<Self>, peer: u64, stream: Stream, at_most: Duration) {
         let mut kept = self.kept();
-        kept.connections.push_back(Waiting { peer, until: Instant::now() + at_most, stream });
+        let (home, until) = (Handle::current().id(), Instant::now() + at_most);
+        kept.connections.push_back(Waiting { peer, home, until, stream });
         let over = (kept.connections.len() > MOST).then(|| kept.connections.pop_front());
         if !std::mem::replace(&mut kept.swept, true) {
             tokio::spawn(sweep(Arc::downgrade(self), at_most / LATE));
@@ -172,6 +177,19 @@ mod tests {
         let take = |peer| idle.take(peer).map(|stream| stream.id());
         assert_eq!([take(1), take(1), take(1)], [Some(ids[2]), Some(ids[0]), None]);
         assert_eq!([take(3), take(2)], [None, Some(ids[1])]);
+    }
+
+    #[tokio::test]
+    async fn one_that_lives_in_another_runtime_is_not_taken() {
+        let idle = Arc::new(Idle::default());
+        idle.keep(1, pair().await.0, MINUTE);
+        let elsewhere = Arc::clone(&idle);
+        let taken = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(async { elsewhere.take(1).is_some() })
+        });
+        assert!(!taken.join().unwrap());
+        assert!(idle.take(1).is_some());
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use dashmap::DashMap;
 use pingora::prelude::HttpPeer;
 use pingora::protocols::tls::CaType;
-use pingora::upstreams::peer::HttpUpstreamRequestPolicy;
+use pingora::upstreams::peer::{HttpUpstreamRequestPolicy, Peer as _};
 use pingora::utils::tls::CertKey;
 use tokio::net::lookup_host;
 use tokio::sync::Mutex;
@@ -76,6 +76,17 @@ pub struct Peers {
     timeouts: Timeouts,
     credentials: ArcSwap<Credentials>,
     addresses: Addresses,
+    /// Those that were made, to be used again: a registry has a handful of addresses.
+    ways: ArcSwap<Vec<Arc<Way>>>,
+}
+
+/// How a connection to one address is made.
+pub struct Way {
+    pub peer: HttpPeer,
+    /// Connections of the same number were made alike, and to the same address.
+    pub hash: u64,
+    address: SocketAddr,
+    credentials: Arc<Credentials>,
 }
 
 /// What a TLS connection to the registry is made with.
@@ -90,7 +101,7 @@ impl Peers {
     pub fn new(origin: Origin, timeouts: Timeouts, credentials: Credentials) -> Self {
         let addresses = Addresses::new(&origin, timeouts.connect);
         let credentials = ArcSwap::from_pointee(credentials);
-        Self { origin, timeouts, credentials, addresses }
+        Self { origin, timeouts, credentials, addresses, ways: ArcSwap::default() }
     }
 
     /// Connections made from now on are made with these.
@@ -113,9 +124,28 @@ impl Peers {
         }
     }
 
-    /// The next address of the registry, with everything set that pingora leaves open.
-    pub async fn peer(&self) -> Result<HttpPeer, Trouble> {
+    /// The way to the next address of the registry.
+    ///
+    /// # Errors
+    /// Where its name has none.
+    pub async fn way(&self) -> Result<Arc<Way>, Trouble> {
         let address = self.addresses.next().await?;
+        let credentials = self.credentials.load();
+        let made = self.ways.load();
+        let good = |way: &&Arc<Way>| Arc::ptr_eq(&way.credentials, &credentials);
+        if let Some(way) = made.iter().find(|way| way.address == address && good(way)) {
+            return Ok(Arc::clone(way));
+        }
+        let way = Arc::new(self.make(address, Arc::clone(&credentials)));
+        // Another one that is made at this moment may be lost, and is made again.
+        let others = made.iter().filter(|way| way.address != address).filter(good);
+        let ways = std::iter::once(&way).chain(others).take(MOST_WAYS).cloned();
+        self.ways.store(Arc::new(ways.collect()));
+        Ok(way)
+    }
+
+    /// Everything is set that pingora leaves open.
+    fn make(&self, address: SocketAddr, credentials: Arc<Credentials>) -> Way {
         // SNI is always set: an empty one would silently turn verification off.
         let mut peer = HttpPeer::new(address, self.origin.tls, self.origin.host.clone());
         let options = &mut peer.options;
@@ -126,10 +156,9 @@ impl Peers {
         options.idle_timeout = Some(self.timeouts.idle);
         options.set_http_version(1, 1);
         options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
-        let credentials = self.credentials.load();
         options.ca.clone_from(&credentials.ca);
         peer.client_cert_key.clone_from(&credentials.client);
-        Ok(peer)
+        Way { hash: peer.reuse_hash(), peer, address, credentials }
     }
 }
 
@@ -157,6 +186,8 @@ struct Known {
 const HOLD: Duration = Duration::from_secs(10);
 /// An address that could not be connected to is left alone for so long, while there are others.
 const SHUN: Duration = Duration::from_secs(10);
+/// More addresses than a name has.
+const MOST_WAYS: usize = 64;
 
 impl Addresses {
     fn new(origin: &Origin, deadline: Duration) -> Self {
@@ -179,8 +210,10 @@ impl Addresses {
     async fn next(&self) -> Result<SocketAddr, Trouble> {
         let known = self.current().await;
         let count = known.addresses.len();
-        if count == 0 {
-            return Err(Trouble::Unreachable);
+        match known.addresses[..] {
+            [] => return Err(Trouble::Unreachable),
+            [only] => return Ok(only),
+            _ => {}
         }
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let in_turn = |n: usize| known.addresses[(turn + n) % count];
@@ -268,9 +301,9 @@ mod tests {
     async fn every_timeout_and_the_server_name_are_set() {
         let peers =
             Peers::new(origin(true, "localhost", 1), Timeouts::default(), Credentials::default());
-        let peer = peers.peer().await.unwrap();
-        assert_eq!(peer.sni, "localhost");
-        let options = &peer.options;
+        let way = peers.way().await.unwrap();
+        assert_eq!(way.peer.sni, "localhost");
+        let options = &way.peer.options;
         for set in [
             options.connection_timeout,
             options.total_connection_timeout,
@@ -281,6 +314,18 @@ mod tests {
             assert!(set.is_some());
         }
         assert!(options.verify_cert && options.verify_hostname);
+    }
+
+    #[tokio::test]
+    async fn a_way_is_made_once_and_anew_with_other_credentials() {
+        let origin = origin(false, "127.0.0.1", 1);
+        let peers = Peers::new(origin, Timeouts::default(), Credentials::default());
+        let first = peers.way().await.unwrap();
+        assert!(Arc::ptr_eq(&first, &peers.way().await.unwrap()));
+        peers.renew(Credentials { ca: Some(Arc::new([])), client: None });
+        let renewed = peers.way().await.unwrap();
+        assert!(renewed.peer.options.ca.is_some() && first.peer.options.ca.is_none());
+        assert!(Arc::ptr_eq(&renewed, &peers.way().await.unwrap()));
     }
 
     #[tokio::test]
@@ -318,6 +363,6 @@ mod tests {
             Timeouts::default(),
             Credentials::default(),
         );
-        assert_eq!(peers.peer().await.err(), Some(Trouble::Unreachable));
+        assert_eq!(peers.way().await.err(), Some(Trouble::Unreachable));
     }
 }

@@ -65,11 +65,15 @@ pub(super) fn check_bytes(path: &str) -> Result<(), Rejection> {
 
 /// The same but for escapes.
 pub(super) fn check_segments(path: &str) -> Result<(), Rejection> {
-    let reason = if path.contains("//") {
+    // Byte by byte: every request comes by here, and a search for a text takes several times as long.
+    let bytes = path.as_bytes();
+    let odd =
+        |b: &u8| matches!(b, b'\\' | b';' | b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}');
+    let reason = if bytes.windows(2).any(|pair| pair == b"//") {
         "the path has an empty component"
-    } else if path.split('/').any(|segment| matches!(segment, "." | "..")) {
+    } else if bytes.split(|b| *b == b'/').any(|segment| matches!(segment, b"." | b"..")) {
         "the path has a dot component"
-    } else if path.contains(['\\', ';', '"', '<', '>', '^', '`', '{', '|', '}']) {
+    } else if bytes.iter().any(odd) {
         "the path has a byte that no registry needs"
     } else {
         return Ok(());
@@ -79,6 +83,9 @@ pub(super) fn check_segments(path: &str) -> Result<(), Rejection> {
 
 /// Any `%`, except the one colon of a digest in the last component.
 fn has_escape(path: &str) -> bool {
+    if !path.as_bytes().contains(&b'%') {
+        return false;
+    }
     let (before, last) = path.rsplit_once('/').unwrap_or(("", path));
     let plain =
         ["/manifests", "/blobs", "/referrers"].iter().any(|parent| before.ends_with(parent));

@@ -18,7 +18,7 @@ use tokio::time::sleep;
 use super::handover::Newer;
 use super::service_manager;
 use super::sockets::Sockets;
-use crate::edge::{Gate, LULL};
+use crate::edge::{Deliveries, Gate, LULL};
 use crate::ledger::Ledger;
 use crate::rules::Rules;
 use crate::telemetry::Metrics;
@@ -31,12 +31,15 @@ const SETTLE: Duration = Duration::from_millis(100);
 const POLL: Duration = Duration::from_millis(20);
 /// How long connections may take to close that have nothing under way.
 const CLOSING: Duration = Duration::from_secs(3);
+/// How long a client may take nothing of an answer's end.
+const STALLED: Duration = Duration::from_secs(20);
 /// A newer process gets the ledger after so long at the latest, whatever is still to be settled.
 const HAND_OVER: Duration = Duration::from_secs(20);
 
 /// What is needed for an end.
 pub(super) struct Shutdown {
     pub metrics: Arc<Metrics>,
+    pub deliveries: Arc<Deliveries>,
     pub notices: Arc<Notices>,
     pub ledger: Arc<dyn Ledger>,
     pub audit: Arc<Audit>,
@@ -102,6 +105,7 @@ impl ShutdownSignalWatch for Shutdown {
         let deadline = watch::Sender::new(Instant::now() + bound);
         let end = End {
             metrics: Arc::clone(&self.metrics),
+            deliveries: Arc::clone(&self.deliveries),
             ledger: Arc::clone(&self.ledger),
             audit: Arc::clone(&self.audit),
             tracer: self.tracer.clone(),
@@ -152,6 +156,7 @@ fn on_a_thread(work: impl Future<Output = ()> + Send + 'static) {
 
 struct End {
     metrics: Arc<Metrics>,
+    deliveries: Arc<Deliveries>,
     ledger: Arc<dyn Ledger>,
     audit: Arc<Audit>,
     tracer: Option<Arc<Tracer>>,
@@ -175,14 +180,13 @@ impl End {
         while under_way() > 0 && Instant::now() < *self.deadline.borrow() {
             sleep(POLL).await;
         }
-        // Over HTTP/2 the end of an answer may be on its way when its request has ended.
-        let idle = Instant::now();
-        while self.metrics.connections().get() > 0 && idle.elapsed() < CLOSING {
-            sleep(POLL).await;
-        }
-        match under_way() {
-            0 => tracing::info!("stopped after {:?}", start.elapsed()),
-            left => tracing::warn!(requests = left, "stopped, requests that took too long are cut"),
+        self.deliver().await;
+        match (under_way(), self.deliveries.on_the_way()) {
+            (0, 0) => tracing::info!("stopped after {:?}", start.elapsed()),
+            (0, _) => tracing::warn!("stopped, the end of an answer that was not taken is cut"),
+            (left, _) => {
+                tracing::warn!(requests = left, "stopped, requests that took too long are cut");
+            }
         }
         self.ledger.close().await;
         self.audit.flush();
@@ -191,6 +195,23 @@ impl End {
             tracer.end();
         }
         process::exit(0)
+    }
+
+    /// Over HTTP/2 the end of an answer may be on its way when its request has ended. What has nothing
+    /// on its way, or does not move, is not waited for.
+    async fn deliver(&self) {
+        let (mut left, mut moved) = (self.deliveries.on_the_way(), Instant::now());
+        while self.metrics.connections().get() > 0 && Instant::now() < *self.deadline.borrow() {
+            let patience = if left > 0 { STALLED } else { CLOSING };
+            if moved.elapsed() > patience {
+                return;
+            }
+            sleep(POLL).await;
+            let now = self.deliveries.on_the_way();
+            if now != left {
+                (left, moved) = (now, Instant::now());
+            }
+        }
     }
 
     /// Waits until no request can need the ledger any more: idle connections are closed, and what

@@ -1,14 +1,14 @@
 //! Every metric, its help and its labels. Label sets are closed: no repository, tag, user or
 //! address ever becomes a label.
 
-use std::sync::OnceLock;
 use std::time::Duration;
 
+use dashmap::DashMap;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Id};
 
 /// The metrics of one proxy; names begin with `taglock_`.
 pub struct Metrics {
@@ -26,7 +26,8 @@ pub struct Metrics {
     in_flight: IntGauge,
     connections: IntGauge,
     tasks: IntGauge,
-    runtime: OnceLock<Handle>,
+    /// The proxy's.
+    runtimes: DashMap<Id, Handle>,
     manifests: IntGauge,
     overloads: IntCounterVec,
     cache: IntCounterVec,
@@ -52,6 +53,9 @@ struct Usual {
     hits: IntCounter,
     /// Pulls that were served.
     served: Histogram,
+    /// Reads of manifests that were answered well, by tag and by digest.
+    by_tag: IntCounter,
+    by_digest: IntCounter,
 }
 
 /// From a memory look-up to the end of the ledger's patience.
@@ -100,19 +104,22 @@ impl Metrics {
             "Pulls of protected tags by what they went by: memory, the ledger, or what is left in an outage.",
             &["result"],
         );
+        let requests = counter(
+            "taglock_requests_total",
+            "Requests answered, by route and by class of status.",
+            &["route", "status"],
+        );
         let usual = Usual {
             bytes_in: bytes.with_label_values(&["in"]),
             bytes_out: bytes.with_label_values(&["out"]),
             hits: cache.with_label_values(&["hit"]),
             served: pulls.with_label_values(&["served"]),
+            by_tag: requests.with_label_values(&["manifest-read-tag", "2xx"]),
+            by_digest: requests.with_label_values(&["manifest-read-digest", "2xx"]),
         };
         Self {
             usual,
-            requests: counter(
-                "taglock_requests_total",
-                "Requests answered, by route and by class of status.",
-                &["route", "status"],
-            ),
+            requests,
             refusals: counter(
                 "taglock_refusals_total",
                 "Requests refused by taglock itself, by reason.",
@@ -152,8 +159,8 @@ impl Metrics {
             ),
             in_flight: gauge("taglock_requests_in_flight", "Requests being answered now."),
             connections: gauge("taglock_connections", "Connections of clients now."),
-            tasks: gauge("taglock_tasks", "Tasks of the proxy's runtime now."),
-            runtime: OnceLock::new(),
+            tasks: gauge("taglock_tasks", "Tasks of the proxy's runtimes now."),
+            runtimes: DashMap::new(),
             manifests: gauge(
                 "taglock_manifests_held",
                 "Manifests being taken in or judged now, at most `limits.manifests`.",
@@ -249,7 +256,11 @@ impl Metrics {
             500..=599 => "5xx",
             _ => "none",
         };
-        self.requests.with_label_values(&[route, class]).inc();
+        match (route, class) {
+            ("manifest-read-tag", "2xx") => self.usual.by_tag.inc(),
+            ("manifest-read-digest", "2xx") => self.usual.by_digest.inc(),
+            _ => self.requests.with_label_values(&[route, class]).inc(),
+        }
     }
 
     pub fn refusal(&self, reason: &'static str) {
@@ -295,9 +306,12 @@ impl Metrics {
         &self.connections
     }
 
-    /// To be called within the proxy's runtime, whose tasks are counted from then on.
+    /// To be called within one of the proxy's runtimes, whose tasks are counted from then on.
     pub fn within_runtime(&self) {
-        self.runtime.get_or_init(Handle::current);
+        let runtime = Handle::current();
+        if !self.runtimes.contains_key(&runtime.id()) {
+            self.runtimes.insert(runtime.id(), runtime);
+        }
     }
 
     /// Manifests being taken in or judged now.
@@ -369,10 +383,8 @@ impl Metrics {
 
     /// The Prometheus text format.
     pub fn render(&self) -> Vec<u8> {
-        if let Some(runtime) = self.runtime.get() {
-            let tasks = runtime.metrics().num_alive_tasks();
-            self.tasks.set(i64::try_from(tasks).unwrap_or(i64::MAX));
-        }
+        let tasks: usize = self.runtimes.iter().map(|r| r.metrics().num_alive_tasks()).sum();
+        self.tasks.set(i64::try_from(tasks).unwrap_or(i64::MAX));
         let mut out = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut out) {
             tracing::error!(%error, "metrics could not be written");

@@ -264,6 +264,18 @@ impl Taglock {
         self.process.wait_for(&self.address);
     }
 
+    /// Waits until the connections of the harness itself were counted, and have ended. Each is accepted
+    /// by one of several threads, so an earlier one may be counted after a later one.
+    pub fn forgets_the_harness(&self) {
+        for _ in 0..4 {
+            // Answered by taglock alone.
+            http::raw(&self.address, b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+            eventually("the end of the harness's own connections", || {
+                self.metric("taglock_connections ") == 0.0
+            });
+        }
+    }
+
     pub fn metric(&self, line: &str) -> f64 {
         let text = http::get(&self.admin, "/metrics").text();
         let found = text.lines().find_map(|l| l.strip_prefix(line)?.trim().parse().ok());

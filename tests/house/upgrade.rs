@@ -461,3 +461,18 @@ fn a_stop_tells_kept_connections_and_finishes_http2() {
     assert!(fs::read(&file).unwrap() == blob, "the blob was cut or changed");
     assert_eq!(taglock.process.wait_for_end(), 0);
 }
+
+#[test]
+fn a_silent_http2_client_holds_neither_a_stop_nor_the_older_process() {
+    let registry = Registry::start();
+    let mut taglock = Taglock::before(&registry.address);
+    // It never says anything again: neither to a PING nor to a GOAWAY.
+    let mut silent = http::connect(&taglock.address).unwrap();
+    silent.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    eventually("its connection", || taglock.metric("taglock_connections ") >= 1.0);
+    let start = Instant::now();
+    taglock.process.signal("-TERM");
+    assert_eq!(taglock.process.wait_for_end(), 0);
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    assert!(taglock.process.log().contains("stopped after"));
+}

@@ -5,7 +5,7 @@
 #![allow(unsafe_code, reason = "the argument stands where it is used")]
 
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use bytes::BufMut;
@@ -23,7 +23,7 @@ impl Socket {
     /// # Errors
     /// Where the process has no descriptor left.
     pub fn of(stream: &Stream) -> io::Result<Self> {
-        let owned = descriptor(stream).try_clone_to_owned()?;
+        let owned = second_descriptor(stream)?;
         // It does not block: that is a property of the connection, not of the descriptor.
         Ok(Self(TcpStream::from_std(owned.into())?))
     }
@@ -88,6 +88,14 @@ fn descriptor(stream: &Stream) -> BorrowedFd<'_> {
     // SAFETY: the number is that of an open socket: `stream` owns it, and closes it only when it is
     // dropped. It is borrowed for as long as the descriptor is.
     unsafe { BorrowedFd::borrow_raw(stream.id()) }
+}
+
+/// Another descriptor of a connection, which stays open when the first is closed.
+///
+/// # Errors
+/// Where the process has none left.
+pub fn second_descriptor(stream: &Stream) -> io::Result<OwnedFd> {
+    descriptor(stream).try_clone_to_owned()
 }
 
 /// Sends what a connection takes at once, perhaps nothing.

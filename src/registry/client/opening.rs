@@ -1,17 +1,18 @@
 //! A read whose answer is passed on as it comes, by whoever asked.
 
+use std::sync::Arc;
+
 use http::StatusCode;
 use pingora::ErrorType::{ConnectError, H1Error};
 use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::prelude::HttpPeer;
 use pingora::protocols::Stream;
 use pingora::protocols::http::client::HttpSession;
 use pingora::protocols::http::v1;
-use pingora::upstreams::peer::Peer as _;
 use pingora::{Error, Result};
 
 use super::{Client, MAX_ADDRESSES, trouble_of};
 use crate::registry::Trouble;
+use crate::registry::peer::Way;
 
 /// More of them before an answer are no registry's.
 const MAX_EARLY: usize = 16;
@@ -22,7 +23,7 @@ pub struct Opened {
     /// The informational answers (1xx) that came before it.
     pub early: Vec<ResponseHeader>,
     session: v1::client::HttpSession,
-    peer: HttpPeer,
+    way: Arc<Way>,
     /// Nothing else is asked for on this connection.
     last: bool,
 }
@@ -50,7 +51,7 @@ impl Opened {
 /// A request of which the header was sent.
 pub struct Begun {
     session: v1::client::HttpSession,
-    peer: HttpPeer,
+    way: Arc<Way>,
     /// Informational answers so far.
     early: usize,
 }
@@ -79,8 +80,8 @@ impl Begun {
 
     /// With the header of the last answer.
     pub fn opened(self, header: ResponseHeader, early: Vec<ResponseHeader>) -> Opened {
-        let Self { session, peer, .. } = self;
-        Opened { header, early, session, peer, last: false }
+        let Self { session, way, .. } = self;
+        Opened { header, early, session, way, last: false }
     }
 }
 
@@ -123,9 +124,9 @@ impl Client {
         go_on: impl AsyncFn(Begun) -> Result<T>,
     ) -> Result<T> {
         loop {
-            let (stream, peer, reused) = self.connection().await?;
-            let session = v1::client::HttpSession::new_with_options(stream, &peer);
-            let sent = self.send(session, peer, request.clone()).await;
+            let (stream, way, reused) = self.connection().await?;
+            let session = v1::client::HttpSession::new_with_options(stream, &way.peer);
+            let sent = self.send(session, way, request.clone()).await;
             let result = match sent {
                 Ok(begun) => go_on(begun).await,
                 Err(error) => Err(error),
@@ -140,17 +141,17 @@ impl Client {
 
     /// A connection, and whether it has served a request before: to one address of the registry after
     /// the other.
-    pub(super) async fn connection(&self) -> Result<(Stream, HttpPeer, bool)> {
+    pub(super) async fn connection(&self) -> Result<(Stream, Arc<Way>, bool)> {
         let mut addresses = 1;
         loop {
-            let peer =
-                self.peers.peer().await.map_err(|trouble| {
+            let way =
+                self.peers.way().await.map_err(|trouble| {
                     Error::explain(ConnectError, trouble.to_string()).into_up()
                 })?;
-            match self.connections.take_stream(&peer).await {
-                Ok((stream, reused)) => return Ok((stream, peer, reused)),
+            match self.connections.take_stream(&way).await {
+                Ok((stream, reused)) => return Ok((stream, way, reused)),
                 Err(_) if addresses < MAX_ADDRESSES => {
-                    self.peers.shun(&peer);
+                    self.peers.shun(&way.peer);
                     addresses += 1;
                 }
                 Err(error) => return Err(error.into_up()),
@@ -161,36 +162,33 @@ impl Client {
     async fn send(
         &self,
         mut session: v1::client::HttpSession,
-        peer: HttpPeer,
+        way: Arc<Way>,
         request: RequestHeader,
     ) -> Result<Begun> {
         let timeouts = self.peers.timeouts();
         session.read_timeout = Some(timeouts.read);
         session.write_timeout = Some(timeouts.write);
         session.write_request_header(Box::new(request)).await?;
-        Ok(Begun { session, peer, early: 0 })
+        Ok(Begun { session, way, early: 0 })
     }
 
     /// Keeps the connection of an answer that was read to its end through [`Opened::chunk`].
     pub async fn close(&self, opened: Opened) {
-        let Opened { session, peer, last, .. } = opened;
+        let Opened { session, way, last, .. } = opened;
         if last {
             return;
         }
         let idle = self.peers.timeouts().idle;
-        self.connections.give_back(HttpSession::H1(session), &peer, idle).await;
+        self.connections.give_back(HttpSession::H1(session), &way, idle).await;
     }
 
     /// Keeps the connection of an answer whose body was taken from its stream, to the last byte.
     pub fn close_emptied(&self, opened: Opened) {
-        let Opened { mut session, peer, .. } = opened;
+        let Opened { mut session, way, .. } = opened;
         session.respect_keepalive();
         if session.will_keepalive() {
-            self.connections.keep(
-                session.into_inner(),
-                peer.reuse_hash(),
-                self.peers.timeouts().idle,
-            );
+            let idle = self.peers.timeouts().idle;
+            self.connections.keep(session.into_inner(), &way, idle);
         }
     }
 }

@@ -4,24 +4,22 @@
 //! Here an answer's header is checked as strictly as anywhere, and stays one piece. Only what has
 //! one reading and a length is relayed; anything else is `Unfit`, and asked for again by pingora.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::BytesMut;
 use http::{HeaderName, StatusCode};
 use memchr::{memchr, memchr_iter};
-use pingora::ErrorType::{ConnectionClosed, ReadError, ReadTimedout};
+use pingora::ErrorType::{ConnectTimedout, ConnectionClosed, ReadError, ReadTimedout};
 use pingora::ErrorType::{WriteError, WriteTimedout};
 use pingora::protocols::Stream;
-// Cheaper than tokio's where there are many, and right to ten milliseconds.
-use pingora::time::timeout;
-use pingora::upstreams::peer::Peer as _;
 use pingora::{Error, Result};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
 
 use super::Client;
+use crate::registry::clock::Time;
+use crate::registry::peer::Way;
 
 /// Room for a header and a manifest of the usual size.
 const ROOM: usize = 8 * 1024;
@@ -64,8 +62,7 @@ pub struct Relayed {
     /// What is still to come of the body.
     rest: u64,
     stream: Stream,
-    /// Whom the connection leads to.
-    peer: u64,
+    way: Arc<Way>,
 }
 
 impl Relayed {
@@ -198,14 +195,21 @@ impl Client {
     /// HEAD.
     ///
     /// # Errors
-    /// Where there is no answer.
-    pub async fn relay(&self, request: &[u8], bodiless: bool) -> Result<Relay> {
+    /// Where there is no answer, or the time is over.
+    pub async fn relay(
+        &self,
+        request: &[u8],
+        bodiless: bool,
+        time: &mut Time<'_>,
+    ) -> Result<Relay> {
         if !self.fitness.is_fit() {
             return Ok(Relay::Unfit);
         }
         loop {
-            let (stream, peer, reused) = self.connection().await?;
-            match self.ask(stream, peer.reuse_hash(), request, bodiless).await {
+            let connected = time.left(self.connection()).await;
+            let connected = connected.map_err(|late| Error::because(ConnectTimedout, "it", late));
+            let (stream, way, reused) = connected.map_err(Error::into_up)??;
+            match self.ask(stream, way, (request, bodiless), time).await {
                 // The pool may hold several dead connections; each is tried once and gone.
                 Err(Failure { unheard: true, .. }) if reused => {}
                 Err(failure) => return Err(failure.error.into_up()),
@@ -217,16 +221,16 @@ impl Client {
     async fn ask(
         &self,
         mut stream: Stream,
-        peer: u64,
-        request: &[u8],
-        bodiless: bool,
+        way: Arc<Way>,
+        (request, bodiless): (&[u8], bool),
+        time: &mut Time<'_>,
     ) -> Result<Relay, Failure> {
         let timeouts = self.peers.timeouts();
         let sending = async {
             stream.write_all(request).await?;
             stream.flush().await
         };
-        match timeout(timeouts.write, sending).await {
+        match time.within(timeouts.write, sending).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(Failure::unheard(WriteError, &error)),
             Err(late) => {
@@ -236,7 +240,7 @@ impl Client {
         let mut read = BytesMut::with_capacity(ROOM);
         let head = loop {
             let before = read.len();
-            match timeout(timeouts.read, stream.read_buf(&mut read)).await {
+            match time.within(timeouts.read, stream.read_buf(&mut read)).await {
                 Ok(Ok(0)) if before == 0 => {
                     let error = std::io::ErrorKind::UnexpectedEof.into();
                     return Err(Failure::unheard(ConnectionClosed, &error));
@@ -261,8 +265,7 @@ impl Client {
             }
         };
         let came = (read.len() - head.length) as u64;
-        let mut relayed =
-            Relayed { rest: head.body.saturating_sub(came), head, read, stream, peer };
+        let mut relayed = Relayed { rest: head.body.saturating_sub(came), head, read, stream, way };
         if came > relayed.head.body {
             // More than was said: none of it is the client's, and the connection is not kept.
             let whole = relayed.head.length + usize::try_from(relayed.head.body).unwrap_or(0);
@@ -276,10 +279,14 @@ impl Client {
     ///
     /// # Errors
     /// What became of the connection.
-    pub async fn relay_more<'a>(&self, relayed: &'a mut Relayed) -> Result<&'a [u8]> {
+    pub async fn relay_more<'a>(
+        &self,
+        relayed: &'a mut Relayed,
+        time: &mut Time<'_>,
+    ) -> Result<&'a [u8]> {
         relayed.read.clear();
         (relayed.head.status_line, relayed.head.length) = (0, 0);
-        self.receive(relayed).await?;
+        self.receive(relayed, time).await?;
         Ok(&relayed.read)
     }
 
@@ -287,18 +294,23 @@ impl Client {
     ///
     /// # Errors
     /// What became of the connection.
-    pub async fn relay_whole(&self, relayed: &mut Relayed, at_most: u64) -> Result<bool> {
+    pub async fn relay_whole(
+        &self,
+        relayed: &mut Relayed,
+        at_most: u64,
+        time: &mut Time<'_>,
+    ) -> Result<bool> {
         if relayed.rest > at_most {
             return Ok(false);
         }
         while relayed.has_more() {
-            self.receive(relayed).await?;
+            self.receive(relayed, time).await?;
         }
         Ok(true)
     }
 
     /// Some more of the body, after what was read before.
-    async fn receive(&self, relayed: &mut Relayed) -> Result<()> {
+    async fn receive(&self, relayed: &mut Relayed, time: &mut Time<'_>) -> Result<()> {
         let Relayed { read, rest, stream, .. } = relayed;
         let most = usize::try_from(*rest).unwrap_or(usize::MAX).min(PIECE);
         if most == 0 {
@@ -306,7 +318,8 @@ impl Client {
         }
         read.reserve(most);
         let mut room = bytes::BufMut::limit(read, most);
-        let received = match timeout(self.peers.timeouts().read, stream.read_buf(&mut room)).await {
+        let patience = self.peers.timeouts().read;
+        let received = match time.within(patience, stream.read_buf(&mut room)).await {
             Ok(Ok(0)) => Err(Error::explain(ConnectionClosed, "in a body")),
             Ok(Ok(received)) => Ok(received),
             Ok(Err(error)) => Err(Error::because(ReadError, "a body", error)),
@@ -328,9 +341,9 @@ impl Client {
 
     /// Keeps the connection of an answer whose body has come to its end.
     pub fn relay_over(&self, relayed: Relayed) {
-        let Relayed { head, rest, stream, peer, .. } = relayed;
+        let Relayed { head, rest, stream, way, .. } = relayed;
         if head.keeps && rest == 0 {
-            self.connections.keep(stream, peer, self.peers.timeouts().idle);
+            self.connections.keep(stream, &way, self.peers.timeouts().idle);
         }
     }
 }

@@ -64,24 +64,31 @@ impl Client {
     }
 }
 
-impl Relayed {
+impl Client {
     /// Whether this is what a tag that is bound to this digest, of this name, may be answered with, as
     /// [`Registry::serve`](crate::registry::Registry::serve) finds it without asking again. What
     /// isn't may be good all the same.
-    pub fn is_plainly(&self, digest: &Digest, name: &str, reading: Reading) -> bool {
-        let named = match self.one(&CONTENT_DIGEST) {
+    pub fn is_plainly(
+        &self,
+        answer: &Relayed,
+        (digest, name): (&Digest, &str),
+        reading: Reading,
+    ) -> bool {
+        let named = match answer.one(&CONTENT_DIGEST) {
             Some(None) => true,
             Some(Some(named)) => named == name.as_bytes(),
             None => false,
         };
         named
-            && match (self.status(), reading) {
-                (StatusCode::OK, Reading::Get) => digest.matches(self.body()),
+            && match (answer.status(), reading) {
+                (StatusCode::OK, Reading::Get) => self.proven.matches(digest, answer.body()),
                 (StatusCode::OK, Reading::Head) | (StatusCode::NOT_MODIFIED, _) => true,
                 _ => false,
             }
     }
+}
 
+impl Relayed {
     /// Whether the registry has said no, in words.
     pub fn is_plain_no(&self, reading: Reading) -> bool {
         let worded = reading == Reading::Head || !self.body().is_empty();

@@ -244,9 +244,7 @@ fn a_stop_waits_for_a_blob_and_a_blob_counts_as_a_connection() {
         let keys = format!("fast_path = {fast}");
         let limits = "[limits]\nconnections = 1\n";
         let mut taglock = Taglock::with(&source.address, &keys, limits);
-        eventually("the harness's own connection's end", || {
-            taglock.metric("taglock_connections ") == 0.0
-        });
+        taglock.forgets_the_harness();
         let mut client = Kept::new(&taglock);
         client.ask("waits");
         client.reader.fill_buf_once();

@@ -1,0 +1,160 @@
+//! One timer for many waits, one after the other.
+//!
+//! Nearly every wait of a small read ends long before its time. A timer of its own for each would
+//! cost more than what is waited for: it is made, entered and taken out again. This one stays where
+//! it is, and is moved only when it has run out, or a shorter wait begins.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::{Poll, ready};
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep, sleep};
+
+/// Nothing came of it in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it took too long")]
+pub struct Late;
+
+pub struct Clock(Pin<Box<Sleep>>);
+
+impl Clock {
+    /// Must be made in the runtime it is used in.
+    pub fn start() -> Self {
+        // Moved to where it is needed by the first wait.
+        Self(Box::pin(sleep(Duration::from_secs(60))))
+    }
+
+    /// For a wait of at most so long.
+    ///
+    /// # Errors
+    /// When that is over.
+    pub async fn within<T>(
+        &mut self,
+        patience: Duration,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Late> {
+        self.freely().within(patience, work).await
+    }
+
+    /// For several waits, each with an end of its own.
+    pub fn freely(&mut self) -> Time<'_> {
+        Time { clock: self, end: None }
+    }
+
+    /// For several waits that may take so long together.
+    pub fn together(&mut self, patience: Duration) -> Time<'_> {
+        Time { clock: self, end: Some(Instant::now() + patience) }
+    }
+
+    async fn until<T>(
+        &mut self,
+        due: impl FnOnce() -> Instant,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Late> {
+        let mut work = pin!(work);
+        let (mut due, mut known) = (Some(due), None);
+        poll_fn(|context| {
+            if let Poll::Ready(done) = work.as_mut().poll(context) {
+                return Poll::Ready(Ok(done));
+            }
+            // What is there at once doesn't look at the time at all.
+            if let Some(due) = due.take() {
+                known = Some(due());
+            }
+            let Some(due) = known else { return Poll::Pending };
+            if self.0.deadline() > due {
+                self.0.as_mut().reset(due);
+            }
+            loop {
+                ready!(self.0.as_mut().poll(context));
+                if self.0.deadline() >= due {
+                    return Poll::Ready(Err(Late));
+                }
+                self.0.as_mut().reset(due);
+            }
+        })
+        .await
+    }
+}
+
+/// What is left of the time for several waits.
+pub struct Time<'a> {
+    clock: &'a mut Clock,
+    /// Of all of them.
+    end: Option<Instant>,
+}
+
+impl Time<'_> {
+    /// One of them, of at most so long.
+    ///
+    /// # Errors
+    /// When that is over, or the time of all.
+    pub async fn within<T>(
+        &mut self,
+        patience: Duration,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Late> {
+        let end = self.end;
+        let due = || {
+            let due = Instant::now() + patience;
+            end.map_or(due, |end| end.min(due))
+        };
+        self.clock.until(due, work).await
+    }
+
+    /// One that has an end of its own.
+    ///
+    /// # Errors
+    /// When the time of all is over.
+    pub async fn left<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Late> {
+        match self.end {
+            Some(end) => self.clock.until(|| end, work).await,
+            None => Ok(work.await),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    #[tokio::test(start_paused = true)]
+    async fn each_wait_has_its_own_end_whatever_was_waited_for_before() {
+        let mut clock = Clock::start();
+        for patience in [MINUTE, MINUTE / 60, MINUTE * 5, MINUTE / 2, MINUTE * 2, MINUTE * 2] {
+            let start = Instant::now();
+            assert_eq!(clock.within(patience, ready(1)).await, Ok(1));
+            assert_eq!(clock.within(patience, sleep(patience / 2)).await, Ok(()));
+            assert_eq!(start.elapsed(), patience / 2);
+            let start = Instant::now();
+            assert_eq!(clock.within(patience, pending::<()>()).await, Err(Late));
+            assert_eq!(start.elapsed(), patience);
+        }
+        // A time that is over before it begins.
+        assert_eq!(clock.within(Duration::ZERO, pending::<()>()).await, Err(Late));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waits_together_take_no_longer_than_all_may() {
+        let mut clock = Clock::start();
+        let start = Instant::now();
+        let mut time = clock.together(MINUTE);
+        assert_eq!(time.within(MINUTE / 2, sleep(MINUTE / 3)).await, Ok(()));
+        assert_eq!(time.left(sleep(MINUTE / 3)).await, Ok(()));
+        assert_eq!(time.within(MINUTE / 2, pending::<()>()).await, Err(Late));
+        assert_eq!(start.elapsed(), MINUTE);
+        assert_eq!(time.left(pending::<()>()).await, Err(Late));
+        assert_eq!(time.left(ready(1)).await, Ok(1));
+        assert_eq!(start.elapsed(), MINUTE);
+
+        let mut time = clock.freely();
+        assert_eq!(time.left(sleep(MINUTE * 9)).await, Ok(()));
+        assert_eq!(time.within(MINUTE / 2, pending::<()>()).await, Err(Late));
+        assert_eq!(start.elapsed(), MINUTE * 10 + MINUTE / 2);
+    }
+}
