@@ -9,6 +9,7 @@ mod chunks;
 mod pieces;
 mod socket;
 mod splice;
+mod stitch;
 mod uploads;
 
 use std::io;

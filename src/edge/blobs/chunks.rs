@@ -29,7 +29,7 @@ enum Place {
 }
 
 /// A body that comes in chunks.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Chunks(Place);
 
 /// Something that is no chunk.
@@ -46,6 +46,19 @@ impl Chunks {
         self.0 == Place::Over
     }
 
+    /// What is still to come of the chunk at hand; 0 between two.
+    pub fn left(&self) -> u64 {
+        if let Place::Data(left) = self.0 { left } else { 0 }
+    }
+
+    /// So many bytes of the chunk at hand were read elsewhere.
+    pub fn skip(&mut self, bytes: u64) {
+        if let Place::Data(left) = self.0 {
+            let left = left.saturating_sub(bytes);
+            self.0 = if left == 0 { Place::End } else { Place::Data(left) };
+        }
+    }
+
     /// Reads on, puts where data lies to `pieces`, and says how many bytes were read. It stops before
     /// what is not whole yet, after the body's end, and where there are too many pieces.
     ///
@@ -58,6 +71,27 @@ impl Chunks {
     ) -> Result<usize, Malformed> {
         let mut at = 0;
         while pieces.len() < MAX_PIECES {
+            at += self.read_to_data(&bytes[at..])?;
+            let rest = bytes.len() - at;
+            let here = usize::try_from(self.left()).unwrap_or(usize::MAX).min(rest);
+            if here == 0 {
+                break;
+            }
+            pieces.push(at..at + here);
+            self.skip(here as u64);
+            at += here;
+        }
+        Ok(at)
+    }
+
+    /// Reads on to where data begins, and says how many bytes were read. It stops before what is not
+    /// whole yet, and after the body's end.
+    ///
+    /// # Errors
+    /// Where the bytes are no chunks.
+    pub fn read_to_data(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
+        let mut at = 0;
+        loop {
             let rest = &bytes[at..];
             at += match self.0 {
                 // An empty line is no size, though the parser takes it for one.
@@ -79,16 +113,6 @@ impl Chunks {
                     Ok(_) => return Err(Malformed("a chunk's extensions are too long")),
                     Err(_) => return Err(Malformed("a chunk's size is no number")),
                 },
-                Place::Data(left) => {
-                    let here = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
-                    if here == 0 {
-                        break;
-                    }
-                    pieces.push(at..at + here);
-                    let left = left - here as u64;
-                    self.0 = if left == 0 { Place::End } else { Place::Data(left) };
-                    here
-                }
                 Place::End => match rest {
                     [b'\r', b'\n', ..] => {
                         self.0 = Place::Size;
@@ -111,7 +135,7 @@ impl Chunks {
                     }
                     length
                 }
-                Place::Over => break,
+                Place::Data(_) | Place::Over => break,
             };
         }
         Ok(at)

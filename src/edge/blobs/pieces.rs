@@ -12,7 +12,7 @@ use pingora::protocols::Stream;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 
-use super::chunks::{Chunks, MAX_PIECES};
+use super::chunks::{Chunks, MAX_PIECES, Malformed};
 use super::socket::{Socket, in_time};
 use super::splice::PIECE;
 use super::{Side, failed};
@@ -79,12 +79,18 @@ impl InChunks {
         &self.buffer[self.unread.clone()]
     }
 
+    /// For who takes large chunks from the socket past the buffer, while nothing is in it.
+    pub fn beyond(&mut self) -> Option<(&Socket, &mut Chunks, Duration)> {
+        let empty = self.unread.is_empty() && self.buffered_reads == 0;
+        (empty && !self.is_over()).then_some((&self.socket, &mut self.chunks, self.patience))
+    }
+
     /// Reads on in what was received. False where nothing in it is whole.
     fn read(&mut self) -> Result<bool> {
         self.parts.clear();
         let start = self.unread.start;
         let read = self.chunks.read(&self.buffer[self.unread.clone()], &mut self.parts);
-        let read = read.map_err(|malformed| Error::explain(INVALID_CHUNK, malformed.0).into_down());
+        let read = read.map_err(invalid);
         self.unread.start += read?;
         for part in &mut self.parts {
             *part = part.start + start..part.end + start;
@@ -93,31 +99,44 @@ impl InChunks {
     }
 
     async fn receive(&mut self, session: &mut Session) -> Result<()> {
-        // Never much: a size, or a trailer.
-        self.buffer.copy_within(self.unread.clone(), 0);
-        self.unread = 0..self.unread.len();
-        let mut room = &mut self.buffer[self.unread.end..];
-        let received = if self.buffered_reads > 0 {
-            let bytes = session.downstream_session.read_request_body().await;
-            self.buffered_reads -= 1;
-            let bytes = bytes.map_err(Error::into_down)?.unwrap_or_default();
-            if bytes.len() > room.len() {
-                // Cannot be: headers are bounded, and what is read with one is no longer than it.
-                let error = Error::explain(ErrorType::InternalError, "more than a buffer holds");
-                return Err(error.into_in());
-            }
-            room.put_slice(&bytes);
-            bytes.len()
-        } else {
-            let received = match in_time(self.patience, self.socket.receive(&mut room)).await {
-                Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
-                other => other,
-            };
-            received.map_err(|error| failed(&error, Side::Client))?
-        };
-        self.unread.end += received;
+        if self.buffered_reads == 0 {
+            return self.receive_from_socket().await;
+        }
+        let bytes = session.downstream_session.read_request_body().await;
+        self.buffered_reads -= 1;
+        let bytes = bytes.map_err(Error::into_down)?.unwrap_or_default();
+        let mut room = self.room();
+        if bytes.len() > room.len() {
+            // Cannot be: headers are bounded, and what is read with one is no longer than it.
+            let error = Error::explain(ErrorType::InternalError, "more than a buffer holds");
+            return Err(error.into_in());
+        }
+        room.put_slice(&bytes);
+        self.unread.end += bytes.len();
         Ok(())
     }
+
+    async fn receive_from_socket(&mut self) -> Result<()> {
+        self.room();
+        let mut room = &mut self.buffer[self.unread.end..];
+        let received = match in_time(self.patience, self.socket.receive(&mut room)).await {
+            Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
+            other => other,
+        };
+        self.unread.end += received.map_err(|error| failed(&error, Side::Client))?;
+        Ok(())
+    }
+
+    /// The room behind what was not read yet, which is never much: a size, or a trailer.
+    fn room(&mut self) -> &mut [u8] {
+        self.buffer.copy_within(self.unread.clone(), 0);
+        self.unread = 0..self.unread.len();
+        &mut self.buffer[self.unread.end..]
+    }
+}
+
+pub fn invalid(malformed: Malformed) -> Box<Error> {
+    Error::explain(INVALID_CHUNK, malformed.0).into_down()
 }
 
 impl Source for InChunks {
@@ -135,6 +154,34 @@ impl Source for InChunks {
 
     fn is_over(&self) -> bool {
         self.chunks.is_over()
+    }
+}
+
+#[cfg(test)]
+impl InChunks {
+    /// Of which pingora has read nothing.
+    pub fn test(socket: Socket) -> Self {
+        Self {
+            socket,
+            patience: Duration::from_secs(60),
+            buffered_reads: 0,
+            buffer: vec![0; PIECE].into(),
+            unread: 0..0,
+            chunks: Chunks::new(),
+            parts: Vec::new(),
+        }
+    }
+
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// As [`Source::next`].
+    pub async fn next_in_memory(&mut self) {
+        if !self.read().unwrap() {
+            self.receive_from_socket().await.unwrap();
+            self.read().unwrap();
+        }
     }
 }
 

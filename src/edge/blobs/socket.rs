@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::BufMut;
 use pingora::protocols::Stream;
 use rustix::io::Errno;
-use rustix::net::{SendAncillaryBuffer, SendFlags, send, sendmsg};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmsg};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -59,6 +59,26 @@ impl Socket {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 read => return read,
             }
+        }
+    }
+
+    /// Looks at what is there, and leaves it there.
+    ///
+    /// # Errors
+    /// What became of the connection, or that there is nothing yet.
+    pub fn peek_now(&self, window: &mut [u8]) -> io::Result<usize> {
+        Ok(recv(&self.0, window, RecvFlags::PEEK | RecvFlags::DONTWAIT)?.1)
+    }
+
+    /// Takes what was looked at.
+    ///
+    /// # Errors
+    /// What became of the connection.
+    pub fn take_now(&self, looked_at: &mut [u8]) -> io::Result<()> {
+        match recv(&self.0, &mut *looked_at, RecvFlags::DONTWAIT)?.1 {
+            taken if taken == looked_at.len() => Ok(()),
+            // Nobody else reads it, and what is there stays.
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
         }
     }
 

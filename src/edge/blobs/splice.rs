@@ -13,14 +13,14 @@ use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice
 use super::socket::{Heed, Patience, Sink, Socket, Stopped, in_time};
 
 /// A pipe's room. Small ones cost twice the time: each turn is two system calls.
-const PIPE: usize = 1 << 20;
+pub const PIPE: usize = 1 << 20;
 /// Empty pipes that are kept for the next blob.
 const KEPT: usize = 64;
 /// A piece where bytes must be copied.
 pub const PIECE: usize = 256 * 1024;
 
-/// A pipe that nothing is in.
-struct Pipe {
+/// A pipe for one body at a time.
+pub struct Pipe {
     read: OwnedFd,
     write: OwnedFd,
 }
@@ -28,7 +28,11 @@ struct Pipe {
 static PIPES: Mutex<Vec<Pipe>> = Mutex::new(Vec::new());
 
 impl Pipe {
-    fn take() -> io::Result<Self> {
+    /// An empty one.
+    ///
+    /// # Errors
+    /// Where the process has no descriptor left.
+    pub fn take() -> io::Result<Self> {
         if let Some(pipe) = PIPES.lock().unwrap_or_else(PoisonError::into_inner).pop() {
             return Ok(pipe);
         }
@@ -38,11 +42,32 @@ impl Pipe {
         Ok(Self { read, write })
     }
 
-    fn give_back(self) {
+    /// Keeps it for the next body: nothing is in it.
+    pub fn give_back(self) {
         let mut pipes = PIPES.lock().unwrap_or_else(PoisonError::into_inner);
         if pipes.len() < KEPT {
             pipes.push(self);
         }
+    }
+
+    /// Takes what a socket has, at most so much; 0 at its end. A pipe that is full takes nothing
+    /// either.
+    ///
+    /// # Errors
+    /// What became of the connection, or that it would have to wait.
+    pub fn fill(&self, source: &Socket, most: usize) -> io::Result<usize> {
+        let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+        Ok(splice(source, None, &self.write, None, most, flags)?)
+    }
+
+    /// Gives some of the bytes that are held; more may follow at once.
+    ///
+    /// # Errors
+    /// What became of the connection.
+    pub async fn empty(&self, sink: &Socket, held: usize, more: bool) -> io::Result<usize> {
+        let more = if more { SpliceFlags::MORE } else { SpliceFlags::empty() };
+        let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK | more;
+        sink.when_writable(|| Ok(splice(&self.read, None, sink, None, held, flags)?)).await
     }
 }
 
@@ -142,11 +167,7 @@ impl By {
     /// At most so many bytes from the source; 0 at its end.
     async fn take(&mut self, source: &Socket, most: usize) -> io::Result<usize> {
         match self {
-            Self::Pipe(pipe) => {
-                let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
-                let into_pipe = || Ok(splice(source, None, &pipe.write, None, most, flags)?);
-                source.when_readable(into_pipe).await
-            }
+            Self::Pipe(pipe) => source.when_readable(|| pipe.fill(source, most)).await,
             Self::Copy(piece) => {
                 piece.clear();
                 piece.reserve(PIECE);
@@ -158,12 +179,7 @@ impl By {
     /// Some of the bytes that are held to the sink; more may follow at once.
     async fn give(&mut self, sink: &Socket, held: usize, more: bool) -> io::Result<usize> {
         match self {
-            Self::Pipe(pipe) => {
-                let more = if more { SpliceFlags::MORE } else { SpliceFlags::empty() };
-                let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK | more;
-                let from_pipe = || Ok(splice(&pipe.read, None, sink, None, held, flags)?);
-                sink.when_writable(from_pipe).await
-            }
+            Self::Pipe(pipe) => pipe.empty(sink, held, more).await,
             Self::Copy(piece) => {
                 let sent = sink.send(piece, more).await?;
                 piece.advance(sent);
@@ -174,7 +190,7 @@ impl By {
 }
 
 /// No splice in this kernel, for these sockets, or for this process.
-fn is_unable(error: &io::Error) -> bool {
+pub fn is_unable(error: &io::Error) -> bool {
     let errno = Errno::from_io_error(error);
     matches!(errno, Some(Errno::NOSYS | Errno::INVAL | Errno::PERM | Errno::OPNOTSUPP))
 }

@@ -21,6 +21,7 @@ use super::super::{CLIENT_WRITE, Edge};
 use super::pieces::{BUFFERED_READS, Collected, Framing, InChunks, Source, slices};
 use super::socket::{Heed, Patience, Sink, Socket, Stopped};
 use super::splice::Through;
+use super::stitch::{Gathered, Outgoing, Stitch};
 use super::{Client, Side, WORTH, failed, left};
 use crate::registry::client::{Begun, is_early};
 
@@ -123,8 +124,45 @@ impl Edge {
         let (Ok(mut source), Ok(sink)) = (source, sink) else { return Ok(None) };
         InChunks::take_over(session)?;
         passage.unparsed = true;
-        let framing = Framing::Chunks;
-        let sent = self.send_pieces(session, passage, begun, (&mut source, &sink, framing)).await?;
+        // Without descriptors for it, all is read in memory.
+        let mut stitch = Stitch::open().ok();
+        let sent = loop {
+            let mut gathered = Gathered::Small;
+            if let Some(stitch) = &mut stitch {
+                gathered = loop {
+                    tokio::select! {
+                        biased;
+                        gathered = stitch.gather(&mut source) => break gathered?,
+                        stopped = sink.interrupted() => {
+                            let heard = self.heard(session, passage, begun, stopped).await?;
+                            if let Some(header) = heard {
+                                return Ok(Some(Sent::Answered(header)));
+                            }
+                        }
+                    }
+                };
+            }
+            let sent = match (gathered, &mut stitch) {
+                (Gathered::Large, Some(stitch)) => {
+                    let over = source.is_over();
+                    self.send_held(session, passage, begun, (stitch, &sink, over)).await?
+                }
+                (Gathered::Unable, unable) => {
+                    *unable = None;
+                    None
+                }
+                _ => {
+                    let whole = (&mut source, &sink, Framing::Chunks);
+                    self.send_piece(session, passage, begun, whole).await?
+                }
+            };
+            if let Some(sent) = sent {
+                break sent;
+            }
+        };
+        if let Some(stitch) = stitch {
+            stitch.close();
+        }
         if matches!(sent, Sent::Whole) {
             let rest = source.rest().to_vec();
             drop(source);
@@ -143,7 +181,12 @@ impl Edge {
     ) -> Result<Option<Sent>> {
         let Ok(sink) = self.sink(begun) else { return Ok(None) };
         let mut source = Collected::default();
-        self.send_pieces(session, passage, begun, (&mut source, &sink, framing)).await.map(Some)
+        loop {
+            let piece = (&mut source, &sink, framing);
+            if let Some(sent) = self.send_piece(session, passage, begun, piece).await? {
+                return Ok(Some(sent));
+            }
+        }
     }
 
     fn sink(&self, begun: &Begun) -> std::io::Result<Sink> {
@@ -151,39 +194,54 @@ impl Edge {
         Ok(Sink { socket, patience: self.rooms.peers.timeouts().write, heed: Heed::Answer })
     }
 
-    async fn send_pieces(
+    /// The next piece. Nothing, where more of them follow.
+    async fn send_piece(
         &self,
         session: &mut Session,
         passage: &mut Passage,
         begun: &mut Begun,
         (source, sink, framing): (&mut impl Source, &Sink, Framing),
-    ) -> Result<Sent> {
-        loop {
-            tokio::select! {
-                biased;
-                next = source.next(session) => next?,
-                stopped = sink.interrupted() => {
-                    match self.heard(session, passage, begun, stopped).await? {
-                        Some(header) => return Ok(Sent::Answered(header)),
-                        None => continue,
-                    }
-                }
-            }
-            let size = source.parts().map(<[u8]>::len).sum();
-            passage.received += size as u64;
-            self.check_pace(passage)?;
-            let before = framing.before(size);
-            let mut slices = slices(&before, source.parts(), framing.after(size, source.is_over()));
-            let mut unsent = &mut slices[..];
-            while let Err(stopped) = sink.put(&mut unsent).await {
-                if let Some(header) = self.heard(session, passage, begun, stopped).await? {
-                    return Ok(Sent::Answered(header));
-                }
-            }
-            if source.is_over() {
-                return Ok(Sent::Whole);
+    ) -> Result<Option<Sent>> {
+        tokio::select! {
+            biased;
+            next = source.next(session) => next?,
+            stopped = sink.interrupted() => {
+                let heard = self.heard(session, passage, begun, stopped).await?;
+                return Ok(heard.map(Sent::Answered));
             }
         }
+        let size = source.parts().map(<[u8]>::len).sum();
+        passage.received += size as u64;
+        self.check_pace(passage)?;
+        let before = framing.before(size);
+        let mut slices = slices(&before, source.parts(), framing.after(size, source.is_over()));
+        let mut unsent = &mut slices[..];
+        while let Err(stopped) = sink.put(&mut unsent).await {
+            if let Some(header) = self.heard(session, passage, begun, stopped).await? {
+                return Ok(Some(Sent::Answered(header)));
+            }
+        }
+        Ok(source.is_over().then_some(Sent::Whole))
+    }
+
+    /// What a pipe holds, as one chunk. Nothing, where more of them follow.
+    async fn send_held(
+        &self,
+        session: &mut Session,
+        passage: &mut Passage,
+        begun: &mut Begun,
+        (stitch, sink, over): (&mut Stitch, &Sink, bool),
+    ) -> Result<Option<Sent>> {
+        let size = stitch.held;
+        passage.received += size as u64;
+        self.check_pace(passage)?;
+        let mut chunk = Outgoing::new(size, over);
+        while let Err(stopped) = stitch.send(sink, &mut chunk).await {
+            if let Some(header) = self.heard(session, passage, begun, stopped).await? {
+                return Ok(Some(Sent::Answered(header)));
+            }
+        }
+        Ok(over.then_some(Sent::Whole))
     }
 
     async fn move_body(

@@ -97,13 +97,22 @@ fn uploads_in_chunks_arrive_byte_for_byte_and_leave_the_connection_usable() {
             // Hundreds of them in one piece.
             (100_000, &[1, 2, 3]),
             (5 * MIB, &[5 * MIB]),
+            // As docker does, and on both sides of what is spliced.
+            (20 * MIB + 3, &[32 << 10]),
+            (3 * MIB, &[16_384, 16_383, 100_000]),
         ] {
             let whole = body(size);
             let next = place(&client.send("POST", UPLOADS, &[], b""));
             let head =
                 format!("PATCH {next} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
             client.stream.write_all(head.as_bytes()).unwrap();
-            client.stream.write_all(&chunked(&whole, sizes)).unwrap();
+            let all = chunked(&whole, sizes);
+            // Once in a while by little and little, sizes and ends in parts.
+            let (write, pause) = if size == 300_000 { (7_001, 1) } else { (all.len(), 0) };
+            for part in all.chunks(write) {
+                client.stream.write_all(part).unwrap();
+                thread::sleep(Duration::from_millis(pause));
+            }
             let answer = client.read();
             assert_eq!(answer.status, 202, "{size}: {answer:?}");
             assert_eq!(answer.header("Connection"), Some("keep-alive"));
@@ -114,7 +123,8 @@ fn uploads_in_chunks_arrive_byte_for_byte_and_leave_the_connection_usable() {
             let target = format!("/v2/other/up/blobs/{name}");
             assert!(client.send("GET", &target, &[], b"").body == whole, "{size}");
         }
-        let bytes: usize = [1, 70_000, 300_000, 9 * MIB + 1, 100_000, 5 * MIB].iter().sum();
+        let sizes = [1, 70_000, 300_000, 9 * MIB + 1, 100_000, 5 * MIB, 20 * MIB + 3, 3 * MIB];
+        let bytes: usize = sizes.iter().sum();
         eventually("the account of it", || {
             taglock.metric("taglock_body_bytes_total{direction=\"in\"}") == bytes as f64
         });
