@@ -153,8 +153,9 @@ fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
     let takeover = Takeover::begin(&settings, &waiting, older)?;
     // Who can connect may change files at once: they have been read above.
     let admin_address = settings.admin.as_ref().map(|admin| admin.address);
-    let addresses = settings.listen.addresses.iter().copied().chain(admin_address);
-    let sockets = Arc::new(Sockets::open(addresses, inherited.unwrap_or_default())?);
+    let of_lanes = settings.listen.addresses.iter().map(|address| (*address, settings.threads));
+    let addresses: Vec<_> = of_lanes.chain(admin_address.map(|address| (address, 1))).collect();
+    let sockets = Arc::new(Sockets::open(&addresses, inherited.unwrap_or_default())?);
     let gate = takeover.gate();
     let client = Client::new(
         Arc::clone(&peers),
@@ -272,7 +273,7 @@ fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
         let mut service = Service::new("admin".into(), app);
         service.add_tcp(&admin.address.to_string());
         service.threads = Some(1);
-        server.add_service(sockets.door(service, &[admin.address])?);
+        server.add_service(sockets.door(service, &[admin.address], 0)?);
     }
 
     for address in &settings.listen.addresses {
@@ -376,7 +377,7 @@ fn lanes(
     });
     let rooms = Arc::new(rooms);
     let edge = || Edge::new(Arc::clone(&config), Arc::clone(&rooms));
-    let lane = || {
+    let lane = |number| {
         let counted = (Arc::clone(&rooms.crowd), Arc::clone(deliveries));
         let (over_tls, header_time) = (listen.tls.is_some(), limits.header_time);
         let front = Front::new(&server.configuration, over_tls, counted, header_time, edge);
@@ -392,9 +393,10 @@ fn lanes(
             });
         }
         service.threads = Some(1);
-        sockets.door(service, &listen.addresses)
+        sockets.door(service, &listen.addresses, number)
     };
-    (0..settings.threads).map(|_| lane()).collect()
+    // A newer process may have been given more sockets than it has threads.
+    (0..settings.threads.max(sockets.most(&listen.addresses))).map(lane).collect()
 }
 
 fn tls(served: &Arc<Served>) -> Result<TlsSettings, Failure> {
