@@ -91,6 +91,7 @@ const LIBRARIES: [(&str, &[&str]); 22] = [
             "src/console/saving.rs",
             "src/edge/blobs.rs",
             "src/edge/blobs/pieces.rs",
+            "src/edge/blobs/uploads.rs",
         ],
     ),
     ("ureq", &["src/console/client.rs", "src/telemetry/traces/collector.rs"]),

@@ -33,6 +33,11 @@ const POLL: Duration = Duration::from_millis(20);
 const CLOSING: Duration = Duration::from_secs(3);
 /// How long a client may take nothing of an answer's end.
 const STALLED: Duration = Duration::from_secs(20);
+/// How long clients have for it where the kernel does not tell what they have got.
+const UNTOLD: Duration = Duration::from_secs(10);
+/// Packets, or bytes: what HTTP/2 connections are told at their end, of which those that are gone get
+/// nothing.
+const FAREWELL: u64 = 256;
 /// A newer process gets the ledger after so long at the latest, whatever is still to be settled.
 const HAND_OVER: Duration = Duration::from_secs(20);
 
@@ -182,8 +187,10 @@ impl End {
         }
         self.deliver().await;
         match (under_way(), self.deliveries.on_the_way()) {
-            (0, 0) => tracing::info!("stopped after {:?}", start.elapsed()),
-            (0, _) => tracing::warn!("stopped, the end of an answer that was not taken is cut"),
+            (0, None | Some(..=FAREWELL)) => tracing::info!("stopped after {:?}", start.elapsed()),
+            (0, Some(_)) => {
+                tracing::warn!("stopped, the end of an answer that was not taken is cut");
+            }
             (left, _) => {
                 tracing::warn!(requests = left, "stopped, requests that took too long are cut");
             }
@@ -200,17 +207,22 @@ impl End {
     /// Over HTTP/2 the end of an answer may be on its way when its request has ended. What has nothing
     /// on its way, or does not move, is not waited for.
     async fn deliver(&self) {
-        let (mut left, mut moved) = (self.deliveries.on_the_way(), Instant::now());
+        let (mut least, mut moved) = (u64::MAX, Instant::now());
         while self.metrics.connections().get() > 0 && Instant::now() < *self.deadline.borrow() {
-            let patience = if left > 0 { STALLED } else { CLOSING };
+            let left = self.deliveries.on_the_way();
+            // Only what clients take counts: with a word now and then one could hold the stop.
+            if let Some(left) = left.filter(|left| *left < least) {
+                (least, moved) = (left, Instant::now());
+            }
+            let patience = match left {
+                Some(..=FAREWELL) => CLOSING,
+                Some(_) => STALLED,
+                None => UNTOLD,
+            };
             if moved.elapsed() > patience {
                 return;
             }
             sleep(POLL).await;
-            let now = self.deliveries.on_the_way();
-            if now != left {
-                (left, moved) = (now, Instant::now());
-            }
         }
     }
 

@@ -435,6 +435,47 @@ fn reads_of_every_kind_take_turns_on_one_connection() {
 }
 
 #[test]
+fn each_request_of_a_connection_is_introduced_as_its_own_clients() {
+    const TOLD: [&str; 4] = ["Host", "X-Forwarded-For", "Forwarded", "X-Request-Id"];
+    let source = Source::start(|asked| {
+        let told = TOLD.map(|name| asked.header(name).unwrap_or("-").to_owned()).join(" | ");
+        asked.say(&format!("200 OK\r\nContent-Length: {}", told.len()), told.as_bytes())
+    });
+    // Behind a load balancer, which has the requests of many clients on one connection.
+    let taglock = Taglock::from_file(|address, admin, folder| {
+        format!(
+            "[listen]\naddress = \"{address}\"\ntrusted_proxies = [\"127.0.0.0/8\"]\nhosts = [\"a.example\", \"b.example\"]\n\
+             [upstream]\nurl = \"http://{}\"\nhost = \"client\"\n\
+             [ledger]\npath = \"{folder}/ledger\"\n[admin]\naddress = \"{admin}\"\n",
+            source.address
+        )
+    });
+    KIND.set("manifests");
+    let mut client = Kept::new(&taglock);
+    for _ in 0..2 {
+        for (host, from, proto) in [
+            ("a.example", "1.1.1.1", "https"),
+            ("b.example", "1.1.1.1", "https"),
+            ("b.example", "2.2.2.2", "https"),
+            ("b.example", "2.2.2.2", "http"),
+            ("b.example", "3.3.3.3, 2.2.2.2", "http"),
+        ] {
+            let id = format!("{host}-{}", from.len());
+            let headers =
+                [("X-Forwarded-For", from), ("X-Forwarded-Proto", proto), ("X-Request-Id", &id)];
+            let bytes = http::bytes(host, "GET", &path("told"), &headers, b"");
+            client.stream.write_all(&bytes).unwrap();
+            let nearest = from.rsplit(", ").next().unwrap();
+            let expected = format!(
+                "{host} | {from}, 127.0.0.1 | for={nearest};host=\"{host}\";proto={proto} | {id}"
+            );
+            assert_eq!(client.read().text(), expected);
+        }
+    }
+    assert_eq!(source.connections(), 1);
+}
+
+#[test]
 fn a_request_sent_ahead_of_an_answer_is_answered_next_where_taglock_reads_itself() {
     let source = Source::start(|asked| {
         std::thread::sleep(std::time::Duration::from_millis(300));

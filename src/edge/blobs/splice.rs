@@ -8,7 +8,9 @@ use std::time::Duration;
 use bytes::{Buf as _, BufMut as _, BytesMut};
 use pingora::protocols::Stream;
 use rustix::io::Errno;
-use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+use rustix::pipe::{
+    PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice,
+};
 
 use super::socket::{Heed, Patience, Sink, Socket, Stopped, in_time};
 
@@ -40,6 +42,11 @@ impl Pipe {
         // Beyond the user's share of pipe memory it stays small, and works.
         let _ = fcntl_setpipe_size(&write, PIPE);
         Ok(Self { read, write })
+    }
+
+    /// How many bytes it holds at most.
+    pub fn room(&self) -> usize {
+        fcntl_getpipe_size(&self.write).unwrap_or(0)
     }
 
     /// Keeps it for the next body: nothing is in it.

@@ -16,12 +16,16 @@ use super::{Side, failed};
 
 /// A chunk from which on it pays.
 const LARGE: u64 = 16 * 1024;
+/// A smaller pipe holds a chunk or two: to read them in memory costs less.
+const ENOUGH: usize = 256 * 1024;
 /// What stands between two chunks, where there is nothing odd in it, and some more.
 const WINDOW: usize = 32;
 
-/// A pipe, and what is in it: data, and nothing else.
+/// What is in a pipe: data, and nothing else.
+#[derive(Default)]
 pub struct Stitch {
-    pipe: Pipe,
+    /// From the first large chunk on.
+    pipe: Option<Pipe>,
     pub held: usize,
     /// The chunk at hand is.
     large: bool,
@@ -57,12 +61,6 @@ pub enum Gathered {
 }
 
 impl Stitch {
-    /// # Errors
-    /// Where the process has no descriptor left.
-    pub fn open() -> io::Result<Self> {
-        Ok(Self { pipe: Pipe::take()?, held: 0, large: false })
-    }
-
     /// Waits for more, and takes what is there of large chunks into the pipe, which is empty. Nothing is
     /// lost where it is left before its end.
     ///
@@ -76,7 +74,10 @@ impl Stitch {
                 Ok(Ok(Gathered::Large)) if !chunks.is_over() && self.held < PIPE => {}
                 // What is held goes out first.
                 Ok(Ok(_)) if self.held > 0 => return Ok(Gathered::Large),
-                Ok(gathered) => return gathered.map_err(invalid),
+                Ok(gathered) => {
+                    self.large = false;
+                    return gathered.map_err(invalid);
+                }
                 // Or the pipe is full. So nobody is told that the socket has nothing.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     return Ok(Gathered::Large);
@@ -119,8 +120,16 @@ impl Stitch {
         if !self.large {
             return Ok(Ok(Gathered::Small));
         }
+        let pipe = match &self.pipe {
+            Some(pipe) => pipe,
+            None => match Pipe::take().ok().filter(|pipe| pipe.room() >= ENOUGH) {
+                Some(pipe) => self.pipe.insert(pipe),
+                // No descriptor is left for one, or the user's share of pipes is used up.
+                None => return Ok(Ok(Gathered::Unable)),
+            },
+        };
         let most = usize::try_from(chunks.left()).unwrap_or(usize::MAX).min(PIPE - self.held);
-        match self.pipe.fill(socket, most)? {
+        match pipe.fill(socket, most)? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             taken => {
                 self.held += taken;
@@ -150,8 +159,8 @@ impl Stitch {
         if !chunk.before.is_empty() {
             let sent = socket.send(&chunk.before, true).await?;
             chunk.before.advance(sent);
-        } else if self.held > 0 {
-            self.held -= self.pipe.empty(socket, self.held, true).await?;
+        } else if let Some(pipe) = self.pipe.as_ref().filter(|_| self.held > 0) {
+            self.held -= pipe.empty(socket, self.held, true).await?;
         } else {
             let sent = socket.send(chunk.after, false).await?;
             chunk.after = &chunk.after[sent..];
@@ -161,8 +170,8 @@ impl Stitch {
 
     /// Its end: with something in it, it is closed.
     pub fn close(self) {
-        if self.held == 0 {
-            self.pipe.give_back();
+        if let (Some(pipe), 0) = (self.pipe, self.held) {
+            pipe.give_back();
         }
     }
 }
@@ -219,7 +228,7 @@ mod tests {
             read
         });
         let (mut source, sink) = (InChunks::test(near), sink(registry));
-        let (mut stitch, mut spliced) = (Stitch::open().unwrap(), 0);
+        let (mut stitch, mut spliced) = (Stitch::default(), 0);
         while !source.is_over() {
             match stitch.gather(&mut source).await.unwrap() {
                 Gathered::Large => {
@@ -289,7 +298,7 @@ mod tests {
     async fn what_is_no_chunk_is_refused_and_an_early_end_is_one() {
         for bad in ["xx\r\n", "4000\n", "\r\n", "-1\r\n"] {
             let (near, mut client) = Socket::pair().await;
-            let (mut source, mut stitch) = (InChunks::test(near), Stitch::open().unwrap());
+            let (mut source, mut stitch) = (InChunks::test(near), Stitch::default());
             client.write_all(&in_chunks(&[7; 40_000], &[40_000])[..40_008]).await.unwrap();
             client.write_all(bad.as_bytes()).await.unwrap();
             let refused = async {
@@ -298,14 +307,14 @@ mod tests {
                         return error;
                     }
                     // Sent, as far as this test is concerned.
-                    stitch = Stitch::open().unwrap();
+                    stitch = Stitch::default();
                 }
             };
             let error = refused.await;
             assert_eq!(error.etype().as_str(), "InvalidChunk", "{bad:?}");
         }
         let (near, mut client) = Socket::pair().await;
-        let (mut source, mut stitch) = (InChunks::test(near), Stitch::open().unwrap());
+        let (mut source, mut stitch) = (InChunks::test(near), Stitch::default());
         client.write_all(&in_chunks(&[7; 40_000], &[40_000])[..30_000]).await.unwrap();
         drop(client);
         let end = loop {
@@ -314,7 +323,7 @@ mod tests {
                 Err(error) => break error,
             }
             stitch.close();
-            stitch = Stitch::open().unwrap();
+            stitch = Stitch::default();
         };
         assert_ne!(end.etype().as_str(), "InvalidChunk");
     }
@@ -324,7 +333,7 @@ mod tests {
         let ((near, mut client), (registry, mut far)) =
             (Socket::pair().await, Socket::pair().await);
         let (mut source, sink) = (InChunks::test(near), sink(registry));
-        let mut stitch = Stitch::open().unwrap();
+        let mut stitch = Stitch::default();
         // More than the sockets hold, so that there is always something left to send.
         let data = vec![7; 40 << 20];
         let all = in_chunks(&data, &[1 << 20]);

@@ -8,6 +8,7 @@
 use std::io::ErrorKind;
 
 use bytes::BytesMut;
+use futures_util::FutureExt as _;
 use http::header::{CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
 use http::{Method, Version};
 use pingora::http::ResponseHeader;
@@ -124,8 +125,7 @@ impl Edge {
         let (Ok(mut source), Ok(sink)) = (source, sink) else { return Ok(None) };
         InChunks::take_over(session)?;
         passage.unparsed = true;
-        // Without descriptors for it, all is read in memory.
-        let mut stitch = Stitch::open().ok();
+        let mut stitch = Some(Stitch::default());
         let sent = loop {
             let mut gathered = Gathered::Small;
             if let Some(stitch) = &mut stitch {
@@ -298,8 +298,12 @@ impl Edge {
     ) -> Result<Option<Box<ResponseHeader>>> {
         match stopped {
             Stopped::Source(error) => Err(failed(&error, Side::Client)),
+            // Its last answer may have come along with an informational one, and been read with it.
             Stopped::Sink(error) if error.kind() == ErrorKind::TimedOut => {
-                Err(failed(&error, Side::Registry))
+                match begun.answer().now_or_never() {
+                    Some(Ok(header)) if !is_early(&header) => Ok(Some(Box::new(header))),
+                    _ => Err(failed(&error, Side::Registry)),
+                }
             }
             // A registry that closes may have said why.
             Stopped::Sink(_) | Stopped::Spoken => match begun.answer().await? {
