@@ -11,6 +11,7 @@ mod blobs;
 mod course;
 mod crowd;
 mod deletes;
+mod deliveries;
 mod drain;
 mod forwarding;
 mod front;
@@ -18,7 +19,6 @@ mod gate;
 mod harbor;
 mod intake;
 mod lean;
-mod linger;
 mod pace;
 mod passage;
 mod reads;
@@ -30,9 +30,9 @@ mod shelved;
 mod writes;
 
 pub use crowd::{Cap, Caps, Crowd};
+pub use deliveries::Deliveries;
 pub use front::{Front, LULL};
 pub use gate::Gate;
-pub use linger::Deliveries;
 
 use std::any::Any;
 use std::net::SocketAddr;

@@ -19,8 +19,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::asked::{Line, Next};
 use super::crowd::Crowd;
+use super::deliveries::Deliveries;
 use super::lean::Outcome;
-use super::linger::Deliveries;
 use super::passage::Passage;
 use super::{Edge, KEEPALIVE_SECONDS, pace, refusal, unknown_address};
 use crate::registry::clock::Clock;
@@ -102,12 +102,8 @@ impl Front {
         stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
-        let held = self.deliveries.hold(&stream);
-        let left = proxy.process_new(stream, shutdown).await;
-        if left.is_none() {
-            held.linger().await;
-        }
-        left
+        let _watched = self.deliveries.watch(&stream);
+        proxy.process_new(stream, shutdown).await
     }
 
     async fn serve_http1(
