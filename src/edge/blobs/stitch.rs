@@ -2,7 +2,7 @@
 //! as many as are there go on as one.
 //!
 //! Docker sends layers in chunks of 32 KiB. To read them costs two copies; here each costs three system
-//! calls more, which are a quarter of that.
+//! calls more, which is less.
 
 use std::io;
 
