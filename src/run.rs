@@ -151,11 +151,6 @@ fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
     );
     // Before anybody can connect: a start that fails here was never there.
     let takeover = Takeover::begin(&settings, &waiting, older)?;
-    // Who can connect may change files at once: they have been read above.
-    let admin_address = settings.admin.as_ref().map(|admin| admin.address);
-    let of_lanes = settings.listen.addresses.iter().map(|address| (*address, settings.threads));
-    let addresses: Vec<_> = of_lanes.chain(admin_address.map(|address| (address, 1))).collect();
-    let sockets = Arc::new(Sockets::open(&addresses, inherited.unwrap_or_default())?);
     let gate = takeover.gate();
     let client = Client::new(
         Arc::clone(&peers),
@@ -258,6 +253,12 @@ fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
         audit: Arc::clone(&rooms.audit),
         refusals: Arc::clone(&rooms.refusals),
     };
+    // Who can connect may change files at once: they have been read above. Where an older process has
+    // fewer sockets, the kernel deals connections out to these as well from here on.
+    let admin_address = settings.admin.as_ref().map(|admin| admin.address);
+    let of_lanes = settings.listen.addresses.iter().map(|address| (*address, settings.threads));
+    let addresses: Vec<_> = of_lanes.chain(admin_address.map(|address| (address, 1))).collect();
+    let sockets = Arc::new(Sockets::open(&addresses, inherited.unwrap_or_default())?);
     let deliveries = Arc::new(Deliveries::default());
     let mut serving = Some(|| takeover.serve());
     for lane in lanes(&server, &settings, (rooms, &deliveries), (&sockets, served))? {

@@ -39,7 +39,7 @@ const LOOK: Duration = Duration::from_millis(20);
 /// How long an HTTP/2 connection may be kept without a request.
 const IDLE_HTTP2: Duration = Duration::from_secs(120);
 
-/// The proxy behind one listener.
+/// The proxy in one lane, behind its listeners.
 pub struct Front {
     crowd: Arc<Crowd>,
     deliveries: Arc<Deliveries>,

@@ -56,15 +56,19 @@ impl InChunks {
     /// # Errors
     /// Where the process has no descriptor left.
     pub fn of(stream: &Stream, patience: Duration) -> io::Result<Self> {
-        Ok(Self {
-            socket: Socket::of(stream)?,
+        Ok(Self::new(Socket::of(stream)?, patience, BUFFERED_READS))
+    }
+
+    fn new(socket: Socket, patience: Duration, buffered_reads: usize) -> Self {
+        Self {
+            socket,
             patience,
-            buffered_reads: BUFFERED_READS,
+            buffered_reads,
             buffer: vec![0; PIECE].into(),
             unread: 0..0,
             chunks: Chunks::new(),
             parts: Vec::with_capacity(MAX_PIECES),
-        })
+        }
     }
 
     /// Has pingora hand on what it read of the body without looking for chunks in it.
@@ -161,15 +165,7 @@ impl Source for InChunks {
 impl InChunks {
     /// Of which pingora has read nothing.
     pub fn test(socket: Socket) -> Self {
-        Self {
-            socket,
-            patience: Duration::from_secs(60),
-            buffered_reads: 0,
-            buffer: vec![0; PIECE].into(),
-            unread: 0..0,
-            chunks: Chunks::new(),
-            parts: Vec::new(),
-        }
+        Self::new(socket, Duration::from_secs(60), 0)
     }
 
     pub fn socket(&self) -> &Socket {

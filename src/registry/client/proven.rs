@@ -1,8 +1,8 @@
 //! Manifests whose digest was seen to be theirs.
 //!
 //! A tag that is pulled a thousand times brings the same bytes a thousand times. To compare them with
-//! those that were hashed is as good as to hash them again, and takes a twentieth of the time. Nothing
-//! is served from here.
+//! those that were hashed is as good as to hash them again, and takes less time. Nothing is served from
+//! here.
 
 use std::sync::Arc;
 
