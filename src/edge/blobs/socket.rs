@@ -82,6 +82,22 @@ impl Socket {
         }
     }
 
+    /// What this does where the socket has something to read, as far as is known.
+    ///
+    /// # Errors
+    /// What this does not do, or that it would have to wait.
+    pub fn if_readable<T>(&self, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        self.0.try_io(Interest::READABLE, act)
+    }
+
+    /// What this does where the socket takes something, as far as is known.
+    ///
+    /// # Errors
+    /// What this does not do, or that it would have to wait.
+    pub fn if_writable<T>(&self, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        self.0.try_io(Interest::WRITABLE, act)
+    }
+
     /// What this does once the socket has something to read, or is at its end.
     pub async fn when_readable<T>(&self, act: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         self.0.async_io(Interest::READABLE, act).await

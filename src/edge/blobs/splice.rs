@@ -1,5 +1,6 @@
 //! Bytes from one socket to another without a copy: `splice(2)` by way of a pipe.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
@@ -11,6 +12,7 @@ use rustix::io::Errno;
 use rustix::pipe::{
     PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice,
 };
+use tokio::task::{coop, yield_now};
 
 use super::socket::{Heed, Patience, Sink, Socket, Stopped, in_time};
 
@@ -20,6 +22,35 @@ pub const PIPE: usize = 1 << 20;
 const KEPT: usize = 64;
 /// A piece where bytes must be copied.
 pub const PIECE: usize = 256 * 1024;
+/// After a turn that moved less, the thread's other bodies go first: meanwhile more comes in, for
+/// fewer, larger turns.
+const LITTLE: usize = 256 * 1024;
+
+thread_local! {
+    /// Bodies that are under way in this thread.
+    static UNDER_WAY: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Counts as long as it lives.
+struct UnderWay;
+
+impl UnderWay {
+    fn new() -> Self {
+        UNDER_WAY.set(UNDER_WAY.get() + 1);
+        Self
+    }
+
+    fn is_alone() -> bool {
+        UNDER_WAY.get() <= 1
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        // In a runtime of several threads it may have begun in another one: this is a hint.
+        UNDER_WAY.set(UNDER_WAY.get().saturating_sub(1));
+    }
+}
 
 /// A pipe for one body at a time.
 pub struct Pipe {
@@ -72,9 +103,13 @@ impl Pipe {
     /// # Errors
     /// What became of the connection.
     pub async fn empty(&self, sink: &Socket, held: usize, more: bool) -> io::Result<usize> {
+        sink.when_writable(|| self.drain(sink, held, more)).await
+    }
+
+    fn drain(&self, sink: &Socket, held: usize, more: bool) -> io::Result<usize> {
         let more = if more { SpliceFlags::MORE } else { SpliceFlags::empty() };
         let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK | more;
-        sink.when_writable(|| Ok(splice(&self.read, None, sink, None, held, flags)?)).await
+        Ok(splice(&self.read, None, sink, None, held, flags)?)
     }
 }
 
@@ -87,6 +122,7 @@ pub struct Through {
     by: By,
     /// Taken from the source, and not given to the sink yet.
     held: usize,
+    _under_way: UnderWay,
 }
 
 /// What the bytes go through on their way.
@@ -110,7 +146,14 @@ impl Through {
         let (source, socket) = (Socket::of(source)?, Socket::of(sink)?);
         let sink = Sink { socket, patience: patience.sink, heed };
         let by = By::Pipe(Pipe::take()?);
-        Ok(Self { source, patience: patience.source, sink, by, held: 0 })
+        Ok(Self {
+            source,
+            patience: patience.source,
+            sink,
+            by,
+            held: 0,
+            _under_way: UnderWay::new(),
+        })
     }
 
     /// Moves `left` bytes, and counts them in `moved`, also where it stops early.
@@ -129,13 +172,18 @@ impl Through {
     /// # Errors
     /// The side that ended or was too slow.
     pub async fn turn(&mut self, left: &mut u64, moved: &mut u64) -> Result<(), Stopped> {
-        let Self { source, patience, sink, by, held } = self;
+        // What is there at once needs no timer and no look at the other side.
+        coop::consume_budget().await;
+        let Self { source, patience, sink, by, held, .. } = self;
         if *held == 0 {
             let most = usize::try_from(*left).unwrap_or(usize::MAX).min(PIPE);
-            let taken = tokio::select! {
-                biased;
-                taken = in_time(*patience, by.take(source, most)) => taken,
-                stopped = sink.interrupted() => return Err(stopped),
+            let taken = match by.take_now(source, most) {
+                None => tokio::select! {
+                    biased;
+                    taken = in_time(*patience, by.take(source, most)) => taken,
+                    stopped = sink.interrupted() => return Err(stopped),
+                },
+                Some(taken) => taken,
             };
             *held = match taken {
                 Ok(0) => return Err(Stopped::Source(io::ErrorKind::UnexpectedEof.into())),
@@ -147,17 +195,24 @@ impl Through {
                 Err(error) => return Err(Stopped::Source(error)),
             };
         }
+        let little = *held < LITTLE;
         while *held > 0 {
             let more = *left > *held as u64;
-            let given = tokio::select! {
-                biased;
-                given = in_time(sink.patience, by.give(&sink.socket, *held, more)) => given,
-                stopped = sink.interrupted() => return Err(stopped),
+            let given = match by.give_now(&sink.socket, *held, more) {
+                None => tokio::select! {
+                    biased;
+                    given = in_time(sink.patience, by.give(&sink.socket, *held, more)) => given,
+                    stopped = sink.interrupted() => return Err(stopped),
+                },
+                Some(given) => given,
             };
             let given = given.map_err(Stopped::Sink)?;
             *held -= given;
             *left -= given as u64;
             *moved += given as u64;
+        }
+        if little && *left > 0 && !UnderWay::is_alone() {
+            yield_now().await;
         }
         Ok(())
     }
@@ -171,6 +226,18 @@ impl Through {
 }
 
 impl By {
+    /// What is there at once, where it can be spliced.
+    fn take_now(&self, source: &Socket, most: usize) -> Option<io::Result<usize>> {
+        let Self::Pipe(pipe) = self else { return None };
+        ready(source.if_readable(|| pipe.fill(source, most)))
+    }
+
+    /// What is taken at once of what is held in the pipe.
+    fn give_now(&self, sink: &Socket, held: usize, more: bool) -> Option<io::Result<usize>> {
+        let Self::Pipe(pipe) = self else { return None };
+        ready(sink.if_writable(|| pipe.drain(sink, held, more)))
+    }
+
     /// At most so many bytes from the source; 0 at its end.
     async fn take(&mut self, source: &Socket, most: usize) -> io::Result<usize> {
         match self {
@@ -196,6 +263,14 @@ impl By {
     }
 }
 
+/// What was done, unless it would have to wait.
+fn ready<T>(done: io::Result<T>) -> Option<io::Result<T>> {
+    match done {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+        done => Some(done),
+    }
+}
+
 /// No splice in this kernel, for these sockets, or for this process.
 pub fn is_unable(error: &io::Error) -> bool {
     let errno = Errno::from_io_error(error);
@@ -213,7 +288,14 @@ mod tests {
             let pipe = || By::Pipe(Pipe::take().unwrap());
             let by = if spliced { pipe() } else { By::Copy(BytesMut::new()) };
             let sink = Sink { socket: sink, patience: patience.sink, heed: Heed::End };
-            Self { source, patience: patience.source, sink, by, held: 0 }
+            Self {
+                source,
+                patience: patience.source,
+                sink,
+                by,
+                held: 0,
+                _under_way: UnderWay::new(),
+            }
         }
     }
 
