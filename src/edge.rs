@@ -13,6 +13,7 @@ mod crowd;
 mod deletes;
 mod deliveries;
 mod drain;
+mod familiar;
 mod forwarding;
 mod front;
 mod gate;
@@ -29,6 +30,8 @@ pub mod rewriting;
 mod shelved;
 mod writes;
 
+pub use asked::Asked;
+pub use blobs::chunks;
 pub use crowd::{Cap, Caps, Crowd};
 pub use deliveries::Deliveries;
 pub use front::{Front, LULL};
@@ -67,7 +70,8 @@ use crate::telemetry::refusals::Refusals;
 use crate::telemetry::traces::{Seen, Tracer};
 use admission::Head;
 use course::Course;
-use passage::{InFlight, Passage, Tally};
+use familiar::Familiar;
+use passage::{Passage, Tally};
 use refusal::Refusal;
 
 /// How long a client may leave its connection unused, or a header unfinished.
@@ -133,17 +137,21 @@ pub struct Edge {
     rooms: Arc<Rooms>,
     /// The registry's own.
     host: Option<HeaderValue>,
+    /// As in the settings.
+    upstream: UpstreamName,
+    familiar: Familiar,
 }
 
 impl Edge {
     pub fn new(config: Arc<Config>, rooms: Arc<Rooms>) -> Self {
         let host = HeaderValue::try_from(rooms.peers.origin().authority()).ok();
-        Self { config, rooms, host }
+        let upstream = config.upstream.detached();
+        Self { config, rooms, host, upstream, familiar: Familiar::default() }
     }
 
     /// The ledger's key of a repository. Nothing of it comes from `Host` or `?ns=`.
     fn key(&self, repository: &RepositoryName) -> RepositoryKey {
-        RepositoryKey { upstream: self.config.upstream.clone(), repository: repository.clone() }
+        RepositoryKey { upstream: self.upstream.clone(), repository: repository.clone() }
     }
 
     /// Counts and tells of a request that is over.
@@ -210,10 +218,6 @@ impl Edge {
         Ok(())
     }
 
-    fn protected(&self) -> InFlight {
-        InFlight::new(self.rooms.metrics.protected().clone())
-    }
-
     /// Admits, routes and decides, before anything is sent anywhere.
     fn decide(&self, head: &Head<'_>, passage: &mut Passage) -> Result<Course, Rejection> {
         let header = head.header;
@@ -232,7 +236,7 @@ impl Edge {
             // Before the rules are read: see there.
             let unjudged = self.rooms.judge.unjudged();
             passage.unjudged = Some(unjudged.enter(&self.key(&write.repository), &write.tags));
-            passage.protected = Some(self.protected());
+            passage.protected = Some(self.rooms.metrics.protected().enter());
         }
         if let (Some(own), Some(repository)) = (&self.config.namespace, route.repository())
             && self.rooms.rules.load().protecting(repository).is_some()
@@ -241,7 +245,7 @@ impl Edge {
         }
         let course = self.course(route);
         if course.needs_the_ledger() && passage.protected.is_none() {
-            passage.protected = Some(self.protected());
+            passage.protected = Some(self.rooms.metrics.protected().enter());
         }
         Ok(course)
     }
@@ -252,7 +256,7 @@ impl ProxyHttp for Edge {
     type CTX = Passage;
 
     fn new_ctx(&self) -> Passage {
-        Passage::new(self.rooms.metrics.in_flight().clone())
+        Passage::new(self.rooms.metrics.in_flight().enter())
     }
 
     /// What was known of the request before it was handed to pingora.

@@ -23,6 +23,7 @@
 //! and from the command line through [`console`].
 
 pub mod admin;
+mod apart;
 pub mod cli;
 pub mod console;
 pub mod edge;

@@ -4,7 +4,9 @@ pub mod audit;
 pub mod logging;
 mod metrics;
 pub mod notices;
+mod presence;
 pub mod refusals;
 pub mod traces;
 
 pub use metrics::Metrics;
+pub use presence::{Presence, Present};

@@ -11,14 +11,15 @@ use std::path::{Path, PathBuf};
 
 /// Each room and the rooms it may name. What stands to the right of an arrow is never seen by what
 /// stands to its left: `name ← route, rules ← ledger ← judge ← edge ← run`.
-const ROOMS: [(&str, &[&str]); 14] = [
+const ROOMS: [(&str, &[&str]); 15] = [
     ("name", &[]),
+    ("apart", &[]),
     ("route", &["name"]),
     ("rules", &["name"]),
     ("ledger", &["name", "telemetry"]),
-    ("registry", &["name"]),
+    ("registry", &["name", "apart"]),
     ("judge", &["name", "rules", "ledger", "registry"]),
-    ("telemetry", &["name"]),
+    ("telemetry", &["name", "apart"]),
     ("edge", &["name", "route", "rules", "ledger", "registry", "judge", "telemetry"]),
     ("admin", &["name", "rules", "ledger", "registry", "judge", "telemetry"]),
     ("console", &["name", "ledger", "admin"]),

@@ -46,6 +46,11 @@ impl Asked {
         self.header.method == Method::HEAD
     }
 
+    /// A request of which these are all bytes; `None` where it is none that is read here.
+    pub fn of(raw: Bytes) -> Option<Self> {
+        (Look::at(&raw) == Look::Whole).then(|| Self::read(raw))?
+    }
+
     /// A whole header; `None` where it has anything that is not plain.
     fn read(raw: Bytes) -> Option<Self> {
         let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
@@ -217,7 +222,7 @@ mod tests {
     const PLAIN: &str = "GET /v2/a/manifests/v1 HTTP/1.1\r\nHost: x\r\nX-Odd:  a:b \r\n\r\n";
 
     fn read(text: &str) -> Option<Asked> {
-        (Look::at(text.as_bytes()) == Look::Whole).then(|| Asked::read(text.to_owned().into()))?
+        Asked::of(text.to_owned().into())
     }
 
     #[test]

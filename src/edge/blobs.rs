@@ -5,7 +5,7 @@
 //! HTTP/1.1, and in pieces of 256 KiB otherwise. Header, rewriting, time-outs, accounting and what
 //! becomes of the connections are as they are for everything else that streams.
 
-mod chunks;
+pub mod chunks;
 mod pieces;
 mod socket;
 mod splice;

@@ -6,7 +6,7 @@ use pingora::Result;
 use pingora::proxy::Session;
 
 use super::Edge;
-use super::passage::{InFlight, Passage};
+use super::passage::Passage;
 use super::refusal::Refusal;
 use crate::judge::delete::{Deletion, NoDelete, Ruling, Unsettled};
 use crate::name::Tag;
@@ -77,7 +77,7 @@ impl Edge {
     ) -> Ruling {
         let audit = Arc::clone(&self.rooms.audit);
         let metrics = Arc::clone(&self.rooms.metrics);
-        let settling = InFlight::new(metrics.settling().clone());
+        let settling = metrics.settling().enter();
         let task = tokio::spawn(async move {
             let _settling = settling;
             let ruling = ruling.await;

@@ -138,9 +138,10 @@ impl Front {
         tokio::pin!(over);
         loop {
             let due = Instant::now() + patience;
+            let mut time = clock.until(due);
             let next = tokio::select! {
                 biased;
-                next = clock.within(patience, line.next()) => next.ok()??,
+                next = time.left(line.next()) => next.ok()??,
                 _ = &mut over => return None,
             };
             let (read, known) = match next {

@@ -11,7 +11,7 @@ use pingora::Result;
 use pingora::proxy::Session;
 
 use super::crowd::Place;
-use super::passage::{InFlight, Passage};
+use super::passage::Passage;
 use super::refusal::Refusal;
 use super::writes::record;
 use super::{Course, Edge, intake};
@@ -157,7 +157,7 @@ impl Edge {
         };
         let desk = Arc::clone(&self.rooms.desk);
         let (audit, metrics) = (Arc::clone(&self.rooms.audit), Arc::clone(&self.rooms.metrics));
-        let settling = InFlight::new(metrics.settling().clone());
+        let settling = metrics.settling().enter();
         // In a task of its own: the client going away changes nothing then.
         let task = tokio::spawn(async move {
             let _under_way = (settling, unjudged, place);

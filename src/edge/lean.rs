@@ -70,8 +70,7 @@ impl Edge {
         let kept = match course {
             Course::Relay => return self.stream_relayed(line, asked, passage, clock).await,
             Course::Read { repository, tag, public: false } => {
-                let asked_for = (&repository, &tag);
-                return self.relay_bound(line, asked, passage, asked_for, clock).await;
+                return self.relay_bound(line, asked, passage, (repository, tag), clock).await;
             }
             Course::Read { repository, tag, public: true } => {
                 self.at_hand(&asked.header, passage, &repository, &tag)

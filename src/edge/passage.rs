@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderValue, StatusCode};
 use pingora::proxy::Session;
-use prometheus::IntGauge;
-use uuid::Uuid;
+use uuid::timestamp::context::ThreadLocalContext;
+use uuid::{ContextV7, Timestamp, Uuid};
 
 use super::rehearsal::Rehearsal;
 use super::unknown_address;
@@ -14,6 +14,7 @@ use crate::judge::unjudged::Write;
 use crate::name::Reference;
 use crate::registry::peer::Origin;
 use crate::route::Route;
+use crate::telemetry::Present;
 use crate::telemetry::traces::Trace;
 
 pub struct Passage {
@@ -36,12 +37,12 @@ pub struct Passage {
     /// What an answer is to be taken with care for.
     pub warning: Option<HeaderValue>,
     /// A request that needs the ledger, or may turn out to.
-    pub protected: Option<InFlight>,
+    pub protected: Option<Present>,
     /// Where traces are wanted.
     pub trace: Option<Trace>,
     /// An answer that pingora's own writer did not write.
     pub sent: Option<Sent>,
-    _in_flight: InFlight,
+    _in_flight: Present,
 }
 
 /// An answer as far as it has gone out.
@@ -90,8 +91,13 @@ pub struct RequestId(HeaderValue);
 
 impl RequestId {
     fn new() -> Self {
+        thread_local! {
+            // One for all threads would be waited for.
+            static COUNTER: ContextV7 = const { ContextV7::new() };
+        }
+        let now = Timestamp::now(ThreadLocalContext::new(&COUNTER));
         let mut text = Uuid::encode_buffer();
-        let id = Uuid::now_v7().hyphenated().encode_lower(&mut text);
+        let id = Uuid::new_v7(now).hyphenated().encode_lower(&mut text);
         // A UUID's text is hex and dashes.
         Self(HeaderValue::from_str(id).unwrap_or(HeaderValue::from_static("none")))
     }
@@ -130,7 +136,7 @@ pub struct Client {
 }
 
 impl Passage {
-    pub fn new(in_flight: IntGauge) -> Self {
+    pub fn new(in_flight: Present) -> Self {
         let nobody = unknown_address().ip();
         let client = Client { address: nobody, peer: nobody, base: None, host: None, via: None };
         Self {
@@ -147,7 +153,7 @@ impl Passage {
             protected: None,
             trace: None,
             sent: None,
-            _in_flight: InFlight::new(in_flight),
+            _in_flight: in_flight,
         }
     }
 }
@@ -171,22 +177,6 @@ impl Passage {
 
 fn is_slow(received: u64, took: Duration, rate: u64) -> bool {
     took > BODY_GRACE && received / took.as_secs().max(1) < rate
-}
-
-/// Counts as long as it lives.
-pub struct InFlight(IntGauge);
-
-impl InFlight {
-    pub fn new(gauge: IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge)
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
 }
 
 /// The closed set of route labels.

@@ -5,13 +5,13 @@
 //! proxy changes. What can't be relayed is pingora's: an answer without a length, HTTP/2, TLS.
 
 use std::io;
-use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
 use pingora::protocols::Stream;
 use pingora::protocols::http::date::get_cached_date;
 use pingora::{Error, Result};
+use tokio::time::Instant;
 
 use super::asked::{Asked, Line};
 use super::blobs::{Side, Socket, failed, in_time, send_now};
@@ -21,6 +21,7 @@ use super::reads::reading;
 use super::refusal::Refusal;
 use super::{CLIENT_WRITE, Edge};
 use crate::judge::pull::{Pull, Unsure};
+use crate::ledger::RepositoryKey;
 use crate::name::{RepositoryName, Tag};
 use crate::registry::Reading;
 use crate::registry::client::{Relay, Relayed, UNSENT, trouble_of};
@@ -66,21 +67,23 @@ impl Edge {
         line: &mut Line,
         asked: &Asked,
         passage: &mut Passage,
-        (repository, tag): (&RepositoryName, &Tag),
+        (repository, tag): (RepositoryName, Tag),
         clock: &mut Clock,
     ) -> Result<bool> {
-        let started = Instant::now();
-        let key = self.key(repository);
-        let Some(digest) = self.rooms.judge.fresh(&key, tag) else { return Ok(false) };
+        let started = Instant::from_std(passage.started);
+        let key = RepositoryKey { upstream: self.upstream.clone(), repository };
+        let pull = Pull { repository: key, tag, strict: self.config.strict };
+        let (key, tag) = (&pull.repository, &pull.tag);
+        let Some(digest) = self.rooms.judge.fresh(key, tag, started) else { return Ok(false) };
+        let face = self.familiar.recall(&pull, digest);
         let reading = reading(&asked.header.method);
         let namespace = namespace(asked.header.uri.query());
         let client = &self.rooms.client;
-        let name = digest.to_string();
-        let target = client.manifest_target(repository, &name, namespace.as_deref());
+        let target = client.manifest_target(&key.repository, &face.name, namespace.as_deref());
         let request = self.relayed_request(line, asked, passage, target.as_bytes(), &UNSENT);
         let Some(request) = request else { return Ok(false) };
         // Whether the client is still there is nobody's question, as where the judge asks.
-        let mut time = clock.together(self.rooms.peers.timeouts().exchange);
+        let mut time = clock.until(started + self.rooms.peers.timeouts().exchange);
         let asking = async {
             let relay = client.relay(&request, reading == Reading::Head, &mut time).await?;
             let Relay::Answer(mut answer) = relay else { return Ok(None) };
@@ -97,11 +100,20 @@ impl Edge {
                 return Ok(true);
             }
         };
-        let label = if client.is_plainly(&answer, (&digest, &name), reading) {
-            self.warn_of_drift(passage, &key, tag, &digest);
-            let pull = Pull { repository: key, tag: tag.clone(), strict: self.config.strict };
-            let caller = || self.caller(&asked.header, passage, namespace);
-            self.rooms.judge.served(&pull, digest, caller);
+        let brings = reading == Reading::Get && answer.status() == StatusCode::OK;
+        let content = brings.then(|| answer.body());
+        let known = content.is_none_or(|content| face.has(content));
+        let is_its = known || content.is_some_and(|content| digest.matches(content));
+        let label = if answer.is_plainly(&face.name) && is_its {
+            self.warn_of_drift(passage, key, tag, &digest);
+            let quiet = face.quiet.filter(|until| started < *until);
+            if quiet.is_none() || !known {
+                let caller = || self.caller(&asked.header, passage, namespace);
+                let quiet = quiet.or_else(|| self.rooms.judge.served(&pull, digest, caller));
+                if quiet.is_some() || !known {
+                    self.familiar.keep(pull, &face, content, quiet);
+                }
+            }
             "served"
         } else if answer.is_plain_no(reading) {
             "relayed"
@@ -115,8 +127,7 @@ impl Edge {
     }
 
     fn pulled_past_the_judge(&self, passage: &Passage, label: &'static str, started: Instant) {
-        self.rooms.metrics.cache("hit");
-        self.rooms.metrics.pull(label, started.elapsed());
+        self.rooms.metrics.pull_by_memory(label, started.elapsed());
         passage.judged(label);
     }
 

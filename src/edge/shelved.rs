@@ -1,7 +1,7 @@
 //! Pulls from repositories that everybody may pull from: manifests from memory where there are any.
 
 use std::sync::Arc;
-use std::time::Instant;
+use tokio::time::Instant;
 
 use http::header::RANGE;
 use pingora::Result;
@@ -41,12 +41,11 @@ impl Edge {
         repository: &RepositoryName,
         tag: &Tag,
     ) -> Option<Arc<Kept>> {
-        let started = Instant::now();
+        let started = Instant::from_std(passage.started);
         let key = self.key(repository);
-        let digest = self.rooms.judge.fresh(&key, tag)?;
+        let digest = self.rooms.judge.fresh(&key, tag, started)?;
         let kept = self.rooms.shelf.as_ref()?.at_hand(repository, &digest, &header.headers)?;
-        self.rooms.metrics.cache("hit");
-        self.rooms.metrics.pull("served", started.elapsed());
+        self.rooms.metrics.pull_by_memory("served", started.elapsed());
         passage.judged("served");
         self.warn_of_drift(passage, &key, tag, &digest);
         Some(kept)

@@ -15,7 +15,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 
 use super::crowd::Place;
-use super::passage::{InFlight, Passage};
+use super::passage::Passage;
 use super::refusal::Refusal;
 use super::{Edge, intake};
 use crate::judge::{Cargo, Content, Judged, Push, Undecided, Verdict};
@@ -106,7 +106,7 @@ impl Edge {
         let judge = Arc::clone(&self.rooms.judge);
         let audit = Arc::clone(&self.rooms.audit);
         let metrics = Arc::clone(&self.rooms.metrics);
-        let settling = InFlight::new(metrics.settling().clone());
+        let settling = metrics.settling().enter();
         let by_digest = write.by_digest.then(|| *content.digest());
         let push = Push {
             repository: self.key(&write.repository),

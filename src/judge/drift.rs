@@ -173,7 +173,7 @@ impl Drift {
     }
 
     /// Looks at a tag that was just served, unless it was looked at lately or much else is. Returns
-    /// at once.
+    /// at once; where it was looked at, with the time until which it is not again.
     pub(super) fn look(
         self: &Arc<Self>,
         ledger: &Arc<Witness>,
@@ -181,8 +181,11 @@ impl Drift {
         caller: impl FnOnce() -> Caller,
         pull: &Pull,
         bound: Digest,
-    ) {
-        let Some(slot) = self.due(pull) else { return };
+    ) -> Option<Instant> {
+        let slot = match self.due(pull) {
+            Ok(slot) => slot,
+            Err(until) => return until,
+        };
         let drift = Arc::clone(self);
         let ledger = Arc::clone(ledger);
         let registry = self.service.as_ref().map_or(registry, |service| &service.registry);
@@ -191,21 +194,25 @@ impl Drift {
             let _slot = slot;
             drift.compare(&ledger, &*registry, &caller, &pull, bound).await;
         });
+        Some(Instant::now() + self.interval)
     }
 
-    fn due(&self, pull: &Pull) -> Option<OwnedSemaphorePermit> {
-        if self.looked.get(pull).is_some_and(|looked| looked.elapsed() < self.interval) {
-            return None;
-        }
-        let slot = Arc::clone(&self.at_once).try_acquire_owned().ok()?;
+    /// A place to look from; else until when it was looked at lately enough, if that is why.
+    fn due(&self, pull: &Pull) -> Result<OwnedSemaphorePermit, Option<Instant>> {
         let now = Instant::now();
+        if let Some(looked) = self.looked.get(pull)
+            && now < looked + self.interval
+        {
+            return Err(Some(looked + self.interval));
+        }
+        let slot = Arc::clone(&self.at_once).try_acquire_owned().map_err(|_| None)?;
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.is_some_and(|last| now < last + PAUSE) {
-            return None;
+            return Err(None);
         }
         *last = Some(now);
         self.looked.insert(pull.clone(), now);
-        Some(slot)
+        Ok(slot)
     }
 
     async fn compare(
@@ -356,20 +363,24 @@ mod tests {
         let (drift, _) = drift();
         let pull = |name: &str| Pull { repository: key("app"), tag: tag(name), strict: false };
         let first = drift.due(&pull("v0"));
-        assert!(first.is_some() && drift.due(&pull("v1")).is_none(), "one at a time");
+        let begun = Instant::now();
+        assert!(first.is_ok(), "nothing was looked at yet");
+        assert_eq!(drift.due(&pull("v1")).unwrap_err(), None, "one at a time");
         let mut held = vec![first];
         for n in 1..AT_ONCE {
             tokio::time::advance(PAUSE).await;
             held.push(drift.due(&pull(&format!("v{n}"))));
         }
-        assert!(held.iter().all(Option::is_some));
+        assert!(held.iter().all(Result::is_ok));
         tokio::time::advance(PAUSE).await;
-        assert!(drift.due(&pull("v9")).is_none(), "as many as may be are under way");
+        let busy = drift.due(&pull("v9")).unwrap_err();
+        assert_eq!(busy, None, "as many as may be are under way");
         held.clear();
-        assert!(drift.due(&pull("v9")).is_some());
+        assert!(drift.due(&pull("v9")).is_ok());
         tokio::time::advance(PAUSE).await;
-        assert!(drift.due(&pull("v0")).is_none(), "it was looked at a moment ago");
+        let lately = drift.due(&pull("v0")).unwrap_err();
+        assert_eq!(lately, Some(begun + Duration::from_secs(60)), "it was looked at a moment ago");
         tokio::time::advance(Duration::from_secs(60)).await;
-        assert!(drift.due(&pull("v0")).is_some());
+        assert!(drift.due(&pull("v0")).is_ok());
     }
 }

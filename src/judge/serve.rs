@@ -1,5 +1,9 @@
 //! The driver of a pull: what [`pull::Machine`] asks for, done.
 
+use std::time::Duration;
+
+use tokio::time::Instant;
+
 use super::pull::{Action, Basis, Event, Machine, Pull, Pulled, Step, Unsure};
 use super::{Judge, OLDER_WRITES};
 use crate::ledger::Ledger;
@@ -8,17 +12,26 @@ use crate::name::Reference;
 use crate::name::{Digest, Tag};
 use crate::registry::{Answer, Caller, Reading, Serving};
 
+/// Where nobody looks for drift at all: as good as never.
+const NEVER: Duration = Duration::from_secs(3600);
+
 impl Judge {
     /// What a tag is bound to, where a pull may go by that without asking anybody.
-    pub fn fresh(&self, repository: &RepositoryKey, tag: &Tag) -> Option<Digest> {
-        self.ledger.fresh(repository, tag)
+    pub fn fresh(&self, repository: &RepositoryKey, tag: &Tag, now: Instant) -> Option<Digest> {
+        self.ledger.fresh(repository, tag, now)
     }
 
     /// Such a pull was answered with that image: what the registry itself has under the tag is looked
-    /// at, now and then.
-    pub fn served(&self, pull: &Pull, digest: Digest, caller: impl FnOnce() -> Caller) {
-        if let Some(drift) = &self.drift {
-            drift.look(&self.ledger, &self.registry, caller, pull, digest);
+    /// at, now and then. Until the time that is returned, if any, that need not be asked for again.
+    pub fn served(
+        &self,
+        pull: &Pull,
+        digest: Digest,
+        caller: impl FnOnce() -> Caller,
+    ) -> Option<Instant> {
+        match &self.drift {
+            Some(drift) => drift.look(&self.ledger, &self.registry, caller, pull, digest),
+            None => Some(Instant::now() + NEVER),
         }
     }
 

@@ -101,10 +101,15 @@ impl Weighter<Box<str>, Recollection> for Weight {
     }
 }
 
-fn key_of(repository: &RepositoryKey, tag: &Tag) -> Box<str> {
+fn key_of(repository: &RepositoryKey, tag: &Tag) -> String {
+    let RepositoryKey { upstream, repository } = repository;
+    let (upstream, repository, tag) = (upstream.as_str(), repository.as_str(), tag.as_str());
+    let mut key = String::with_capacity(upstream.len() + repository.len() + tag.len() + 2);
     // Neither a name nor a tag holds a colon.
-    let parts = [repository.upstream.as_str(), repository.repository.as_str(), tag.as_str()];
-    parts.join(":").into()
+    for part in [upstream, ":", repository, ":", tag] {
+        key.push_str(part);
+    }
+    key
 }
 
 impl Witness {
@@ -130,9 +135,9 @@ impl Witness {
     }
 
     /// What a tag is sealed with, where that was seen less than the time to live ago.
-    pub fn fresh(&self, repository: &RepositoryKey, tag: &Tag) -> Option<Digest> {
+    pub fn fresh(&self, repository: &RepositoryKey, tag: &Tag, now: Instant) -> Option<Digest> {
         let seen = self.recall(repository, tag)?;
-        (seen.seen.elapsed() < self.ttl).then_some(seen.digest)
+        (now.saturating_duration_since(seen.seen) < self.ttl).then_some(seen.digest)
     }
 
     /// What a pull has to go by, without a round trip where memory will do.
@@ -177,7 +182,7 @@ impl Witness {
     /// The last this proxy has seen of a sealed tag, whether or not it stands: a witness where a
     /// ledger has lost data.
     pub fn last_seen(&self, repository: &RepositoryKey, tag: &Tag) -> Option<Recollection> {
-        self.memory.get(&key_of(repository, tag))
+        self.memory.get(key_of(repository, tag).as_str())
     }
 
     fn recall(&self, repository: &RepositoryKey, tag: &Tag) -> Option<Recollection> {
@@ -236,10 +241,10 @@ impl Witness {
         let Beginning { at, losses, .. } = *beginning;
         let recollection = Recollection { digest, details, stands: true, seen: at, losses };
         let key = key_of(repository, tag);
-        self.memory.insert(key.clone(), recollection);
+        self.memory.insert(key.as_str().into(), recollection);
         // Something was forgotten meanwhile, perhaps this: it is asked for again.
         if self.forgotten.load(Ordering::Acquire) != beginning.forgotten {
-            self.memory.remove(&key);
+            self.memory.remove(key.as_str());
         }
     }
 
@@ -248,14 +253,14 @@ impl Witness {
         if let Some(seen) = self.recall(repository, tag) {
             self.forgotten.fetch_add(1, Ordering::AcqRel);
             let seen = Recollection { stands: false, ..seen };
-            self.memory.insert(key_of(repository, tag), seen);
+            self.memory.insert(key_of(repository, tag).into(), seen);
         }
     }
 
     /// The name was let go of, on purpose: there is nothing to witness.
     fn forget(&self, repository: &RepositoryKey, tag: &Tag) {
         self.forgotten.fetch_add(1, Ordering::AcqRel);
-        self.memory.remove(&key_of(repository, tag));
+        self.memory.remove(key_of(repository, tag).as_str());
     }
 
     fn note_holders(&self, repository: &RepositoryKey, holders: &[Holder], begun: &Beginning) {

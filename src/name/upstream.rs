@@ -29,6 +29,12 @@ impl UpstreamName {
         }
     }
 
+    /// The same in memory of its own: what all threads clone, they wait for each other for.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        Self(Arc::from(&*self.0))
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

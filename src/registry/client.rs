@@ -9,7 +9,6 @@ pub mod harbor;
 mod listing;
 mod meaning;
 mod opening;
-mod proven;
 mod relay;
 mod serving;
 mod target;
@@ -38,7 +37,6 @@ use super::{
 use crate::name::{Algorithm, Digest, Naming, Reference, RepositoryName, Tag};
 use meaning::{digest_of, is_redirect, sighted, written};
 pub use opening::{Begun, Opened, is_early};
-use proven::Proven;
 pub use relay::{Relay, Relayed};
 pub use serving::UNSENT;
 use target::with_query;
@@ -83,7 +81,6 @@ pub struct Client {
     naming: Arc<Naming>,
     connections: Connections,
     fitness: relay::Fitness,
-    proven: Proven,
 }
 
 /// Whether a request may be sent a second time after a pooled connection turned out dead.
@@ -104,8 +101,8 @@ impl Client {
     ) -> Self {
         let max_manifest = max_manifest.max(serving::MAX_READ);
         let connections = Connections::new();
-        let (naming, fitness, proven) = Default::default();
-        Self { peers, media, redirect_hosts, max_manifest, naming, connections, fitness, proven }
+        let (naming, fitness) = Default::default();
+        Self { peers, media, redirect_hosts, max_manifest, naming, connections, fitness }
     }
 
     /// A read, following redirects to configured hosts.

@@ -42,12 +42,12 @@ impl Clock {
         Time { clock: self, end: None }
     }
 
-    /// For several waits that may take so long together.
-    pub fn together(&mut self, patience: Duration) -> Time<'_> {
-        Time { clock: self, end: Some(Instant::now() + patience) }
+    /// For several waits that all end then.
+    pub fn until(&mut self, end: Instant) -> Time<'_> {
+        Time { clock: self, end: Some(end) }
     }
 
-    async fn until<T>(
+    async fn wait<T>(
         &mut self,
         due: impl FnOnce() -> Instant,
         work: impl Future<Output = T>,
@@ -100,7 +100,7 @@ impl Time<'_> {
             let due = Instant::now() + patience;
             end.map_or(due, |end| end.min(due))
         };
-        self.clock.until(due, work).await
+        self.clock.wait(due, work).await
     }
 
     /// One that has an end of its own.
@@ -109,7 +109,7 @@ impl Time<'_> {
     /// When the time of all is over.
     pub async fn left<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Late> {
         match self.end {
-            Some(end) => self.clock.until(|| end, work).await,
+            Some(end) => self.clock.wait(|| end, work).await,
             None => Ok(work.await),
         }
     }
@@ -143,7 +143,7 @@ mod tests {
     async fn waits_together_take_no_longer_than_all_may() {
         let mut clock = Clock::start();
         let start = Instant::now();
-        let mut time = clock.together(MINUTE);
+        let mut time = clock.until(Instant::now() + MINUTE);
         assert_eq!(time.within(MINUTE / 2, sleep(MINUTE / 3)).await, Ok(()));
         assert_eq!(time.left(sleep(MINUTE / 3)).await, Ok(()));
         assert_eq!(time.within(MINUTE / 2, pending::<()>()).await, Err(Late));

@@ -7,10 +7,11 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
+use dashmap::DashMap;
 use pingora::connectors::TransportConnector;
 use pingora::protocols::Stream;
 use pingora::protocols::http::client::HttpSession;
@@ -21,7 +22,7 @@ use tokio::time::{Instant, sleep};
 
 use super::peer::Way;
 
-/// Idle connections beyond this number are closed, the longest unused first.
+/// A runtime's idle connections beyond this number are closed, the longest unused first.
 const MOST: usize = 128;
 /// How long one may be kept past its time, as a part of it.
 const LATE: u32 = 8;
@@ -31,22 +32,14 @@ pub struct Connections {
     idle: Arc<Idle>,
 }
 
-/// The longest unused first.
+/// By the runtime that is told when something comes on them: another one's would have to be woken from
+/// there.
 #[derive(Default)]
-struct Idle(Mutex<Kept>);
-
-#[derive(Default)]
-struct Kept {
-    connections: VecDeque<Waiting>,
-    /// A task closes those whose time is over.
-    swept: bool,
-}
+struct Idle(DashMap<Id, VecDeque<Waiting>>);
 
 struct Waiting {
     /// Whom it leads to, and how it was made.
     peer: u64,
-    /// The runtime that is told when something comes on it.
-    home: Id,
     until: Instant,
     stream: Stream,
 }
@@ -90,52 +83,47 @@ impl Connections {
 }
 
 impl Idle {
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The one used last: the others get old enough to be closed. Of those that live in this runtime:
-    /// another one's would have to be woken from there.
+    /// The one used last: the others get old enough to be closed.
     fn take(&self, peer: u64) -> Option<Stream> {
         let now = Instant::now();
-        let connections = &mut self.kept().connections;
-        let home = Handle::current().id();
-        let is_theirs =
-            |waiting: &Waiting| waiting.peer == peer && waiting.home == home && waiting.until > now;
-        let at = connections.iter().rposition(is_theirs)?;
-        connections.remove(at).map(|waiting| waiting.stream)
+        let mut kept = self.0.get_mut(&Handle::current().id())?;
+        let at = kept.iter().rposition(|waiting| waiting.peer == peer && waiting.until > now)?;
+        kept.remove(at).map(|waiting| waiting.stream)
     }
 
     fn keep(self: &Arc<Self>, peer: u64, stream: Stream, at_most: Duration) {
-        let mut kept = self.kept();
-        let (home, until) = (Handle::current().id(), Instant::now() + at_most);
-        kept.connections.push_back(Waiting { peer, home, until, stream });
-        let over = (kept.connections.len() > MOST).then(|| kept.connections.pop_front());
-        if !std::mem::replace(&mut kept.swept, true) {
-            tokio::spawn(sweep(Arc::downgrade(self), at_most / LATE));
-        }
+        let home = Handle::current().id();
+        let mut kept = self.0.entry(home).or_insert_with(|| {
+            tokio::spawn(sweep(Arc::downgrade(self), home, at_most / LATE));
+            VecDeque::new()
+        });
+        kept.push_back(Waiting { peer, until: Instant::now() + at_most, stream });
+        let over = (kept.len() > MOST).then(|| kept.pop_front());
         drop(kept);
         // Closed outside the lock.
         drop(over);
     }
 
     /// Takes out those whose time is over. `None` where none is left to wait for.
-    fn expired(&self) -> Option<Vec<Waiting>> {
-        let mut kept = self.kept();
+    fn expired(&self, home: Id) -> Option<VecDeque<Waiting>> {
+        let mut kept = self.0.get_mut(&home)?;
         let now = Instant::now();
-        let (over, left) = kept.connections.drain(..).partition(|waiting| waiting.until <= now);
-        kept.connections = left;
-        kept.swept = !(kept.connections.is_empty() && over.is_empty());
-        kept.swept.then(|| over.into())
+        let (over, left) = kept.drain(..).partition(|waiting| waiting.until <= now);
+        *kept = left;
+        drop(kept);
+        // Unless one was kept right now, whose sweeper is this one.
+        let gone =
+            VecDeque::is_empty(&over) && self.0.remove_if(&home, |_, k| k.is_empty()).is_some();
+        (!gone).then_some(over)
     }
 }
 
 /// Ends when nothing is left to sweep, or nobody is left to keep anything.
-async fn sweep(idle: Weak<Idle>, every: Duration) {
+async fn sweep(idle: Weak<Idle>, home: Id, every: Duration) {
     loop {
         sleep(every).await;
         let Some(idle) = idle.upgrade() else { return };
-        let Some(over) = idle.expired() else { return };
+        let Some(over) = idle.expired(home) else { return };
         drop(over);
     }
 }
@@ -158,6 +146,13 @@ mod tests {
     use super::*;
 
     const MINUTE: Duration = Duration::from_secs(60);
+
+    impl Idle {
+        /// Of this runtime; `None` where nobody sweeps.
+        fn count(&self) -> Option<usize> {
+            self.0.get(&Handle::current().id()).map(|kept| kept.len())
+        }
+    }
 
     async fn pair() -> (Stream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -198,7 +193,7 @@ mod tests {
         for peer in 0..MOST as u64 + 3 {
             idle.keep(peer, pair().await.0, MINUTE);
         }
-        assert_eq!(idle.kept().connections.len(), MOST);
+        assert_eq!(idle.count(), Some(MOST));
         assert!(idle.take(2).is_none() && idle.take(3).is_some(), "the longest unused are closed");
     }
 
@@ -209,13 +204,13 @@ mod tests {
             idle.keep(1, pair().await.0, MINUTE);
             sleep(MINUTE / 2).await;
             idle.keep(1, pair().await.0, MINUTE);
-            assert_eq!(idle.kept().connections.len(), 2, "{round}");
+            assert_eq!(idle.count(), Some(2), "{round}");
             sleep(MINUTE / 2 + MINUTE / LATE).await;
-            assert_eq!(idle.kept().connections.len(), 1, "{round}");
-            idle.kept().connections[0].until = Instant::now();
+            assert_eq!(idle.count(), Some(1), "{round}");
+            idle.0.iter_mut().next().unwrap()[0].until = Instant::now();
             assert!(idle.take(1).is_none(), "not swept yet, and over its time");
             sleep(MINUTE).await;
-            assert!(idle.kept().connections.is_empty() && !idle.kept().swept, "{round}");
+            assert_eq!(idle.count(), None, "{round}");
         }
     }
 

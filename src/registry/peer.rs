@@ -16,6 +16,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
 use super::Trouble;
+use crate::apart::Apart;
 
 /// A host that is spoken to over HTTP: scheme, name, port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -77,7 +78,7 @@ pub struct Peers {
     credentials: ArcSwap<Credentials>,
     addresses: Addresses,
     /// Those that were made, to be used again: a registry has a handful of addresses.
-    ways: ArcSwap<Vec<Arc<Way>>>,
+    ways: Apart<ArcSwap<Vec<Arc<Way>>>>,
 }
 
 /// How a connection to one address is made.
@@ -101,7 +102,7 @@ impl Peers {
     pub fn new(origin: Origin, timeouts: Timeouts, credentials: Credentials) -> Self {
         let addresses = Addresses::new(&origin, timeouts.connect);
         let credentials = ArcSwap::from_pointee(credentials);
-        Self { origin, timeouts, credentials, addresses, ways: ArcSwap::default() }
+        Self { origin, timeouts, credentials, addresses, ways: Apart::default() }
     }
 
     /// Connections made from now on are made with these.
@@ -131,7 +132,8 @@ impl Peers {
     pub async fn way(&self) -> Result<Arc<Way>, Trouble> {
         let address = self.addresses.next().await?;
         let credentials = self.credentials.load();
-        let made = self.ways.load();
+        let ways = self.ways.own();
+        let made = ways.load();
         let good = |way: &&Arc<Way>| Arc::ptr_eq(&way.credentials, &credentials);
         if let Some(way) = made.iter().find(|way| way.address == address && good(way)) {
             return Ok(Arc::clone(way));
@@ -139,8 +141,8 @@ impl Peers {
         let way = Arc::new(self.make(address, Arc::clone(&credentials)));
         // Another one that is made at this moment may be lost, and is made again.
         let others = made.iter().filter(|way| way.address != address).filter(good);
-        let ways = std::iter::once(&way).chain(others).take(MOST_WAYS).cloned();
-        self.ways.store(Arc::new(ways.collect()));
+        let all = std::iter::once(&way).chain(others).take(MOST_WAYS).cloned();
+        ways.store(Arc::new(all.collect()));
         Ok(way)
     }
 
@@ -182,6 +184,12 @@ struct Known {
     since: Option<Instant>,
 }
 
+impl Known {
+    fn is_fresh(&self) -> bool {
+        self.since.is_none_or(|since| since.elapsed() < HOLD)
+    }
+}
+
 /// The system's resolver tells no time to live; nginx and HAProxy hold names about as long.
 const HOLD: Duration = Duration::from_secs(10);
 /// An address that could not be connected to is left alone for so long, while there are others.
@@ -208,6 +216,13 @@ impl Addresses {
 
     /// The next address in turn that has not failed lately, or the next at all.
     async fn next(&self) -> Result<SocketAddr, Trouble> {
+        // Nearly always one is known, and only looked at.
+        if let Some(known) = &*self.known.load()
+            && let [only] = known.addresses[..]
+            && known.is_fresh()
+        {
+            return Ok(only);
+        }
         let known = self.current().await;
         let count = known.addresses.len();
         match known.addresses[..] {
@@ -232,7 +247,7 @@ impl Addresses {
 
     async fn current(&self) -> Arc<Known> {
         let stale = match self.known.load_full() {
-            Some(known) if known.since.is_none_or(|since| since.elapsed() < HOLD) => return known,
+            Some(known) if known.is_fresh() => return known,
             stale => stale,
         };
         match stale {
@@ -244,7 +259,7 @@ impl Addresses {
             _ => {
                 let _one = self.looking.lock().await;
                 match self.known.load_full() {
-                    Some(known) if known.since.is_some_and(|since| since.elapsed() < HOLD) => known,
+                    Some(known) if known.is_fresh() => known,
                     _ => self.look_up(Vec::new()).await,
                 }
             }

@@ -1,14 +1,19 @@
 //! Every metric, its help and its labels. Label sets are closed: no repository, tag, user or
 //! address ever becomes a label.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dashmap::DashMap;
+use prometheus::local::{LocalHistogram, LocalIntCounter};
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 use tokio::runtime::{Handle, Id};
+
+use super::Presence;
+use crate::apart::Apart;
 
 /// The metrics of one proxy; names begin with `taglock_`.
 pub struct Metrics {
@@ -16,14 +21,15 @@ pub struct Metrics {
     requests: IntCounterVec,
     refusals: IntCounterVec,
     by_rule: IntCounterVec,
-    usual: Usual,
+    usual: Apart<Mutex<Usual>>,
     dry_run: IntCounterVec,
     pushes: HistogramVec,
     pulls: HistogramVec,
     drift: IntCounterVec,
     drifted: IntGauge,
     ledger: HistogramVec,
-    in_flight: IntGauge,
+    in_flight: Presence,
+    shown: Shown,
     connections: IntGauge,
     tasks: IntGauge,
     /// The proxy's.
@@ -34,8 +40,8 @@ pub struct Metrics {
     manifest_cache: IntCounterVec,
     manifest_cache_bytes: IntGauge,
     public_questions: IntCounterVec,
-    settling: IntGauge,
-    protected: IntGauge,
+    settling: Presence,
+    protected: Presence,
     upgrades: IntCounterVec,
     audit: IntCounterVec,
     certificate_expiry: IntGaugeVec,
@@ -45,17 +51,35 @@ pub struct Metrics {
     ledger_losses: IntGauge,
 }
 
-/// What nearly every request counts, found once: to look a label up takes longer than to count.
+/// What nearly every request counts, found once: to look a label up takes longer than to count. Each
+/// thread has its own, and what it has counted goes into the sums when they are asked for.
 struct Usual {
-    bytes_in: IntCounter,
-    bytes_out: IntCounter,
+    bytes_in: LocalIntCounter,
+    bytes_out: LocalIntCounter,
     /// Pulls that went by memory.
-    hits: IntCounter,
+    hits: LocalIntCounter,
     /// Pulls that were served.
-    served: Histogram,
+    served: LocalHistogram,
     /// Reads of manifests that were answered well, by tag and by digest.
-    by_tag: IntCounter,
-    by_digest: IntCounter,
+    by_tag: LocalIntCounter,
+    by_digest: LocalIntCounter,
+}
+
+impl Usual {
+    fn flush(&self) {
+        let Self { bytes_in, bytes_out, hits, served, by_tag, by_digest } = self;
+        for counter in [bytes_in, bytes_out, hits, by_tag, by_digest] {
+            counter.flush();
+        }
+        served.flush();
+    }
+}
+
+/// The gauges of what is counted as it comes and goes, set when they are asked for.
+struct Shown {
+    in_flight: IntGauge,
+    settling: IntGauge,
+    protected: IntGauge,
 }
 
 /// From a memory look-up to the end of the ledger's patience.
@@ -109,14 +133,27 @@ impl Metrics {
             "Requests answered, by route and by class of status.",
             &["route", "status"],
         );
-        let usual = Usual {
-            bytes_in: bytes.with_label_values(&["in"]),
-            bytes_out: bytes.with_label_values(&["out"]),
-            hits: cache.with_label_values(&["hit"]),
-            served: pulls.with_label_values(&["served"]),
-            by_tag: requests.with_label_values(&["manifest-read-tag", "2xx"]),
-            by_digest: requests.with_label_values(&["manifest-read-digest", "2xx"]),
+        let usual = || Usual {
+            bytes_in: bytes.with_label_values(&["in"]).local(),
+            bytes_out: bytes.with_label_values(&["out"]).local(),
+            hits: cache.with_label_values(&["hit"]).local(),
+            served: pulls.with_label_values(&["served"]).local(),
+            by_tag: requests.with_label_values(&["manifest-read-tag", "2xx"]).local(),
+            by_digest: requests.with_label_values(&["manifest-read-digest", "2xx"]).local(),
         };
+        let usual = Apart::new(|| Mutex::new(usual()));
+        let shown = Shown {
+            in_flight: gauge("taglock_requests_in_flight", "Requests being answered now."),
+            settling: gauge(
+                "taglock_protected_pushes_in_flight",
+                "Protected manifest writes under way, those whose client has left included.",
+            ),
+            protected: gauge(
+                "taglock_protected_requests_in_flight",
+                "Requests being answered now that need the ledger, or may turn out to.",
+            ),
+        };
+        let (in_flight, settling, protected) = Default::default();
         Self {
             usual,
             requests,
@@ -157,7 +194,8 @@ impl Metrics {
                 &["operation", "result"],
                 &LEDGER_BUCKETS,
             ),
-            in_flight: gauge("taglock_requests_in_flight", "Requests being answered now."),
+            in_flight,
+            shown,
             connections: gauge("taglock_connections", "Connections of clients now."),
             tasks: gauge("taglock_tasks", "Tasks of the proxy's runtimes now."),
             runtimes: DashMap::new(),
@@ -185,14 +223,8 @@ impl Metrics {
                 "Requests and connections that found no place, by the limit they met.",
                 &["limit"],
             ),
-            settling: gauge(
-                "taglock_protected_pushes_in_flight",
-                "Protected manifest writes under way, those whose client has left included.",
-            ),
-            protected: gauge(
-                "taglock_protected_requests_in_flight",
-                "Requests being answered now that need the ledger, or may turn out to.",
-            ),
+            settling,
+            protected,
             upgrades: counter(
                 "taglock_upgrades_total",
                 "Times a newer process was to take over from this one, by what came of it.",
@@ -247,6 +279,10 @@ impl Metrics {
         &self.rules_differ
     }
 
+    fn usual(&self) -> MutexGuard<'_, Usual> {
+        self.usual.own().lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub fn request(&self, route: &'static str, status: u16) {
         let class = match status {
             100..=199 => "1xx",
@@ -257,8 +293,8 @@ impl Metrics {
             _ => "none",
         };
         match (route, class) {
-            ("manifest-read-tag", "2xx") => self.usual.by_tag.inc(),
-            ("manifest-read-digest", "2xx") => self.usual.by_digest.inc(),
+            ("manifest-read-tag", "2xx") => self.usual().by_tag.inc(),
+            ("manifest-read-digest", "2xx") => self.usual().by_digest.inc(),
             _ => self.requests.with_label_values(&[route, class]).inc(),
         }
     }
@@ -273,8 +309,9 @@ impl Metrics {
     }
 
     pub fn bytes(&self, from_client: u64, to_client: u64) {
-        self.usual.bytes_in.inc_by(from_client);
-        self.usual.bytes_out.inc_by(to_client);
+        let usual = self.usual();
+        usual.bytes_in.inc_by(from_client);
+        usual.bytes_out.inc_by(to_client);
     }
 
     pub fn dry_run_refusal(&self, reason: &'static str) {
@@ -287,8 +324,20 @@ impl Metrics {
 
     pub fn pull(&self, outcome: &'static str, took: Duration) {
         match outcome {
-            "served" => self.usual.served.observe(took.as_secs_f64()),
+            "served" => self.usual().served.observe(took.as_secs_f64()),
             other => self.pulls.with_label_values(&[other]).observe(took.as_secs_f64()),
+        }
+    }
+
+    /// The same of a pull that went by memory.
+    pub fn pull_by_memory(&self, outcome: &'static str, took: Duration) {
+        if outcome == "served" {
+            let usual = self.usual();
+            usual.hits.inc();
+            usual.served.observe(took.as_secs_f64());
+        } else {
+            self.cache("hit");
+            self.pull(outcome, took);
         }
     }
 
@@ -322,7 +371,7 @@ impl Metrics {
     /// What a pull went by: `hit`, `miss`, or `outage`.
     pub fn cache(&self, result: &'static str) {
         match result {
-            "hit" => self.usual.hits.inc(),
+            "hit" => self.usual().hits.inc(),
             other => self.cache.with_label_values(&[other]).inc(),
         }
     }
@@ -346,17 +395,17 @@ impl Metrics {
     }
 
     /// Requests being answered now.
-    pub fn in_flight(&self) -> &IntGauge {
+    pub fn in_flight(&self) -> &Presence {
         &self.in_flight
     }
 
     /// Protected writes under way, whether or not their client is still there.
-    pub fn settling(&self) -> &IntGauge {
+    pub fn settling(&self) -> &Presence {
         &self.settling
     }
 
     /// Requests being answered that need the ledger.
-    pub fn protected(&self) -> &IntGauge {
+    pub fn protected(&self) -> &Presence {
         &self.protected
     }
 
@@ -385,6 +434,12 @@ impl Metrics {
     pub fn render(&self) -> Vec<u8> {
         let tasks: usize = self.runtimes.iter().map(|r| r.metrics().num_alive_tasks()).sum();
         self.tasks.set(i64::try_from(tasks).unwrap_or(i64::MAX));
+        for usual in self.usual.all() {
+            usual.lock().unwrap_or_else(PoisonError::into_inner).flush();
+        }
+        self.shown.in_flight.set(self.in_flight.get());
+        self.shown.settling.set(self.settling.get());
+        self.shown.protected.set(self.protected.get());
         let mut out = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut out) {
             tracing::error!(%error, "metrics could not be written");
@@ -416,13 +471,45 @@ mod tests {
         metrics.dry_run_refusal("immutable");
         metrics.push("admitted", Duration::from_millis(3));
         metrics.ledger_call("claim", "ok", Duration::from_micros(90));
-        metrics.in_flight().inc();
+        let _one = metrics.in_flight().enter();
         metrics.refused_by(Some("releases"));
         metrics.bytes(1, 2);
         let text = String::from_utf8(metrics.render()).unwrap();
-        assert!(text.contains(r#"taglock_requests_total{route="blob",status="2xx"} 1"#), "{text}");
+        let has = |line: &str| assert!(text.lines().any(|own| own == line), "{line}\n{text}");
+        has(r#"taglock_requests_total{route="blob",status="2xx"} 1"#);
+        has("taglock_requests_in_flight 1");
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             assert!(line.starts_with("taglock_"), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_threads_count_apart_is_in_the_sums() {
+        let metrics = Metrics::new();
+        for rounds in 1..=2 {
+            std::thread::scope(|scope| {
+                for _ in 0..3 {
+                    scope.spawn(|| {
+                        metrics.request("manifest-read-tag", 200);
+                        metrics.request("manifest-read-digest", 200);
+                        metrics.bytes(1, 20);
+                        metrics.pull_by_memory("served", Duration::from_millis(2));
+                    });
+                }
+            });
+            let text = String::from_utf8(metrics.render()).unwrap();
+            let has = |name: &str, count: u32| {
+                let line = format!("{name} {count}");
+                assert!(text.lines().any(|own| own == line), "{line}\n{text}");
+            };
+            has(r#"taglock_requests_total{route="manifest-read-tag",status="2xx"}"#, 3 * rounds);
+            has(r#"taglock_requests_total{route="manifest-read-digest",status="2xx"}"#, 3 * rounds);
+            has(r#"taglock_body_bytes_total{direction="in"}"#, 3 * rounds);
+            has(r#"taglock_body_bytes_total{direction="out"}"#, 60 * rounds);
+            has(r#"taglock_cache_total{result="hit"}"#, 3 * rounds);
+            has(r#"taglock_protected_pull_seconds_count{outcome="served"}"#, 3 * rounds);
+            let bucket = r#"taglock_protected_pull_seconds_bucket{outcome="served",le="0.0025"}"#;
+            has(bucket, 3 * rounds);
         }
     }
 }

@@ -75,7 +75,7 @@ impl Witness {
                     %repository, %tag, remembered = %seen.digest,
                     "the ledger lost this binding, and the tag is another image's now"
                 );
-                self.memory.remove(&key_of(repository, tag));
+                self.memory.remove(key_of(repository, tag).as_str());
             }
         }
         Ok(())

@@ -4,11 +4,13 @@
 //! Here an answer's header is checked as strictly as anywhere, and stays one piece. Only what has
 //! one reading and a length is relayed; anything else is `Unfit`, and asked for again by pingora.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use bytes::BytesMut;
-use http::{HeaderName, StatusCode};
+use http::StatusCode;
 use memchr::{memchr, memchr_iter};
 use pingora::ErrorType::{ConnectTimedout, ConnectionClosed, ReadError, ReadTimedout};
 use pingora::ErrorType::{WriteError, WriteTimedout};
@@ -17,7 +19,7 @@ use pingora::{Error, Result};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
 
-use super::Client;
+use super::{CONTENT_DIGEST, Client};
 use crate::registry::clock::Time;
 use crate::registry::peer::Way;
 
@@ -34,16 +36,15 @@ const COOLING: Duration = Duration::from_secs(60);
 
 /// Whether answers are relayed now.
 #[derive(Default)]
-pub(super) struct Fitness(Mutex<Option<Instant>>);
+pub(super) struct Fitness(ArcSwapOption<Instant>);
 
 impl Fitness {
     fn is_fit(&self) -> bool {
-        let unfit = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        unfit.is_none_or(|since| since.elapsed() >= COOLING)
+        self.0.load().as_ref().is_none_or(|since| since.elapsed() >= COOLING)
     }
 
     fn is_not(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        self.0.store(Some(Arc::new(Instant::now())));
     }
 }
 
@@ -86,14 +87,13 @@ impl Relayed {
         lines(self.read.get(status_line..length.saturating_sub(2)).unwrap_or_default())
     }
 
-    /// The value of a header that is there once, or not at all; `None` where there are several.
-    pub fn one(&self, name: &HeaderName) -> Option<Option<&[u8]>> {
-        let mut values = self
-            .lines()
-            .filter(|(own, ..)| own.eq_ignore_ascii_case(name.as_str().as_bytes()))
-            .map(|(_, value, _)| value);
-        let first = values.next();
-        values.next().is_none().then_some(first)
+    /// Whether its header names a manifest other than the one of this digest, or several.
+    pub fn names_another(&self, digest: &str) -> bool {
+        match &self.head.named {
+            Named::Nothing => false,
+            Named::One(at) => self.read.get(at.clone()) != Some(digest.as_bytes()),
+            Named::Several => true,
+        }
     }
 
     /// What has come of the body.
@@ -117,6 +117,16 @@ struct Head {
     /// Of the body.
     body: u64,
     keeps: bool,
+    named: Named,
+}
+
+/// What a header says in `Docker-Content-Digest`, and where.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum Named {
+    #[default]
+    Nothing,
+    One(Range<usize>),
+    Several,
 }
 
 /// What the first bytes of an answer are.
@@ -148,7 +158,7 @@ fn read_head(bytes: &[u8], bodiless: bool) -> Reading {
     else {
         return Reading::Unfit;
     };
-    let (mut body, mut keeps) = (None, true);
+    let (mut body, mut keeps, mut named) = (None, true, Named::Nothing);
     for header in response.headers.iter() {
         let is = |name: &str| header.name.eq_ignore_ascii_case(name);
         if is("transfer-encoding") {
@@ -160,13 +170,21 @@ fn read_head(bytes: &[u8], bodiless: bool) -> Reading {
                 _ => return Reading::Unfit,
             }
         }
+        if is(CONTENT_DIGEST.as_str()) {
+            // The value is a part of these bytes.
+            let start = header.value.as_ptr().addr() - bytes.as_ptr().addr();
+            named = match named {
+                Named::Nothing => Named::One(start..start + header.value.len()),
+                _ => Named::Several,
+            };
+        }
         if is("connection") {
             keeps &= header.value.eq_ignore_ascii_case(b"keep-alive");
         }
     }
     let none = bodiless || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let Some(body) = body.filter(|_| !none).or(none.then_some(0)) else { return Reading::Unfit };
-    Reading::Whole(Head { status, status_line: first + 1, length, body, keeps })
+    Reading::Whole(Head { status, status_line: first + 1, length, body, keeps, named })
 }
 
 /// One number, as everybody reads it.
@@ -286,6 +304,7 @@ impl Client {
     ) -> Result<&'a [u8]> {
         relayed.read.clear();
         (relayed.head.status_line, relayed.head.length) = (0, 0);
+        relayed.head.named = Named::Nothing;
         self.receive(relayed, time).await?;
         Ok(&relayed.read)
     }

@@ -64,31 +64,15 @@ impl Client {
     }
 }
 
-impl Client {
-    /// Whether this is what a tag that is bound to this digest, of this name, may be answered with, as
-    /// [`Registry::serve`](crate::registry::Registry::serve) finds it without asking again. What
-    /// isn't may be good all the same.
-    pub fn is_plainly(
-        &self,
-        answer: &Relayed,
-        (digest, name): (&Digest, &str),
-        reading: Reading,
-    ) -> bool {
-        let named = match answer.one(&CONTENT_DIGEST) {
-            Some(None) => true,
-            Some(Some(named)) => named == name.as_bytes(),
-            None => false,
-        };
-        named
-            && match (answer.status(), reading) {
-                (StatusCode::OK, Reading::Get) => self.proven.matches(digest, answer.body()),
-                (StatusCode::OK, Reading::Head) | (StatusCode::NOT_MODIFIED, _) => true,
-                _ => false,
-            }
-    }
-}
-
 impl Relayed {
+    /// Whether this is what a tag that is bound to the digest of this name may be answered with, if its
+    /// bytes have that digest, as [`Registry::serve`](crate::registry::Registry::serve) finds it without
+    /// asking again. What isn't may be good all the same.
+    pub fn is_plainly(&self, name: &str) -> bool {
+        let good = matches!(self.status(), StatusCode::OK | StatusCode::NOT_MODIFIED);
+        good && !self.names_another(name)
+    }
+
     /// Whether the registry has said no, in words.
     pub fn is_plain_no(&self, reading: Reading) -> bool {
         let worded = reading == Reading::Head || !self.body().is_empty();

@@ -27,9 +27,9 @@ impl Client {
         digest: &str,
         namespace: Option<&str>,
     ) -> String {
-        let place = self.naming.place(repository);
-        let mut target = String::with_capacity(place.len() + digest.len() + 64);
-        for part in [place.as_ref(), "/manifests/", digest] {
+        let mut target = self.naming.place(repository);
+        target.reserve(digest.len() + 64);
+        for part in ["/manifests/", digest] {
             target.push_str(part);
         }
         if let Some(namespace) = namespace {

@@ -1,0 +1,143 @@
+//! Tags this lane has served a moment ago, and what each of their pulls would have to make anew.
+//!
+//! A tag that is pulled a thousand times brings the same bytes a thousand times. To compare them with
+//! those that were hashed is as good as to hash them again, and takes less time. Nothing is served from
+//! here, and what a tag is bound to is asked for elsewhere.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use quick_cache::unsync::{Cache, DefaultLifecycle};
+use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
+use tokio::time::Instant;
+
+use crate::judge::pull::Pull;
+use crate::name::Digest;
+
+/// The memory they may take, in one lane.
+const ROOM: u64 = 4 << 20;
+/// Longer manifests are hashed each time.
+const LONGEST: usize = 64 * 1024;
+/// A guess at a manifest's bytes, for the cache's first allocations.
+const USUAL: usize = 16 * 1024;
+
+pub struct Familiar(Mutex<Cache<Pull, Arc<Face>, Weight>>);
+
+/// A bound tag.
+pub struct Face {
+    pub digest: Digest,
+    /// The digest's text.
+    pub name: Box<str>,
+    /// The manifest, once it was seen to have the digest.
+    content: Option<Arc<[u8]>>,
+    /// Until then nobody need look whether the registry's own tag differs.
+    pub quiet: Option<Instant>,
+}
+
+impl Face {
+    fn new(digest: Digest) -> Self {
+        Self { digest, name: digest.to_string().into(), content: None, quiet: None }
+    }
+
+    /// Whether these bytes were seen to have its digest.
+    pub fn has(&self, content: &[u8]) -> bool {
+        self.content.as_deref() == Some(content)
+    }
+}
+
+#[derive(Clone)]
+struct Weight;
+
+impl Weighter<Pull, Arc<Face>> for Weight {
+    fn weight(&self, pull: &Pull, face: &Arc<Face>) -> u64 {
+        const OVERHEAD: usize = 128;
+        let repository = pull.repository.repository.as_str();
+        let names = repository.len() + pull.tag.as_str().len() + face.name.len();
+        let content = face.content.as_ref().map_or(0, |content| content.len());
+        (names + content + size_of::<Pull>() + size_of::<Face>() + OVERHEAD) as u64
+    }
+}
+
+impl Default for Familiar {
+    fn default() -> Self {
+        let mut options = OptionsBuilder::new();
+        options.estimated_items_capacity(ROOM as usize / USUAL).weight_capacity(ROOM);
+        // Both capacities are set, which is all that can be missing.
+        let options = options.build().expect("the options are whole");
+        let (hasher, lifecycle) = (DefaultHashBuilder::default(), DefaultLifecycle::default());
+        Self(Mutex::new(Cache::with_options(options, Weight, hasher, lifecycle)))
+    }
+}
+
+impl Familiar {
+    /// What is known of a tag that is bound to this.
+    pub fn recall(&self, pull: &Pull, digest: Digest) -> Arc<Face> {
+        let faces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = faces.get(pull).filter(|face| face.digest == digest).cloned();
+        drop(faces);
+        known.unwrap_or_else(|| Arc::new(Face::new(digest)))
+    }
+
+    /// Keeps what is known now: the bytes were seen to have its digest.
+    pub fn keep(&self, pull: Pull, face: &Face, content: Option<&[u8]>, quiet: Option<Instant>) {
+        let content = content.filter(|content| content.len() <= LONGEST).map(Arc::from);
+        let face = Face {
+            digest: face.digest,
+            name: face.name.clone(),
+            content: content.or_else(|| face.content.clone()),
+            quiet,
+        };
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(pull, Arc::new(face));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::RepositoryKey;
+    use crate::name::{Algorithm, RepositoryName, Tag, UpstreamName};
+
+    fn pull(tag: &str) -> Pull {
+        let repository = RepositoryKey {
+            upstream: UpstreamName::parse("default").unwrap(),
+            repository: RepositoryName::parse("app").unwrap(),
+        };
+        Pull { repository, tag: Tag::parse(tag).unwrap(), strict: false }
+    }
+
+    fn digest(content: &[u8]) -> Digest {
+        Digest::of(Algorithm::Sha256, content)
+    }
+
+    #[test]
+    fn bytes_are_known_only_of_the_tag_and_the_digest_they_were_kept_for() {
+        let (familiar, now) = (Familiar::default(), Instant::now());
+        let (v1, one) = (pull("v1"), digest(b"one"));
+        let face = familiar.recall(&v1, one);
+        assert_eq!((&*face.name, face.quiet), (&*one.to_string(), None));
+        assert!(!face.has(b"one"), "nobody has seen them");
+        familiar.keep(v1.clone(), &face, Some(b"one"), Some(now));
+        let known = familiar.recall(&v1, one);
+        assert!(known.has(b"one") && !known.has(b"two") && !known.has(b""));
+        assert_eq!(known.quiet, Some(now));
+        // A HEAD brings no bytes, and takes none away.
+        familiar.keep(v1.clone(), &known, None, Some(now));
+        assert!(familiar.recall(&v1, one).has(b"one"));
+        assert!(!familiar.recall(&v1, digest(b"two")).has(b"one"), "it is bound to another");
+        assert!(!familiar.recall(&pull("v2"), one).has(b"one"));
+        let long = vec![b'x'; LONGEST + 1];
+        familiar.keep(v1.clone(), &familiar.recall(&v1, digest(&long)), Some(&long), None);
+        assert!(!familiar.recall(&v1, digest(&long)).has(&long), "it is hashed each time");
+    }
+
+    #[test]
+    fn they_take_no_more_memory_than_they_may() {
+        let familiar = Familiar::default();
+        for n in 0..1000_usize {
+            let (pull, content) = (pull(&format!("v{n}")), vec![n as u8; LONGEST - n]);
+            let face = familiar.recall(&pull, digest(&content));
+            familiar.keep(pull, &face, Some(&content), None);
+        }
+        let faces = familiar.0.lock().unwrap();
+        assert!(faces.weight() <= ROOM && faces.len() > 10);
+    }
+}
