@@ -7,6 +7,8 @@ use std::collections::BTreeSet;
 
 use http::header::{HeaderName, HeaderValue, LOCATION, WWW_AUTHENTICATE};
 use http::{HeaderMap, Method};
+use taglock::edge::Asked;
+use taglock::edge::chunks::Chunks;
 use taglock::edge::rewriting::Rewriting;
 use taglock::ledger::codec;
 use taglock::name::{Digest, RepositoryName, Tag};
@@ -20,7 +22,7 @@ use taglock::settings;
 /// A target and its name, which is also that of its corpus.
 pub type Target = (&'static str, fn(&[u8]));
 
-pub const ALL: [Target; 7] = [
+pub const ALL: [Target; 9] = [
     ("route", route),
     ("names", names),
     ("rules", rules),
@@ -28,6 +30,8 @@ pub const ALL: [Target; 7] = [
     ("headers", headers),
     ("documents", documents),
     ("codec", codec),
+    ("chunks", chunks),
+    ("reads", reads),
 ];
 
 const METHODS: [&str; 9] =
@@ -328,8 +332,102 @@ pub fn codec(data: &[u8]) {
     assert!(again.len() <= data.len(), "{entry:?}");
 }
 
+/// The first byte says in which pieces the rest comes, a body in chunks and what follows it.
+///
+/// It is read alike however it comes, and a body that is taken for whole is whole, and the same, to who
+/// reads it line by line.
+pub fn chunks(data: &[u8]) {
+    let Some((step, body)) = data.split_first() else { return };
+    let (at_once, in_pieces) =
+        (read_chunks(body, body.len()), read_chunks(body, 1 + usize::from(*step)));
+    assert_eq!(at_once, in_pieces, "in pieces of {step}");
+    if let Ok((data, Some(end))) = &at_once {
+        let plain = plain_chunks(body).expect("it is whole");
+        assert_eq!((&plain.0, plain.1), (data, *end), "{:?}", String::from_utf8_lossy(body));
+    }
+}
+
+/// A body's data, and where it ends, if it does.
+type Body = (Vec<u8>, Option<usize>);
+
+fn read_chunks(body: &[u8], step: usize) -> Result<Body, ()> {
+    let (mut chunks, mut data, mut at, mut seen) = (Chunks::new(), Vec::new(), 0, 0);
+    while !chunks.is_over() && seen < body.len() {
+        seen = body.len().min(seen + step);
+        loop {
+            let mut pieces = Vec::new();
+            let read = chunks.read(&body[at..seen], &mut pieces).map_err(drop)?;
+            pieces.into_iter().for_each(|piece| data.extend(&body[at..seen][piece]));
+            at += read;
+            if read == 0 {
+                break;
+            }
+        }
+    }
+    Ok((data, chunks.is_over().then_some(at)))
+}
+
+fn plain_chunks(body: &[u8]) -> Option<(Vec<u8>, usize)> {
+    fn line<'a>(body: &'a [u8], at: &mut usize) -> Option<&'a [u8]> {
+        let length = body[*at..].windows(2).position(|pair| pair == b"\r\n")?;
+        let line = &body[*at..*at + length];
+        *at += length + 2;
+        // Some end a line there.
+        (!line.contains(&b'\n')).then_some(line)
+    }
+    let (mut data, mut at) = (Vec::new(), 0);
+    loop {
+        let size = line(body, &mut at)?.split(|b| *b == b';').next()?;
+        let size = usize::from_str_radix(std::str::from_utf8(size).ok()?.trim(), 16).ok()?;
+        if size == 0 {
+            while !line(body, &mut at)?.is_empty() {}
+            return Some((data, at));
+        }
+        data.extend(body.get(at..at.checked_add(size)?)?);
+        at += size;
+        if line(body, &mut at)? != b"" {
+            return None;
+        }
+    }
+}
+
+/// The bytes of a request: one that taglock reads itself has one reading, no body, and nothing after it.
+pub fn reads(data: &[u8]) {
+    let Some(asked) = Asked::of(data.to_vec().into()) else { return };
+    let text = data.strip_suffix(b"\r\n\r\n").expect("its end");
+    if (0..text.len()).any(|at| text[at] == b'\n' && !text[..at].ends_with(b"\r")) {
+        // What admits requests refuses it, as it does what pingora reads.
+        return;
+    }
+    let lines: Vec<_> = String::from_utf8_lossy(text).split("\r\n").map(str::to_owned).collect();
+    let (first, others) = lines.split_first().expect("a line");
+    assert!(!text.contains(&b'\0') && lines.iter().all(|line| !line.contains(['\r', '\n'])));
+    let parts: Vec<_> = first.split(' ').collect();
+    assert_eq!((parts.len(), parts[2]), (3, "HTTP/1.1"), "{first}");
+    assert_eq!(asked.header.method.as_str(), parts[0]);
+    assert!(matches!(parts[0], "GET" | "HEAD") && parts[1].contains("/manifests/"), "{first}");
+    assert_eq!(String::from_utf8_lossy(asked.header.raw_path()), parts[1]);
+    let mut closes = false;
+    for line in others {
+        let (name, value) = line.split_once(':').expect("a header");
+        let name = name.to_ascii_lowercase();
+        assert!(!name.is_empty() && !name.contains([' ', '\t']), "{line:?}");
+        assert!(!["content-length", "transfer-encoding", "expect"].contains(&&*name), "{line}");
+        let mut tokens = value.split(',').map(|token| token.trim().to_ascii_lowercase());
+        closes |= name == "connection" && tokens.any(|token| token == "close");
+        let known = asked.header.headers.get_all(&name).iter();
+        assert!(
+            known
+                .into_iter()
+                .any(|v| v.as_bytes().trim_ascii() == value.trim().as_bytes() || !value.is_ascii())
+        );
+    }
+    assert_eq!(asked.header.headers.len(), others.len());
+    assert_eq!(asked.keeps, !closes);
+}
+
 /// What is spliced together where bytes alone would seldom be a target, a pattern or a file.
-pub const WORDS: [&[&str]; 7] = [
+pub const WORDS: [&[&str]; 9] = [
     &[
         "/",
         "//",
@@ -521,5 +619,55 @@ pub const WORDS: [&[&str]; 7] = [
         "aaaaaaaaaaaaaaaa",
         "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
         "aaaaa",
+    ],
+    &[
+        "0\r\n",
+        "\r\n",
+        "1\r\na\r\n",
+        "5\r\nabcde\r\n",
+        "5;x=y\r\nabcde\r\n",
+        "0a\r\n0123456789\r\n",
+        "0\r\n\r\n",
+        "0\r\nX-Y: z\r\n\r\n",
+        "\n",
+        ";",
+        "\"",
+        "-",
+        "+",
+        "ffffffffffffffff",
+        "1 \r\n",
+        " 1\r\n",
+        "GET / HTTP/1.1\r\n",
+        ":",
+    ],
+    &[
+        "GET /v2/a/manifests/v1 HTTP/1.1\r\n",
+        "GET /v2/a/manifests/v1 HTTP/1.1\r\nHost: x\r\n",
+        "HEAD /v2/a/manifests/v1?ns=y HTTP/1.1\r\n",
+        "GET ",
+        "HEAD ",
+        "/v2/",
+        "/v2/a/manifests/v1",
+        " HTTP/1.1\r\n",
+        " HTTP/1.0\r\n",
+        "Host: x\r\n",
+        "Accept: a/b \r\n",
+        "X:\r\n",
+        "Connection: keep-alive, Close\r\n",
+        "Connection: close\r\n",
+        "Content-Length: 0\r\n",
+        "Transfer-Encoding: chunked\r\n",
+        "Expect: 100-continue\r\n",
+        "content_length: 5\r\n",
+        " folded\r\n",
+        "Host : y\r\n",
+        "\r\n",
+        "\r\n\r\n",
+        "\n",
+        "\r",
+        "\t",
+        "\0",
+        ":",
+        "\u{e9}",
     ],
 ];
