@@ -14,11 +14,11 @@ use crate::judge::pull::Pull;
 use crate::name::Digest;
 
 /// The memory they may take, in one lane.
-const ROOM: u64 = 4 << 20;
-/// Longer manifests are hashed each time.
+const ROOM: u64 = 1 << 20;
+/// Of one manifest.
 const LONGEST: usize = 64 * 1024;
 /// A guess at a manifest's bytes, for the cache's first allocations.
-const USUAL: usize = 16 * 1024;
+const USUAL: usize = 4 * 1024;
 
 pub struct Familiar(Mutex<Cache<Pull, Arc<Face>, Weight>>);
 
@@ -36,6 +36,11 @@ pub struct Face {
 impl Face {
     fn new(digest: Digest) -> Self {
         Self { digest, name: digest.to_string().into(), content: None, quiet: None }
+    }
+
+    /// Whether bytes are kept once they are proven. Longer ones are hashed each time.
+    pub fn takes(content: &[u8]) -> bool {
+        content.len() <= LONGEST
     }
 
     /// Whether these bytes were seen to have its digest.
@@ -77,16 +82,21 @@ impl Familiar {
         known.unwrap_or_else(|| Arc::new(Face::new(digest)))
     }
 
-    /// Keeps what is known now: the bytes were seen to have its digest.
+    /// Keeps what is known now: the bytes were seen to have its digest, and are not too long.
     pub fn keep(&self, pull: Pull, face: &Face, content: Option<&[u8]>, quiet: Option<Instant>) {
-        let content = content.filter(|content| content.len() <= LONGEST).map(Arc::from);
+        let mut faces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another pull may have kept more of it since it was recalled.
+        let known = faces.get(&pull).filter(|known| known.digest == face.digest);
+        let content = content.map(Arc::from);
         let face = Face {
             digest: face.digest,
             name: face.name.clone(),
-            content: content.or_else(|| face.content.clone()),
-            quiet,
+            content: content
+                .or_else(|| known.and_then(|known| known.content.clone()))
+                .or_else(|| face.content.clone()),
+            quiet: quiet.max(known.and_then(|known| known.quiet)),
         };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(pull, Arc::new(face));
+        faces.insert(pull, Arc::new(face));
     }
 }
 
@@ -119,14 +129,17 @@ mod tests {
         let known = familiar.recall(&v1, one);
         assert!(known.has(b"one") && !known.has(b"two") && !known.has(b""));
         assert_eq!(known.quiet, Some(now));
-        // A HEAD brings no bytes, and takes none away.
-        familiar.keep(v1.clone(), &known, None, Some(now));
-        assert!(familiar.recall(&v1, one).has(b"one"));
+        // A HEAD brings no bytes, and takes none away, though it was asked before them.
+        familiar.keep(v1.clone(), &face, None, None);
+        let known = familiar.recall(&v1, one);
+        assert!(known.has(b"one") && known.quiet == Some(now));
         assert!(!familiar.recall(&v1, digest(b"two")).has(b"one"), "it is bound to another");
         assert!(!familiar.recall(&pull("v2"), one).has(b"one"));
-        let long = vec![b'x'; LONGEST + 1];
-        familiar.keep(v1.clone(), &familiar.recall(&v1, digest(&long)), Some(&long), None);
-        assert!(!familiar.recall(&v1, digest(&long)).has(&long), "it is hashed each time");
+        // Another digest's face takes its place, with nothing of it.
+        let two = digest(b"two");
+        familiar.keep(v1.clone(), &familiar.recall(&v1, two), None, None);
+        assert!(!familiar.recall(&v1, two).has(b"one") && !familiar.recall(&v1, one).has(b"one"));
+        assert!(Face::takes(&[0; LONGEST]) && !Face::takes(&[0; LONGEST + 1]));
     }
 
     #[test]

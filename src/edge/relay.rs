@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::asked::{Asked, Line};
 use super::blobs::{Side, Socket, failed, in_time, send_now};
+use super::familiar::Face;
 use super::forwarding::Forwarding;
 use super::passage::{Passage, Sent};
 use super::reads::reading;
@@ -107,10 +108,11 @@ impl Edge {
         let label = if answer.is_plainly(&face.name) && is_its {
             self.warn_of_drift(passage, key, tag, &digest);
             let quiet = face.quiet.filter(|until| started < *until);
-            if quiet.is_none() || !known {
+            let content = content.filter(|content| !known && Face::takes(content));
+            if quiet.is_none() || content.is_some() {
                 let caller = || self.caller(&asked.header, passage, namespace);
                 let quiet = quiet.or_else(|| self.rooms.judge.served(&pull, digest, caller));
-                if quiet.is_some() || !known {
+                if quiet.is_some() || content.is_some() {
                     self.familiar.keep(pull, &face, content, quiet);
                 }
             }

@@ -41,7 +41,8 @@ impl Edge {
         repository: &RepositoryName,
         tag: &Tag,
     ) -> Option<Arc<Kept>> {
-        let started = Instant::from_std(passage.started);
+        // Not when the request came: it may have waited for the ledger's gate.
+        let started = Instant::now();
         let key = self.key(repository);
         let digest = self.rooms.judge.fresh(&key, tag, started)?;
         let kept = self.rooms.shelf.as_ref()?.at_hand(repository, &digest, &header.headers)?;

@@ -34,8 +34,14 @@ pub struct Connections {
 
 /// By the runtime that is told when something comes on them: another one's would have to be woken from
 /// there.
-#[derive(Default)]
 struct Idle(DashMap<Id, VecDeque<Waiting>>);
+
+impl Default for Idle {
+    fn default() -> Self {
+        // Of many parts, so that two runtimes hardly ever have one in common.
+        Self(DashMap::with_shard_amount(256))
+    }
+}
 
 struct Waiting {
     /// Whom it leads to, and how it was made.

@@ -31,6 +31,25 @@ thread_local! {
     static UNDER_WAY: Cell<usize> = const { Cell::new(0) };
 }
 
+/// What one body moves at most before whatever else the thread has to do.
+const STRIDE: usize = 4 << 20;
+
+/// What a body has moved since it let others go first.
+#[derive(Default)]
+pub struct Stride(usize);
+
+impl Stride {
+    /// So much more was moved. Whether others go first now.
+    pub fn is_over(&mut self, moved: usize) -> bool {
+        self.0 += moved;
+        let over = self.0 >= STRIDE;
+        if over {
+            self.0 = 0;
+        }
+        over
+    }
+}
+
 /// Counts as long as it lives.
 struct UnderWay;
 
@@ -122,6 +141,7 @@ pub struct Through {
     by: By,
     /// Taken from the source, and not given to the sink yet.
     held: usize,
+    stride: Stride,
     _under_way: UnderWay,
 }
 
@@ -152,6 +172,7 @@ impl Through {
             sink,
             by,
             held: 0,
+            stride: Stride::default(),
             _under_way: UnderWay::new(),
         })
     }
@@ -172,11 +193,11 @@ impl Through {
     /// # Errors
     /// The side that ended or was too slow.
     pub async fn turn(&mut self, left: &mut u64, moved: &mut u64) -> Result<(), Stopped> {
-        // What is there at once needs no timer and no look at the other side.
         coop::consume_budget().await;
-        let Self { source, patience, sink, by, held, .. } = self;
+        let Self { source, patience, sink, by, held, stride, .. } = self;
         if *held == 0 {
             let most = usize::try_from(*left).unwrap_or(usize::MAX).min(PIPE);
+            // What is there at once needs no timer and no look at the other side.
             let taken = match by.take_now(source, most) {
                 None => tokio::select! {
                     biased;
@@ -195,7 +216,7 @@ impl Through {
                 Err(error) => return Err(Stopped::Source(error)),
             };
         }
-        let little = *held < LITTLE;
+        let all = *held;
         while *held > 0 {
             let more = *left > *held as u64;
             let given = match by.give_now(&sink.socket, *held, more) {
@@ -211,7 +232,8 @@ impl Through {
             *left -= given as u64;
             *moved += given as u64;
         }
-        if little && *left > 0 && !UnderWay::is_alone() {
+        let others_first = stride.is_over(all) || all < LITTLE && !UnderWay::is_alone();
+        if others_first && *left > 0 {
             yield_now().await;
         }
         Ok(())
@@ -294,6 +316,7 @@ mod tests {
                 sink,
                 by,
                 held: 0,
+                stride: Stride::default(),
                 _under_way: UnderWay::new(),
             }
         }

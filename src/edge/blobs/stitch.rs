@@ -7,11 +7,12 @@
 use std::io;
 
 use bytes::{Buf as _, Bytes};
+use tokio::task::yield_now;
 
 use super::chunks::{Chunks, Malformed};
 use super::pieces::{Framing, InChunks, invalid};
 use super::socket::{Sink, Socket, Stopped, in_time};
-use super::splice::{PIPE, Pipe, is_unable};
+use super::splice::{PIPE, Pipe, Stride, is_unable};
 use super::{Side, failed};
 
 /// A chunk from which on it pays.
@@ -29,6 +30,7 @@ pub struct Stitch {
     pub held: usize,
     /// The chunk at hand is.
     large: bool,
+    stride: Stride,
 }
 
 /// What is still to be sent around a chunk's data.
@@ -144,6 +146,7 @@ impl Stitch {
     /// # Errors
     /// Where it could not be sent in time, or the other side speaks before it was.
     pub async fn send(&mut self, sink: &Sink, chunk: &mut Outgoing) -> Result<(), Stopped> {
+        let held = self.held;
         while self.held > 0 || !chunk.is_sent() {
             let sent = tokio::select! {
                 biased;
@@ -151,6 +154,9 @@ impl Stitch {
                 stopped = sink.interrupted() => return Err(stopped),
             };
             sent.map_err(Stopped::Sink)?;
+        }
+        if self.stride.is_over(held) {
+            yield_now().await;
         }
         Ok(())
     }

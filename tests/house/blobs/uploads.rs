@@ -11,7 +11,7 @@ use super::{FillOnce, Kept, MIB, both, pipes, sized};
 use crate::harness::*;
 use crate::http::{self, Answer};
 
-const UPLOADS: &str = "/v2/other/up/blobs/uploads/";
+pub const UPLOADS: &str = "/v2/other/up/blobs/uploads/";
 
 impl Kept {
     fn send(
