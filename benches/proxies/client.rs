@@ -20,6 +20,8 @@ const PIECE: usize = 1 << 20;
 pub struct Head {
     pub start: String,
     pub length: Option<u64>,
+    /// Nothing more is answered on this connection.
+    pub closes: bool,
 }
 
 /// A head, and how many bytes of the body came with it.
@@ -34,12 +36,16 @@ pub fn read_head(stream: &mut impl Read) -> Result<(Head, u64)> {
         text.extend_from_slice(&piece[..count]);
         if let Some(end) = text.windows(4).position(|four| four == b"\r\n\r\n") {
             let head = String::from_utf8_lossy(&text[..end]).into_owned();
-            let length = head.lines().find_map(|line| {
-                let (name, value) = line.split_once(':')?;
-                name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().ok())?
-            });
+            let value = |wanted: &str| {
+                head.lines().find_map(|line| {
+                    let (name, value) = line.split_once(':')?;
+                    name.eq_ignore_ascii_case(wanted).then(|| value.trim())
+                })
+            };
+            let length = value("content-length").and_then(|value| value.parse().ok());
+            let closes = value("connection").is_some_and(|value| value == "close");
             let start = head.lines().next().unwrap_or_default().to_owned();
-            return Ok((Head { start, length }, (text.len() - end - 4) as u64));
+            return Ok((Head { start, length, closes }, (text.len() - end - 4) as u64));
         }
     }
 }
@@ -107,6 +113,9 @@ pub fn get(address: &str, target: &str, size: u64, times: usize) -> Result<()> {
             return Err(Error::other(head.start));
         }
         discard(&stream, size - early)?;
+        if head.closes {
+            stream = http::connect(address)?;
+        }
     }
     Ok(())
 }
