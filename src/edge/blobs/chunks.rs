@@ -32,6 +32,12 @@ enum Place {
 #[derive(Clone, Copy, Debug)]
 pub struct Chunks(Place);
 
+impl Default for Chunks {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// Something that is no chunk.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Malformed(pub &'static str);
