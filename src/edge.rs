@@ -111,6 +111,8 @@ pub struct Config {
     pub registry_tls: bool,
     /// So may small reads.
     pub relays: bool,
+    /// Into how many parts the memory of lanes is divided.
+    pub lanes: usize,
 }
 
 /// What the edge talks to.
@@ -145,8 +147,8 @@ pub struct Edge {
 impl Edge {
     pub fn new(config: Arc<Config>, rooms: Arc<Rooms>) -> Self {
         let host = HeaderValue::try_from(rooms.peers.origin().authority()).ok();
-        let upstream = config.upstream.detached();
-        Self { config, rooms, host, upstream, familiar: Familiar::default() }
+        let (upstream, lanes) = (config.upstream.detached(), config.lanes);
+        Self { config, rooms, host, upstream, familiar: Familiar::new(lanes) }
     }
 
     /// The ledger's key of a repository. Nothing of it comes from `Host` or `?ns=`.

@@ -375,6 +375,7 @@ fn lanes(
         swift: upstream.fast_path,
         registry_tls: upstream.origin.tls,
         relays: upstream.fast_path && listen.tls.is_none(),
+        lanes: settings.threads,
     });
     let rooms = Arc::new(rooms);
     let edge = || Edge::new(Arc::clone(&config), Arc::clone(&rooms));

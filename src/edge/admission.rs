@@ -335,6 +335,7 @@ mod tests {
             swift: true,
             registry_tls: false,
             relays: true,
+            lanes: 1,
             max_header: 1,
             manifest_time: std::time::Duration::from_secs(1),
             body_rate: 0,

@@ -13,8 +13,10 @@ use tokio::time::Instant;
 use crate::judge::pull::Pull;
 use crate::name::Digest;
 
-/// The memory they may take, in one lane.
-const ROOM: u64 = 1 << 20;
+/// The memory they may take, in all lanes together.
+const ROOM: u64 = 8 << 20;
+/// In one lane, at the least.
+const LEAST: u64 = 512 << 10;
 /// Of one manifest.
 const LONGEST: usize = 64 * 1024;
 /// A guess at a manifest's bytes, for the cache's first allocations.
@@ -62,18 +64,18 @@ impl Weighter<Pull, Arc<Face>> for Weight {
     }
 }
 
-impl Default for Familiar {
-    fn default() -> Self {
+impl Familiar {
+    /// For one of so many lanes.
+    pub fn new(lanes: usize) -> Self {
+        let room = (ROOM / lanes.max(1) as u64).max(LEAST);
         let mut options = OptionsBuilder::new();
-        options.estimated_items_capacity(ROOM as usize / USUAL).weight_capacity(ROOM);
+        options.estimated_items_capacity(room as usize / USUAL).weight_capacity(room);
         // Both capacities are set, which is all that can be missing.
         let options = options.build().expect("the options are whole");
         let (hasher, lifecycle) = (DefaultHashBuilder::default(), DefaultLifecycle::default());
         Self(Mutex::new(Cache::with_options(options, Weight, hasher, lifecycle)))
     }
-}
 
-impl Familiar {
     /// What is known of a tag that is bound to this.
     pub fn recall(&self, pull: &Pull, digest: Digest) -> Arc<Face> {
         let faces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -120,7 +122,7 @@ mod tests {
 
     #[test]
     fn bytes_are_known_only_of_the_tag_and_the_digest_they_were_kept_for() {
-        let (familiar, now) = (Familiar::default(), Instant::now());
+        let (familiar, now) = (Familiar::new(2), Instant::now());
         let (v1, one) = (pull("v1"), digest(b"one"));
         let face = familiar.recall(&v1, one);
         assert_eq!((&*face.name, face.quiet), (&*one.to_string(), None));
@@ -144,13 +146,13 @@ mod tests {
 
     #[test]
     fn they_take_no_more_memory_than_they_may() {
-        let familiar = Familiar::default();
+        let familiar = Familiar::new(8);
         for n in 0..1000_usize {
             let (pull, content) = (pull(&format!("v{n}")), vec![n as u8; LONGEST - n]);
             let face = familiar.recall(&pull, digest(&content));
             familiar.keep(pull, &face, Some(&content), None);
         }
         let faces = familiar.0.lock().unwrap();
-        assert!(faces.weight() <= ROOM && faces.len() > 10);
+        assert!(faces.weight() <= ROOM / 8 && faces.len() > 10);
     }
 }
