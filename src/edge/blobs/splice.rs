@@ -301,6 +301,9 @@ pub fn is_unable(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
@@ -408,6 +411,31 @@ mod tests {
                     feeding.await.unwrap();
                 }
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn others_go_first_after_a_small_turn_and_after_much_unless_there_are_none() {
+        let patience = Patience { source: Duration::from_secs(60), sink: Duration::from_secs(60) };
+        for (others, before, waits) in
+            [(false, 0, false), (true, 0, true), (false, STRIDE - 1000, true)]
+        {
+            let ((source, mut registry), (sink, _client)) =
+                (Socket::pair().await, Socket::pair().await);
+            registry.write_all(&[7; 1000]).await.unwrap();
+            source.when_readable(|| Ok(())).await.unwrap();
+            sink.when_writable(|| Ok(())).await.unwrap();
+            let mut through = Through::test(source, sink, true, patience);
+            through.stride = Stride(before);
+            let other = others.then(UnderWay::new);
+            let (mut left, mut moved) = (1 << 20, 0);
+            {
+                let turn = pin!(through.turn(&mut left, &mut moved));
+                let ended = turn.poll(&mut Context::from_waker(Waker::noop()));
+                assert_eq!(ended.is_pending(), waits, "{others} {before}");
+            }
+            drop(other);
+            assert_eq!(moved, 1000, "it has moved what was there");
         }
     }
 
