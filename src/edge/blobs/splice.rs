@@ -165,16 +165,12 @@ impl Through {
     ) -> io::Result<Self> {
         let (source, socket) = (Socket::of(source)?, Socket::of(sink)?);
         let sink = Sink { socket, patience: patience.sink, heed };
-        let by = By::Pipe(Pipe::take()?);
-        Ok(Self {
-            source,
-            patience: patience.source,
-            sink,
-            by,
-            held: 0,
-            stride: Stride::default(),
-            _under_way: UnderWay::new(),
-        })
+        Ok(Self::new(source, patience.source, sink, By::Pipe(Pipe::take()?)))
+    }
+
+    fn new(source: Socket, patience: Duration, sink: Sink, by: By) -> Self {
+        let (stride, _under_way) = (Stride::default(), UnderWay::new());
+        Self { source, patience, sink, by, held: 0, stride, _under_way }
     }
 
     /// Moves `left` bytes, and counts them in `moved`, also where it stops early.
@@ -313,15 +309,7 @@ mod tests {
             let pipe = || By::Pipe(Pipe::take().unwrap());
             let by = if spliced { pipe() } else { By::Copy(BytesMut::new()) };
             let sink = Sink { socket: sink, patience: patience.sink, heed: Heed::End };
-            Self {
-                source,
-                patience: patience.source,
-                sink,
-                by,
-                held: 0,
-                stride: Stride::default(),
-                _under_way: UnderWay::new(),
-            }
+            Self::new(source, patience.source, sink, by)
         }
     }
 
