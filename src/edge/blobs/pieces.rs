@@ -84,9 +84,11 @@ impl InChunks {
     }
 
     /// For who takes large chunks from the socket past the buffer, while nothing is in it.
-    pub fn beyond(&mut self) -> Option<(&Socket, &mut Chunks, Duration)> {
+    pub fn beyond(&mut self) -> Option<Beyond<'_>> {
         let empty = self.unread.is_empty() && self.buffered_reads == 0;
-        (empty && !self.is_over()).then_some((&self.socket, &mut self.chunks, self.patience))
+        let Self { socket, patience, buffer, unread, chunks, .. } = self;
+        let patience = *patience;
+        (empty && !chunks.is_over()).then_some(Beyond { socket, patience, chunks, buffer, unread })
     }
 
     /// Reads on in what was received. False where nothing in it is whole.
@@ -136,6 +138,24 @@ impl InChunks {
         self.buffer.copy_within(self.unread.clone(), 0);
         self.unread = 0..self.unread.len();
         &mut self.buffer[self.unread.end..]
+    }
+}
+
+/// A body that is read past the buffer.
+pub struct Beyond<'a> {
+    pub socket: &'a Socket,
+    pub patience: Duration,
+    pub chunks: &'a mut Chunks,
+    buffer: &'a mut [u8],
+    unread: &'a mut Range<usize>,
+}
+
+impl Beyond<'_> {
+    /// Leaves a few bytes in the buffer that were taken from the socket too early. Nothing is read past
+    /// it until they are.
+    pub fn leave(&mut self, bytes: &[u8]) {
+        self.buffer[..bytes.len()].copy_from_slice(bytes);
+        *self.unread = 0..bytes.len();
     }
 }
 

@@ -82,6 +82,14 @@ impl Socket {
         }
     }
 
+    /// Takes what is there, as far as there is room; 0 at the end.
+    ///
+    /// # Errors
+    /// What became of the connection, or that there is nothing yet.
+    pub fn receive_now(&self, room: &mut [u8]) -> io::Result<usize> {
+        Ok(recv(&self.0, room, RecvFlags::DONTWAIT)?.1)
+    }
+
     /// What this does where the socket has something to read, as far as is known.
     ///
     /// # Errors

@@ -9,8 +9,8 @@ use std::io;
 use bytes::{Buf as _, Bytes};
 use tokio::task::yield_now;
 
-use super::chunks::{Chunks, Malformed};
-use super::pieces::{Framing, InChunks, invalid};
+use super::chunks::Malformed;
+use super::pieces::{Beyond, Framing, InChunks, invalid};
 use super::socket::{Sink, Socket, Stopped, in_time};
 use super::splice::{PIPE, Pipe, Stride, is_unable};
 use super::{Side, failed};
@@ -30,7 +30,27 @@ pub struct Stitch {
     pub held: usize,
     /// The chunk at hand is.
     large: bool,
+    line: Line,
     stride: Stride,
+}
+
+/// What stood between the last chunks: most clients' are all of one size.
+#[derive(Default)]
+struct Line {
+    length: usize,
+    /// The one before was as long.
+    steady: bool,
+}
+
+impl Line {
+    fn note(&mut self, length: usize) {
+        *self = Self { length, steady: self.length == length };
+    }
+
+    /// How long the next one probably is.
+    fn guess(&self) -> Option<usize> {
+        (self.steady && (1..=WINDOW).contains(&self.length)).then_some(self.length)
+    }
 }
 
 /// What is still to be sent around a chunk's data.
@@ -69,11 +89,12 @@ impl Stitch {
     /// # Errors
     /// What became of the client's connection, or that this is no chunk.
     pub async fn gather(&mut self, source: &mut InChunks) -> pingora::Result<Gathered> {
-        let Some((socket, chunks, patience)) = source.beyond() else { return Ok(Gathered::Small) };
-        let mut step = in_time(patience, socket.when_readable(|| self.step(socket, chunks))).await;
+        let Some(mut beyond) = source.beyond() else { return Ok(Gathered::Small) };
+        let (socket, patience) = (beyond.socket, beyond.patience);
+        let mut step = in_time(patience, socket.when_readable(|| self.step(&mut beyond))).await;
         loop {
             match step {
-                Ok(Ok(Gathered::Large)) if !chunks.is_over() && self.held < PIPE => {}
+                Ok(Ok(Gathered::Large)) if !beyond.chunks.is_over() && self.held < PIPE => {}
                 // What is held goes out first.
                 Ok(Ok(_)) if self.held > 0 => return Ok(Gathered::Large),
                 Ok(gathered) => {
@@ -87,36 +108,16 @@ impl Stitch {
                 Err(error) if is_unable(&error) && self.held == 0 => return Ok(Gathered::Unable),
                 Err(error) => return Err(failed(&error, Side::Client)),
             }
-            step = self.step(socket, chunks);
+            step = self.step(&mut beyond);
         }
     }
 
     /// One look at the socket.
-    fn step(
-        &mut self,
-        socket: &Socket,
-        chunks: &mut Chunks,
-    ) -> io::Result<Result<Gathered, Malformed>> {
-        if chunks.left() == 0 {
-            let mut window = [0; WINDOW];
-            let seen = match socket.peek_now(&mut window)? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                seen => seen,
-            };
-            let mut ahead = *chunks;
-            let read = match ahead.read_to_data(&window[..seen]) {
-                Ok(read) => read,
-                Err(malformed) => return Ok(Err(malformed)),
-            };
-            if read == 0 {
-                // Not whole yet, or longer than usual.
-                return Ok(Ok(Gathered::Small));
-            }
-            socket.take_now(&mut window[..read])?;
-            *chunks = ahead;
-            self.large = false;
-            return Ok(Ok(Gathered::Large));
+    fn step(&mut self, beyond: &mut Beyond<'_>) -> io::Result<Result<Gathered, Malformed>> {
+        if beyond.chunks.left() == 0 {
+            return self.read_line(beyond);
         }
+        let Beyond { socket, chunks, .. } = beyond;
         // The rest of a large one as well.
         self.large |= chunks.left() >= LARGE;
         if !self.large {
@@ -139,6 +140,43 @@ impl Stitch {
                 Ok(Ok(Gathered::Large))
             }
         }
+    }
+
+    /// What stands between two chunks. Where its length can be guessed it is taken at once; otherwise it is
+    /// looked at first, as what follows it is not to be taken.
+    fn read_line(&mut self, beyond: &mut Beyond<'_>) -> io::Result<Result<Gathered, Malformed>> {
+        let mut window = [0; WINDOW];
+        let guess = self.line.guess();
+        let seen = match guess {
+            Some(length) => beyond.socket.receive_now(&mut window[..length])?,
+            None => beyond.socket.peek_now(&mut window)?,
+        };
+        if seen == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut ahead = *beyond.chunks;
+        let read = match ahead.read_to_data(&window[..seen]) {
+            Ok(read) => read,
+            Err(malformed) => return Ok(Err(malformed)),
+        };
+        self.large = false;
+        self.line.note(read);
+        if guess.is_some() {
+            *beyond.chunks = ahead;
+            if read < seen {
+                // A shorter one, or some of a longer one.
+                beyond.leave(&window[read..seen]);
+                return Ok(Ok(Gathered::Small));
+            }
+            return Ok(Ok(Gathered::Large));
+        }
+        if read == 0 {
+            // Not whole yet, or longer than usual.
+            return Ok(Ok(Gathered::Small));
+        }
+        beyond.socket.take_now(&mut window[..read])?;
+        *beyond.chunks = ahead;
+        Ok(Ok(Gathered::Large))
     }
 
     /// Sends what is held as this chunk. Where it stops, what is left of both still is to be sent.
@@ -188,6 +226,7 @@ mod tests {
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+    use super::super::chunks::Chunks;
     use super::super::pieces::Source as _;
     use super::super::socket::Heed;
     use super::*;
@@ -288,6 +327,10 @@ mod tests {
             (&[16_383], 0),
             (&[1_000_000, 1, 1, 1], data.len() / 4),
             (&[5_000_000], data.len() - large),
+            // What stands between them is longer, and shorter, than it was.
+            (&[large, large, large, large, 70_000], data.len() / 8),
+            (&[70_000, 70_000, 70_000, 70_000, large], data.len() / 8),
+            (&[70_000, 70_000, 70_000, 5], data.len() / 8),
         ] {
             for write in [usize::MAX, 4096, 10_007] {
                 let spliced = moved(&data, sizes, write).await;
@@ -302,10 +345,14 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_no_chunk_is_refused_and_an_early_end_is_one() {
-        for bad in ["xx\r\n", "4000\n", "\r\n", "-1\r\n"] {
+        for (bad, count) in
+            ["xx\r\n", "4000\n", "\r\n", "-1\r\n"].map(|bad| [(bad, 1), (bad, 4)]).concat()
+        {
             let (near, mut client) = Socket::pair().await;
             let (mut source, mut stitch) = (InChunks::test(near), Stitch::default());
-            client.write_all(&in_chunks(&[7; 40_000], &[40_000])[..40_008]).await.unwrap();
+            // Lines of one length, too.
+            let good = in_chunks(&vec![7; 40_000 * count], &[40_000]);
+            client.write_all(&good[..40_008 * count]).await.unwrap();
             client.write_all(bad.as_bytes()).await.unwrap();
             let refused = async {
                 loop {
@@ -313,10 +360,11 @@ mod tests {
                         return error;
                     }
                     // Sent, as far as this test is concerned.
-                    stitch = Stitch::default();
+                    (stitch.pipe, stitch.held) = (None, 0);
                 }
             };
             let error = refused.await;
+            assert_eq!(stitch.line.steady, count > 1);
             assert_eq!(error.etype().as_str(), "InvalidChunk", "{bad:?}");
         }
         let (near, mut client) = Socket::pair().await;
