@@ -8,6 +8,7 @@
 mod admission;
 mod asked;
 mod blobs;
+mod calendar;
 mod course;
 mod crowd;
 mod deletes;
@@ -39,8 +40,8 @@ pub use gate::Gate;
 
 use std::any::Any;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -58,6 +59,7 @@ use crate::judge::artifacts::Desk;
 use crate::judge::{Judge, Options};
 use crate::ledger::RepositoryKey;
 use crate::name::{RepositoryName, UpstreamName};
+use crate::registry::Home;
 use crate::registry::client::{Client, MAX_ADDRESSES};
 use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Peers};
@@ -142,18 +144,37 @@ pub struct Edge {
     /// As in the settings.
     upstream: UpstreamName,
     familiar: Familiar,
+    /// Of the lane this edge is in, once it runs.
+    home: OnceLock<Home>,
 }
 
 impl Edge {
     pub fn new(config: Arc<Config>, rooms: Arc<Rooms>) -> Self {
         let host = HeaderValue::try_from(rooms.peers.origin().authority()).ok();
         let (upstream, lanes) = (config.upstream.detached(), config.lanes);
-        Self { config, rooms, host, upstream, familiar: Familiar::new(lanes) }
+        Self {
+            config,
+            rooms,
+            host,
+            upstream,
+            familiar: Familiar::new(lanes),
+            home: OnceLock::new(),
+        }
+    }
+
+    /// Where the registry's connections are kept.
+    fn home(&self) -> &Home {
+        self.home.get_or_init(|| self.rooms.client.home())
     }
 
     /// The ledger's key of a repository. Nothing of it comes from `Host` or `?ns=`.
     fn key(&self, repository: &RepositoryName) -> RepositoryKey {
         RepositoryKey { upstream: self.upstream.clone(), repository: repository.clone() }
+    }
+
+    /// A request that has come.
+    fn passage(&self, started: Instant) -> Passage {
+        Passage::new(self.rooms.metrics.in_flight().enter(), started)
     }
 
     /// Counts and tells of a request that is over.
@@ -201,7 +222,7 @@ impl Edge {
             id: &passage.id.to_string(),
             client: passage.client.address,
             method: &header.method,
-            scheme: passage.client.base.as_ref().map_or(own_scheme, Origin::scheme),
+            scheme: passage.client.base.as_ref().map_or(own_scheme, |base| base.scheme()),
             path: header.uri.path(),
             route: passage.route,
             status: (status != 0).then_some(status),
@@ -225,7 +246,7 @@ impl Edge {
         let header = head.header;
         // Known even of a request that is refused at the door.
         passage.client.address = head.peer.ip();
-        if let Some(id) = header.headers.get("x-request-id") {
+        if let Some(id) = header.headers.get(forwarding::REQUEST_ID) {
             passage.id.adopt(id);
         }
         passage.client = admission::admit(head, &self.config)?;
@@ -258,7 +279,7 @@ impl ProxyHttp for Edge {
     type CTX = Passage;
 
     fn new_ctx(&self) -> Passage {
-        Passage::new(self.rooms.metrics.in_flight().enter())
+        self.passage(Instant::now())
     }
 
     /// What was known of the request before it was handed to pingora.
@@ -288,7 +309,7 @@ impl ProxyHttp for Edge {
         session.set_write_timeout(Some(CLIENT_WRITE));
         let raw = session.as_http1().map(HttpSession::get_headers_raw_bytes);
         let (header, peer) = (session.req_header(), admission::peer_of(session));
-        let head = Head { header, raw: raw.as_deref(), peer };
+        let head = Head { header, raw: raw.as_deref(), peer, known: None };
         let course = match self.decide(&head, passage) {
             Ok(course) => course,
             Err(rejection) => Course::Refuse(rejection.into()),

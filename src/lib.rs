@@ -35,4 +35,5 @@ pub mod route;
 pub mod rules;
 pub mod run;
 pub mod settings;
+mod spare;
 pub mod telemetry;

@@ -12,6 +12,8 @@ pub mod peer;
 pub mod shelf;
 pub mod wire;
 
+pub use idle::Home;
+
 use std::fmt;
 
 use async_trait::async_trait;

@@ -366,7 +366,7 @@ impl Names<'_> {
     }
 
     fn reference(&self, text: &str) -> Result<Reference, Rejection> {
-        if text.contains(':') || text.contains('%') {
+        if text.bytes().any(|byte| matches!(byte, b':' | b'%')) {
             return digest(text).map(Reference::Digest);
         }
         let tag = Tag::parse(text).map_err(|e| Rejection::tag(e.to_string()))?;

@@ -11,16 +11,17 @@ use std::path::{Path, PathBuf};
 
 /// Each room and the rooms it may name. What stands to the right of an arrow is never seen by what
 /// stands to its left: `name ← route, rules ← ledger ← judge ← edge ← run`.
-const ROOMS: [(&str, &[&str]); 15] = [
+const ROOMS: [(&str, &[&str]); 16] = [
     ("name", &[]),
     ("apart", &[]),
+    ("spare", &[]),
     ("route", &["name"]),
     ("rules", &["name"]),
     ("ledger", &["name", "telemetry"]),
-    ("registry", &["name", "apart"]),
+    ("registry", &["name", "apart", "spare"]),
     ("judge", &["name", "rules", "ledger", "registry"]),
     ("telemetry", &["name", "apart"]),
-    ("edge", &["name", "route", "rules", "ledger", "registry", "judge", "telemetry"]),
+    ("edge", &["name", "route", "rules", "ledger", "registry", "judge", "telemetry", "spare"]),
     ("admin", &["name", "rules", "ledger", "registry", "judge", "telemetry"]),
     ("console", &["name", "ledger", "admin"]),
     ("settings", &["name", "route", "rules", "ledger", "registry", "judge", "telemetry"]),

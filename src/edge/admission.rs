@@ -2,6 +2,7 @@
 //! hosts that are not ours.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, StatusCode, Version};
@@ -26,11 +27,17 @@ pub struct Head<'a> {
     pub raw: Option<&'a [u8]>,
     /// The other end of the connection.
     pub peer: SocketAddr,
+    /// Who sent it, where the same lines below the first were admitted before on its connection.
+    pub known: Option<&'a Client>,
 }
 
 /// Checks a request's header and says who sent it.
 pub fn admit(head: &Head<'_>, config: &Config) -> Result<Client, Rejection> {
     let header = head.header;
+    if let (Some(raw), Some(client)) = (head.raw, head.known) {
+        check_first_line(raw, config.max_header)?;
+        return Ok(client.clone());
+    }
     match head.raw {
         Some(raw) => check_raw(raw, config.max_header)?,
         None => check_size(&header.headers, config.max_header)?,
@@ -50,19 +57,12 @@ pub fn peer_of(session: &Session) -> SocketAddr {
 /// The header as it came over the wire: pingora hands on a tidied one, in which some of what has
 /// two readings is gone.
 fn check_raw(raw: &[u8], max: usize) -> Result<(), Rejection> {
-    if raw.len() > max {
-        return Err(too_large());
-    }
-    let mut lines = raw.split_inclusive(|b| *b == b'\n');
-    let request_line = lines.next().unwrap_or_default();
-    if request_line.contains(&b'#') {
-        return Err(Rejection::target("a target has no fragment"));
-    }
+    let lines = check_first_line(raw, max)?;
     let mut lengths = 0;
     let mut codings = 0;
-    for line in std::iter::once(request_line).chain(lines) {
+    for line in lines.split_inclusive(|b| *b == b'\n') {
         if !line.ends_with(b"\r\n") {
-            return Err(bad("a line of the header ends without a carriage return"));
+            return Err(bare_line_feed());
         }
         if line.starts_with(b" ") || line.starts_with(b"\t") {
             return Err(bad("a header is folded over two lines"));
@@ -77,6 +77,19 @@ fn check_raw(raw: &[u8], max: usize) -> Result<(), Rejection> {
         (_, 0) => Err(bad("more than one Content-Length")),
         (_, _) => Err(bad("both a Content-Length and a Transfer-Encoding")),
     }
+}
+
+/// What a header is besides the lines below its first, which are left.
+fn check_first_line(raw: &[u8], max: usize) -> Result<&[u8], Rejection> {
+    if raw.len() > max {
+        return Err(too_large());
+    }
+    let end = memchr::memchr(b'\n', raw).map_or(raw.len(), |end| end + 1);
+    let (line, lines) = raw.split_at(end);
+    if line.contains(&b'#') {
+        return Err(Rejection::target("a target has no fragment"));
+    }
+    if line.ends_with(b"\r\n") { Ok(lines) } else { Err(bare_line_feed()) }
 }
 
 /// HTTP/2 has no raw lines, but as much room.
@@ -234,7 +247,8 @@ fn client(
     let base = config
         .external
         .clone()
-        .or_else(|| authority.as_deref().and_then(|text| origin(scheme_tls, text)));
+        .or_else(|| authority.as_deref().and_then(|text| origin(scheme_tls, text)))
+        .map(Arc::new);
     Client { address, peer: peer.ip(), base, host, via }
 }
 
@@ -243,6 +257,10 @@ fn origin(tls: bool, authority: &str) -> Option<Origin> {
     let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
     let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
     Some(Origin { tls, host, port })
+}
+
+fn bare_line_feed() -> Rejection {
+    bad("a line of the header ends without a carriage return")
 }
 
 fn bad(message: &'static str) -> Rejection {
@@ -294,6 +312,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_below_the_first_line_is_checked_of_each_request() {
+        let check = |raw: &str| check_first_line(raw.as_bytes(), 100).map(<[u8]>::to_vec);
+        let lines = "Host: a\r\n\r\n";
+        assert_eq!(check(&format!("GET /v2/ HTTP/1.1\r\n{lines}")), Ok(lines.as_bytes().to_vec()));
+        let long = format!("/v2/{}", "a".repeat(100));
+        for (line, status) in [
+            ("GET /v2/#x HTTP/1.1\r\n".to_owned(), 400),
+            ("GET /v2/ HTTP/1.1\n".to_owned(), 400),
+            (format!("GET {long} HTTP/1.1\r\n"), 431),
+        ] {
+            let raw = format!("{line}{lines}");
+            assert_eq!(check(&raw).unwrap_err().status, status, "{line:?}");
+            // Also where the lines are known.
+            let header = RequestHeader::build("GET", b"/v2/", None).unwrap();
+            let (peer, client) = (unknown_address(), Client::unknown());
+            let head =
+                Head { header: &header, raw: Some(raw.as_bytes()), peer, known: Some(&client) };
+            let config = Config { max_header: 100, ..config() };
+            assert_eq!(admit(&head, &config).unwrap_err().status, status, "{line:?}");
+        }
+    }
+
+    #[test]
     fn no_connection_may_name_what_frames_a_request() {
         let framing = |connection: &str| {
             let mut headers = HeaderMap::new();
@@ -315,9 +356,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_nearest_untrusted_address_is_the_client() {
-        let config = Config {
+    fn config() -> Config {
+        Config {
             upstream: crate::name::UpstreamName::parse("default").unwrap(),
             doors: crate::route::Doors::default(),
             namespace: None,
@@ -340,7 +380,12 @@ mod tests {
             manifest_time: std::time::Duration::from_secs(1),
             body_rate: 0,
             access_log: true,
-        };
+        }
+    }
+
+    #[test]
+    fn the_nearest_untrusted_address_is_the_client() {
+        let config = config();
         let seen = |peer: &str, lines: &[&'static str]| {
             let mut headers = HeaderMap::new();
             for line in lines {

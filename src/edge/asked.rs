@@ -3,15 +3,16 @@
 //!
 //! Nothing is refused here. What is not as plain as this is pingora's, from its first byte on.
 
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::LazyLock;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, EXPECT, HeaderName, HeaderValue, TRANSFER_ENCODING,
 };
-use http::{Method, Version};
-use memchr::memmem;
+use http::{HeaderMap, Method, Version};
+use memchr::memmem::{self, Finder};
 use pingora::http::RequestHeader;
 use pingora::protocols::Stream;
 use pingora::protocols::l4::stream::Stream as Tcp;
@@ -19,27 +20,61 @@ use pingora::{Error, ErrorType};
 use tokio::io::AsyncReadExt as _;
 
 use super::admission::Head;
-use super::forwarding::Introduction;
+use super::forwarding::Kind;
 use super::passage::Client;
+use crate::spare::Spare;
 
-/// The usual header fits; a longer one grows it.
-const ROOM: usize = 4 * 1024;
 /// A header beyond this size is pingora's to read.
 const MAX_HEAD: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
+/// Longer lines are not kept while a connection is idle: with what is made of them they take four times
+/// as much.
+const LONGEST_KEPT: usize = 4 * 1024;
 const END: &[u8] = b"\r\n\r\n";
+/// Made once: to make one takes longer than to find with it.
+static MANIFESTS: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("/manifests/"));
 
 pub struct Asked {
     pub header: RequestHeader,
     /// The header as it came.
-    pub raw: Bytes,
+    pub raw: Spare,
     /// Whether the client may ask again on this connection.
     pub keeps: bool,
+    manner: Manner,
+}
+
+/// What a client says below a header's first line, and what was made of it. Nearly always it is what
+/// it said before on its connection, and need not be taken apart again.
+struct Manner {
+    /// Up to the header's end.
+    lines: Bytes,
+    keeps: bool,
+    /// Who says so, where that was admitted.
+    client: Option<Client>,
+    /// What of it goes on to the registry.
+    passed: Passed,
+}
+
+/// By what a read is for.
+#[derive(Default)]
+struct Passed {
+    plain: Option<Box<[u8]>>,
+    bound: Option<Box<[u8]>>,
+}
+
+impl Passed {
+    fn of(&mut self, kind: Kind) -> &mut Option<Box<[u8]>> {
+        match kind {
+            Kind::Plain => &mut self.plain,
+            Kind::Bound => &mut self.bound,
+        }
+    }
 }
 
 impl Asked {
     pub fn head(&self, peer: SocketAddr) -> Head<'_> {
-        Head { header: &self.header, raw: Some(&self.raw), peer }
+        let known = self.manner.client.as_ref();
+        Head { header: &self.header, raw: Some(&self.raw), peer, known }
     }
 
     pub fn is_head(&self) -> bool {
@@ -47,15 +82,55 @@ impl Asked {
     }
 
     /// A request of which these are all bytes; `None` where it is none that is read here.
-    pub fn of(raw: Bytes) -> Option<Self> {
-        (Look::at(&raw) == Look::Whole).then(|| Self::read(raw))?
+    pub fn of(bytes: &[u8]) -> Option<Box<Self>> {
+        Self::after(None, bytes)
     }
 
-    /// A whole header; `None` where it has anything that is not plain.
-    fn read(raw: Bytes) -> Option<Self> {
-        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-        let mut request = httparse::Request::new(&mut headers);
-        match request.parse(&raw) {
+    /// The same, after another one on its connection.
+    pub fn after(before: Option<Box<Self>>, bytes: &[u8]) -> Option<Box<Self>> {
+        let mut raw = Spare::small();
+        raw.extend_from_slice(bytes);
+        (Look::at(&raw) == Look::Whole).then(|| Self::read(raw, before).ok())?
+    }
+
+    /// A whole header, after the one `before` it on its connection.
+    ///
+    /// # Errors
+    /// The header, where it has anything that is not plain.
+    fn read(raw: Spare, before: Option<Box<Self>>) -> Result<Box<Self>, Spare> {
+        let first = memchr::memchr(b'\n', &raw).map_or(raw.len(), |end| end + 1);
+        let asked = match before {
+            Some(before) if before.manner.lines == raw[first..] => before.again(&raw[..first]),
+            _ => Self::anew(&raw, first),
+        };
+        match asked {
+            Some(mut asked) => {
+                asked.raw = raw;
+                Ok(asked)
+            }
+            None => Err(raw),
+        }
+    }
+
+    /// With another first line.
+    fn again(mut self: Box<Self>, first: &[u8]) -> Option<Box<Self>> {
+        let mut request = httparse::Request::new(&mut []);
+        // As the lines below it are plain, it is all there is to see.
+        let Ok(httparse::Status::Partial) = request.parse(first) else { return None };
+        let (Some(method), Some(path), Some(1)) = (request.method, request.path, request.version)
+        else {
+            return None;
+        };
+        self.header.set_method(Method::from_bytes(method.as_bytes()).ok()?);
+        self.header.set_raw_path(path.as_bytes()).ok()?;
+        self.keeps = self.manner.keeps;
+        Some(self)
+    }
+
+    fn anew(raw: &[u8], first: usize) -> Option<Box<Self>> {
+        let mut headers = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+        let mut request = httparse::Request::new(&mut []);
+        match request.parse_with_uninit_headers(raw, &mut headers) {
             Ok(httparse::Status::Complete(length)) if length == raw.len() => {}
             _ => return None,
         }
@@ -66,6 +141,8 @@ impl Asked {
         let count = Some(request.headers.len());
         let mut header = RequestHeader::build_no_case(method, path.as_bytes(), count).ok()?;
         header.set_version(Version::HTTP_11);
+        // Values are parts of it, by their place.
+        let lines = Bytes::copy_from_slice(&raw[first..]);
         let mut keeps = true;
         for line in request.headers.iter() {
             let name = HeaderName::from_bytes(line.name.as_bytes()).ok()?;
@@ -76,10 +153,41 @@ impl Asked {
                 let mut tokens = line.value.split(|byte| *byte == b',');
                 keeps &= !tokens.any(|token| token.trim_ascii().eq_ignore_ascii_case(b"close"));
             }
-            let value = HeaderValue::from_maybe_shared(raw.slice_ref(line.value)).ok()?;
-            header.append_header(name, value).ok()?;
+            let start = (line.value.as_ptr().addr() - raw.as_ptr().addr()).checked_sub(first)?;
+            let value = lines.slice(start..start + line.value.len());
+            header.append_header(name, HeaderValue::from_maybe_shared(value).ok()?).ok()?;
         }
-        Some(Self { header, raw, keeps })
+        let manner = Manner { lines, keeps, client: None, passed: Passed::default() };
+        Some(Box::new(Self { header, raw: Spare::small_later(), keeps, manner }))
+    }
+
+    /// The lines below the first were admitted, and say that this is the client.
+    pub fn admitted(&mut self, client: &Client) {
+        self.manner.client.get_or_insert_with(|| client.clone());
+    }
+
+    /// What of the lines below the first goes on to the registry, made once of them and of the header.
+    /// `None` where none may.
+    pub fn pass(
+        &mut self,
+        kind: Kind,
+        make: impl FnOnce(&HeaderMap, &[u8]) -> Option<Box<[u8]>>,
+    ) -> Option<()> {
+        let Manner { lines, passed, .. } = &mut self.manner;
+        let passed = passed.of(kind);
+        if passed.is_none() {
+            *passed = make(&self.header.headers, lines);
+        }
+        passed.as_ref().map(|_| ())
+    }
+
+    pub fn passed(&self, kind: Kind) -> &[u8] {
+        let Passed { plain, bound } = &self.manner.passed;
+        let passed = match kind {
+            Kind::Plain => plain,
+            Kind::Bound => bound,
+        };
+        passed.as_deref().unwrap_or_default()
     }
 }
 
@@ -96,6 +204,9 @@ enum Look {
 
 impl Look {
     fn at(bytes: &[u8]) -> Self {
+        if bytes.is_empty() {
+            return Self::Partial;
+        }
         let begins = |start: &[u8]| {
             let common = start.len().min(bytes.len());
             bytes[..common] == start[..common]
@@ -104,7 +215,7 @@ impl Look {
             return Self::Other;
         }
         if let Some(end) = memchr::memchr(b'\n', bytes)
-            && memmem::find(&bytes[..end], b"/manifests/").is_none()
+            && MANIFESTS.find(&bytes[..end]).is_none()
         {
             return Self::Other;
         }
@@ -125,7 +236,7 @@ fn has_a_bare_line_feed(bytes: &[u8]) -> bool {
 pub enum Next {
     Asked(Box<Asked>),
     /// The beginning of a request that pingora is to read.
-    Other(Bytes),
+    Other(Spare),
 }
 
 /// A client's connection, between requests and in one.
@@ -134,8 +245,8 @@ pub struct Line {
     pub peer: SocketAddr,
     /// What came of the next request before this one was answered.
     early: Vec<u8>,
-    /// How its client was introduced to the registry: nearly always the same as before.
-    introduced: Option<(Client, Introduction)>,
+    /// The last request, with what was made of its lines.
+    before: Option<Box<Asked>>,
 }
 
 impl Line {
@@ -143,48 +254,37 @@ impl Line {
     /// The stream, where bytes that were read could not be put back.
     pub fn of(stream: Stream, peer: SocketAddr) -> Result<Self, Stream> {
         match stream.as_any().is::<Tcp>() {
-            true => Ok(Self { stream, peer, early: Vec::new(), introduced: None }),
+            true => Ok(Self { stream, peer, early: Vec::new(), before: None }),
             false => Err(stream),
         }
     }
 
     /// The next request; `None` at the connection's end.
     pub async fn next(&mut self) -> Option<Next> {
-        let mut bytes = BytesMut::with_capacity(ROOM);
-        bytes.extend_from_slice(&self.early);
-        self.early.clear();
+        let mut raw = match self.early.is_empty() {
+            true => Spare::small_later(),
+            false => Spare::small(),
+        };
+        raw.append(&mut self.early);
         loop {
-            match Look::at(&bytes) {
+            match Look::at(&raw) {
                 Look::Partial => {}
                 Look::Whole => {
-                    let raw = bytes.freeze();
-                    let asked = Asked::read(raw.clone());
-                    return Some(
-                        asked.map_or(Next::Other(raw), |asked| Next::Asked(Box::new(asked))),
-                    );
+                    let asked = Asked::read(raw, self.before.take());
+                    return Some(asked.map_or_else(Next::Other, Next::Asked));
                 }
-                Look::Other => return Some(Next::Other(bytes.freeze())),
+                Look::Other => return Some(Next::Other(raw)),
             }
-            if matches!(self.stream.read_buf(&mut bytes).await, Ok(0) | Err(_)) {
+            if matches!(raw.fill(&mut self.stream).await, Ok(0) | Err(_)) {
                 return None;
             }
         }
     }
 
-    /// How the registry is told of this client, put together anew where it was another before.
-    pub fn introduction(
-        &mut self,
-        client: &Client,
-        make: impl FnOnce() -> Introduction,
-    ) -> Introduction {
-        if let Some((known, introduction)) = &self.introduced
-            && known == client
-        {
-            return Arc::clone(introduction);
-        }
-        let introduction = make();
-        self.introduced = Some((client.clone(), Arc::clone(&introduction)));
-        introduction
+    /// A request that was answered: the next one will be like it.
+    pub fn keep(&mut self, mut asked: Box<Asked>) {
+        asked.raw = Spare::small_later();
+        self.before = (asked.manner.lines.len() <= LONGEST_KEPT).then_some(asked);
     }
 
     /// The connection, with these bytes before what is still to be read.
@@ -221,8 +321,8 @@ mod tests {
 
     const PLAIN: &str = "GET /v2/a/manifests/v1 HTTP/1.1\r\nHost: x\r\nX-Odd:  a:b \r\n\r\n";
 
-    fn read(text: &str) -> Option<Asked> {
-        Asked::of(text.to_owned().into())
+    fn read(text: &str) -> Option<Box<Asked>> {
+        Asked::of(text.as_bytes())
     }
 
     #[test]
@@ -275,6 +375,58 @@ mod tests {
         assert_eq!(Look::at(&endless.as_bytes()[..MAX_HEAD]), Look::Other);
     }
 
+    /// What the second of two requests on a connection is.
+    fn after(first: &str, second: &str) -> Option<Box<Asked>> {
+        let mut before = read(first).unwrap();
+        before.admitted(&Client::unknown());
+        before.keeps = false;
+        before.pass(Kind::Plain, |_, _| Some(first.as_bytes().into())).unwrap();
+        Asked::after(Some(before), second.as_bytes())
+    }
+
+    #[test]
+    fn what_was_made_of_the_same_lines_is_used_again_and_of_no_others() {
+        let second = PLAIN.replace("GET", "HEAD").replace("v1 ", "v2?ns=x ");
+        let asked = after(PLAIN, &second).unwrap();
+        let anew = read(&second).unwrap();
+        assert_eq!(asked.header.raw_path(), b"/v2/a/manifests/v2?ns=x");
+        assert_eq!((asked.header.uri.query(), asked.is_head()), (Some("ns=x"), true));
+        assert_eq!((&asked.raw[..], asked.keeps), (second.as_bytes(), true));
+        assert_eq!(asked.header.headers, anew.header.headers);
+        assert_eq!(asked.header.version, anew.header.version);
+        assert!(asked.manner.client.is_some() && asked.passed(Kind::Plain) == PLAIN.as_bytes());
+        assert!(asked.passed(Kind::Bound).is_empty(), "nobody has made it");
+        for other in
+            ["a:b \r\nAuthorization: Basic x", "a:c ", "a:b  ", "a:b \r\nConnection: close"]
+        {
+            let second = PLAIN.replace("a:b ", other);
+            for (first, second) in [(PLAIN, &*second), (&*second, PLAIN)] {
+                let (asked, anew) = (after(first, second).unwrap(), read(second).unwrap());
+                assert!(asked.manner.client.is_none(), "{first:?} {second:?}");
+                assert!(asked.passed(Kind::Plain).is_empty());
+                assert_eq!(asked.header.headers, anew.header.headers);
+                assert_eq!(asked.keeps, anew.keeps);
+            }
+        }
+    }
+
+    #[test]
+    fn a_first_line_is_as_plain_with_the_lines_of_before() {
+        for line in [
+            "GET /v2/a/manifests/v1 HTTP/1.0\r\n",
+            "GET /v2/a/manifests/v1 HTTP/1.1 \r\n",
+            "GET /v2/a/manifests/v1\r\n",
+            "GET /v2/a/manifests/v1 x HTTP/1.1\r\n",
+            "GET /v2/a/manifests/v\0 HTTP/1.1\r\n",
+            "GET /v2/a/manifests/v1 HTTP/1.1\rX\r\n",
+        ] {
+            let (_, lines) = PLAIN.split_once('\n').unwrap();
+            let second = format!("{line}{lines}");
+            assert!(after(PLAIN, &second).is_none(), "{line:?}");
+            assert!(read(&second).is_none(), "{line:?}");
+        }
+    }
+
     #[test]
     fn only_a_client_that_says_close_may_not_ask_again() {
         let keeps = |value: &str| {
@@ -324,10 +476,17 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         });
-        for _ in 0..2 {
-            let Some(Next::Asked(asked)) = line.next().await else { panic!("it was not read") };
+        for again in [false, true] {
+            let Some(Next::Asked(mut asked)) = line.next().await else { panic!("it was not read") };
             assert_eq!(&asked.raw[..], PLAIN.as_bytes());
+            // What was made of the first one's lines is there for the second.
+            assert_eq!(asked.manner.client.is_some(), again);
+            asked.admitted(&Client::unknown());
+            line.keep(asked);
         }
+        assert!(line.before.is_some());
+        line.keep(read(&PLAIN.replace("a:b", &"y".repeat(LONGEST_KEPT))).unwrap());
+        assert!(line.before.is_none(), "too much for an idle connection");
         sending.await.unwrap();
         assert!(line.next().await.is_none());
         assert_eq!(line.left().await.etype(), &ErrorType::ConnectionClosed);

@@ -29,6 +29,8 @@ pub struct Face {
     pub digest: Digest,
     /// The digest's text.
     pub name: Box<str>,
+    /// Where the registry has that manifest.
+    pub target: Box<str>,
     /// The manifest, once it was seen to have the digest.
     content: Option<Arc<[u8]>>,
     /// Until then nobody need look whether the registry's own tag differs.
@@ -36,8 +38,10 @@ pub struct Face {
 }
 
 impl Face {
-    fn new(digest: Digest) -> Self {
-        Self { digest, name: digest.to_string().into(), content: None, quiet: None }
+    fn new(digest: Digest, target_of: impl FnOnce(&str) -> String) -> Self {
+        let name: Box<str> = digest.to_string().into();
+        let target = target_of(&name).into();
+        Self { digest, name, target, content: None, quiet: None }
     }
 
     /// Whether bytes are kept once they are proven. Longer ones are hashed each time.
@@ -58,7 +62,8 @@ impl Weighter<Pull, Arc<Face>> for Weight {
     fn weight(&self, pull: &Pull, face: &Arc<Face>) -> u64 {
         const OVERHEAD: usize = 128;
         let repository = pull.repository.repository.as_str();
-        let names = repository.len() + pull.tag.as_str().len() + face.name.len();
+        let names =
+            repository.len() + pull.tag.as_str().len() + face.name.len() + face.target.len();
         let content = face.content.as_ref().map_or(0, |content| content.len());
         (names + content + size_of::<Pull>() + size_of::<Face>() + OVERHEAD) as u64
     }
@@ -76,12 +81,18 @@ impl Familiar {
         Self(Mutex::new(Cache::with_options(options, Weight, hasher, lifecycle)))
     }
 
-    /// What is known of a tag that is bound to this.
-    pub fn recall(&self, pull: &Pull, digest: Digest) -> Arc<Face> {
+    /// What is known of a tag that is bound to this. A manifest of a digest is at the same target for as
+    /// long as the proxy runs.
+    pub fn recall(
+        &self,
+        pull: &Pull,
+        digest: Digest,
+        target_of: impl FnOnce(&str) -> String,
+    ) -> Arc<Face> {
         let faces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let known = faces.get(pull).filter(|face| face.digest == digest).cloned();
         drop(faces);
-        known.unwrap_or_else(|| Arc::new(Face::new(digest)))
+        known.unwrap_or_else(|| Arc::new(Face::new(digest, target_of)))
     }
 
     /// Keeps what is known now: the bytes were seen to have its digest, and are not too long.
@@ -93,6 +104,7 @@ impl Familiar {
         let face = Face {
             digest: face.digest,
             name: face.name.clone(),
+            target: face.target.clone(),
             content: content
                 .or_else(|| known.and_then(|known| known.content.clone()))
                 .or_else(|| face.content.clone()),
@@ -116,6 +128,10 @@ mod tests {
         Pull { repository, tag: Tag::parse(tag).unwrap(), strict: false }
     }
 
+    fn target(name: &str) -> String {
+        format!("/v2/app/manifests/{name}")
+    }
+
     fn digest(content: &[u8]) -> Digest {
         Digest::of(Algorithm::Sha256, content)
     }
@@ -124,23 +140,30 @@ mod tests {
     fn bytes_are_known_only_of_the_tag_and_the_digest_they_were_kept_for() {
         let (familiar, now) = (Familiar::new(2), Instant::now());
         let (v1, one) = (pull("v1"), digest(b"one"));
-        let face = familiar.recall(&v1, one);
+        let face = familiar.recall(&v1, one, target);
         assert_eq!((&*face.name, face.quiet), (&*one.to_string(), None));
+        assert_eq!(*face.target, *target(&face.name));
         assert!(!face.has(b"one"), "nobody has seen them");
         familiar.keep(v1.clone(), &face, Some(b"one"), Some(now));
-        let known = familiar.recall(&v1, one);
+        let known = familiar.recall(&v1, one, target);
         assert!(known.has(b"one") && !known.has(b"two") && !known.has(b""));
         assert_eq!(known.quiet, Some(now));
         // A HEAD brings no bytes, and takes none away, though it was asked before them.
         familiar.keep(v1.clone(), &face, None, None);
-        let known = familiar.recall(&v1, one);
+        let known = familiar.recall(&v1, one, target);
         assert!(known.has(b"one") && known.quiet == Some(now));
-        assert!(!familiar.recall(&v1, digest(b"two")).has(b"one"), "it is bound to another");
-        assert!(!familiar.recall(&pull("v2"), one).has(b"one"));
+        assert!(
+            !familiar.recall(&v1, digest(b"two"), target).has(b"one"),
+            "it is bound to another"
+        );
+        assert!(!familiar.recall(&pull("v2"), one, target).has(b"one"));
         // Another digest's face takes its place, with nothing of it.
         let two = digest(b"two");
-        familiar.keep(v1.clone(), &familiar.recall(&v1, two), None, None);
-        assert!(!familiar.recall(&v1, two).has(b"one") && !familiar.recall(&v1, one).has(b"one"));
+        familiar.keep(v1.clone(), &familiar.recall(&v1, two, target), None, None);
+        assert!(
+            !familiar.recall(&v1, two, target).has(b"one")
+                && !familiar.recall(&v1, one, target).has(b"one")
+        );
         assert!(Face::takes(&[0; LONGEST]) && !Face::takes(&[0; LONGEST + 1]));
     }
 
@@ -149,7 +172,7 @@ mod tests {
         let familiar = Familiar::new(8);
         for n in 0..1000_usize {
             let (pull, content) = (pull(&format!("v{n}")), vec![n as u8; LONGEST - n]);
-            let face = familiar.recall(&pull, digest(&content));
+            let face = familiar.recall(&pull, digest(&content), target);
             familiar.keep(pull, &face, Some(&content), None);
         }
         let faces = familiar.0.lock().unwrap();

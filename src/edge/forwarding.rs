@@ -1,17 +1,17 @@
 //! What the registry is told of a request besides what the client said.
 
-use std::sync::Arc;
-
 use http::header::{
     CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderName,
     HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
-use http::{HeaderMap, Version};
+use http::{HeaderMap, Method, Version};
 use pingora::Result;
 use pingora::http::RequestHeader;
 
 use super::Edge;
 use super::passage::{Client, Passage};
+use crate::registry::client::UNSENT;
+use crate::spare::Spare;
 use crate::telemetry::traces;
 
 /// Headers by which a framework behind the registry's own front might be told to see another
@@ -39,19 +39,33 @@ const HOP_BY_HOP: [HeaderName; 10] = [
     HeaderName::from_static("http2-settings"),
 ];
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// What the registry is told of a client, the same in each of its requests.
-pub type Introduction = Arc<[(HeaderName, HeaderValue)]>;
+/// What a read is for that is relayed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// For what nobody judges.
+    Plain,
+    /// For a bound tag's image, which is to come whole and as it is.
+    Bound,
+}
+
+impl Kind {
+    /// Of the client's headers, those that don't go on.
+    fn unsent(self) -> &'static [HeaderName] {
+        match self {
+            Self::Plain => &[],
+            Self::Bound => &UNSENT,
+        }
+    }
+}
 
 /// The changes to one request's header: these are set, and what could contradict them goes.
 pub struct Forwarding {
-    introduction: Introduction,
-    /// Of this request alone.
     set: Vec<(HeaderName, HeaderValue)>,
     /// The trace of `set` is told in place of the client's.
     traced: bool,
@@ -61,11 +75,17 @@ impl Edge {
     /// `X-Forwarded-*` and `Forwarded` say what taglock knows, whatever the client said: registries
     /// build the URLs of uploads from them.
     pub(super) fn forwarding(&self, passage: &Passage) -> Forwarding {
-        Forwarding::of(passage, self.introduction(&passage.client))
+        let mut set = Vec::with_capacity(8);
+        set.push((REQUEST_ID, passage.id.header()));
+        if let Some(trace) = &passage.trace {
+            set.extend(trace.onwards().iter().map(|(n, v)| (n.clone(), v.clone())));
+        }
+        self.introduce(&passage.client, &mut set);
+        Forwarding { set, traced: passage.trace.is_some() }
     }
 
-    pub(super) fn introduction(&self, client: &Client) -> Introduction {
-        let mut set = Vec::with_capacity(5);
+    /// What the registry is told of a client, the same in each of its requests.
+    fn introduce(&self, client: &Client, set: &mut Vec<(HeaderName, HeaderValue)>) {
         let host = client.host.as_ref().or(self.host.as_ref());
         set.extend(host.map(|host| (HOST, host.clone())));
         let address = client.address.to_string();
@@ -89,31 +109,53 @@ impl Edge {
             put(FORWARDED_HOST, authority);
             set.push((FORWARDED_PROTO, HeaderValue::from_static(scheme)));
         }
-        set.into()
+    }
+
+    /// For a read that is relayed: the client's own lines, but for some, and what introduces it. It is
+    /// the same for each request with the same lines below its first. `None` where a line is not plain.
+    pub(super) fn passed(
+        &self,
+        kind: Kind,
+        client: &Client,
+        (headers, lines): (&HeaderMap, &[u8]),
+    ) -> Option<Box<[u8]>> {
+        let mut set = Vec::with_capacity(5);
+        self.introduce(client, &mut set);
+        let forwarding = Forwarding { set, traced: self.rooms.tracer.is_some() };
+        forwarding.passed(kind, headers, lines)
+    }
+}
+
+/// A read of this target that is relayed, given what goes on of the client's lines.
+pub(super) fn relayed(method: &Method, target: &[u8], passed: &[u8], passage: &Passage) -> Spare {
+    let mut out = Spare::small();
+    for part in [method.as_str().as_bytes(), b" ", target, b" HTTP/1.1\r\n", passed] {
+        out.extend_from_slice(part);
+    }
+    put_line(&mut out, REQUEST_ID.as_str(), passage.id.as_bytes());
+    if let Some(trace) = &passage.trace {
+        for (name, value) in trace.onwards() {
+            put_line(&mut out, name.as_str(), value.as_bytes());
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+    out
+}
+
+fn put_line(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+        out.extend_from_slice(part);
     }
 }
 
 impl Forwarding {
-    pub(super) fn of(passage: &Passage, introduction: Introduction) -> Self {
-        let mut set = Vec::with_capacity(3);
-        set.push((REQUEST_ID, passage.id.header().clone()));
-        if let Some(trace) = &passage.trace {
-            set.extend(trace.onwards().iter().map(|(n, v)| (n.clone(), v.clone())));
-        }
-        Self { introduction, set, traced: passage.trace.is_some() }
-    }
-
-    fn all(&self) -> impl Iterator<Item = &(HeaderName, HeaderValue)> {
-        self.set.iter().chain(self.introduction.iter())
-    }
-
     /// For a request that streams through pingora, which strips the hop-by-hop headers itself.
     pub fn apply(&self, request: &mut RequestHeader) -> Result<()> {
         let names: Vec<_> = request.headers.keys().filter(|n| self.replaces(n)).cloned().collect();
         for name in names {
             request.remove_header(&name);
         }
-        for (name, value) in self.all() {
+        for (name, value) in &self.set {
             request.insert_header(name, value.clone())?;
         }
         Ok(())
@@ -143,25 +185,11 @@ impl Forwarding {
         Ok(request)
     }
 
-    /// For a read that is relayed, of this target: the client's own lines, given its header as it
-    /// came, but for some. `None` where one of them is not plain.
-    pub fn relayed(
-        &self,
-        client: &RequestHeader,
-        raw: &[u8],
-        target: &[u8],
-        unsent: &[HeaderName],
-    ) -> Option<Vec<u8>> {
-        if raw.starts_with(b"\r") {
-            // Empty lines before the first: where the header begins is pingora's to say.
-            return None;
-        }
-        let nominated = nominated(&client.headers);
-        let mut out = Vec::with_capacity(raw.len() + 512);
-        for part in [client.method.as_str().as_bytes(), b" ", target, b" HTTP/1.1\r\n"] {
-            out.extend_from_slice(part);
-        }
-        for line in raw.split_inclusive(|byte| *byte == b'\n').skip(1) {
+    /// Of lines of a header, below its first, those that go on, and then these.
+    fn passed(&self, kind: Kind, client: &HeaderMap, lines: &[u8]) -> Option<Box<[u8]>> {
+        let nominated = nominated(client);
+        let mut out = Vec::with_capacity(lines.len() + 512);
+        for line in lines.split_inclusive(|byte| *byte == b'\n') {
             if line == b"\r\n" {
                 break;
             }
@@ -171,29 +199,27 @@ impl Forwarding {
                 return None;
             }
             let dropped = self.replaces(&name)
+                || name == REQUEST_ID
                 || HOP_BY_HOP.contains(&name)
-                || unsent.contains(&name)
+                || kind.unsent().contains(&name)
                 || nominated.iter().any(|nominated| nominated == name.as_str())
-                || self.all().any(|(set, _)| *set == name);
+                || self.set.iter().any(|(set, _)| *set == name);
             if !dropped {
                 out.extend_from_slice(line);
             }
         }
-        for (name, value) in self.all() {
+        for (name, value) in &self.set {
             // As pingora spells it.
             let name = if *name == HOST { "Host" } else { name.as_str() };
-            for part in [name.as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-                out.extend_from_slice(part);
-            }
+            put_line(&mut out, name, value.as_bytes());
         }
-        out.extend_from_slice(b"\r\n");
-        Some(out)
+        Some(out.into())
     }
 
     /// For a request that taglock makes itself: the client's end-to-end headers, and these.
     pub fn end_to_end(&self, client: &HeaderMap) -> HeaderMap {
         let nominated = nominated(client);
-        let mut headers = HeaderMap::with_capacity(client.len() + self.all().count());
+        let mut headers = HeaderMap::with_capacity(client.len() + self.set.len());
         for (name, value) in client {
             let dropped = self.replaces(name)
                 || HOP_BY_HOP.contains(name)
@@ -203,7 +229,7 @@ impl Forwarding {
                 headers.append(name, value.clone());
             }
         }
-        for (name, value) in self.all() {
+        for (name, value) in &self.set {
             headers.insert(name, value.clone());
         }
         headers
@@ -237,43 +263,42 @@ fn is_replaced(name: &HeaderName) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::Presence;
 
     #[test]
     fn the_clients_lines_are_relayed_as_they_are_but_for_ours_and_never_with_a_body() {
-        let relayed = |lines: &str| {
-            let mut client = RequestHeader::build("GET", b"/v2/a/manifests/b?c", None).unwrap();
+        let passed = |kind: Kind, lines: &str| {
+            let mut client = HeaderMap::new();
             if lines.contains("X-Private") {
-                client.append_header("Connection", "keep-alive, X-Private").unwrap();
+                client.append(CONNECTION, HeaderValue::from_static("keep-alive, X-Private"));
             }
-            let raw = format!("GET /v2/a/manifests/b?c HTTP/1.1\r\n{lines}\r\n");
             let host = (HOST, HeaderValue::from_static("registry:5000"));
-            let forwarding =
-                Forwarding { introduction: [host].into(), set: Vec::new(), traced: false };
-            let unsent = [http::header::RANGE];
-            let bytes =
-                forwarding.relayed(&client, raw.as_bytes(), b"/v2/a/manifests/d", &unsent)?;
-            Some(String::from_utf8(bytes).unwrap())
+            let forwarding = Forwarding { set: vec![host], traced: false };
+            let bytes = forwarding.passed(kind, &client, format!("{lines}\r\n").as_bytes())?;
+            Some(String::from_utf8(bytes.into()).unwrap())
         };
         let lines = "hOst: evil.example\r\nACCEPT:a/b \r\naccept: c/d\r\nRange: bytes=0-\r\n\
                      Connection: keep-alive, X-Private\r\nX-Private: 1\r\nTE: trailers\r\n\
                      X-Forwarded-Host: evil.example\r\nx_forwarded_for: 6.6.6.6\r\n\
-                     Content_Length: 5\r\nAuthorization: Basic x\r\n";
-        assert_eq!(
-            relayed(lines).as_deref(),
-            Some(
-                "GET /v2/a/manifests/d HTTP/1.1\r\nACCEPT:a/b \r\naccept: c/d\r\n\
-                 Authorization: Basic x\r\nHost: registry:5000\r\n\r\n"
-            )
-        );
+                     Content_Length: 5\r\nX-Request-ID: 7\r\nAuthorization: Basic x\r\n";
+        for (kind, range) in [(Kind::Plain, "Range: bytes=0-\r\n"), (Kind::Bound, "")] {
+            let expected = format!(
+                "ACCEPT:a/b \r\naccept: c/d\r\n{range}Authorization: Basic x\r\nHost: registry:5000\r\n"
+            );
+            assert_eq!(passed(kind, lines), Some(expected));
+        }
         for line in
             ["Content-Length: 0", "transfer-encoding: chunked", "Expect: x", "A : b", "no", ": x"]
         {
-            assert_eq!(relayed(&format!("Host: x\r\n{line}\r\n")), None, "{line}");
+            assert_eq!(passed(Kind::Plain, &format!("Host: x\r\n{line}\r\n")), None, "{line}");
         }
-        let client = RequestHeader::build("GET", b"/", None).unwrap();
-        let forwarding = Forwarding { introduction: [].into(), set: Vec::new(), traced: false };
-        let raw = b"\r\n\r\nGET / HTTP/1.1\r\nAuthorization: Basic x\r\n\r\n";
-        assert_eq!(forwarding.relayed(&client, raw, b"/", &[]), None);
+        let passage = Passage::new(Presence::default().enter(), std::time::Instant::now());
+        let request = relayed(&Method::HEAD, b"/v2/a/manifests/b?c", b"Host: x\r\n", &passage);
+        let id = &passage.id;
+        assert_eq!(
+            String::from_utf8(request.to_vec()).unwrap(),
+            format!("HEAD /v2/a/manifests/b?c HTTP/1.1\r\nHost: x\r\nx-request-id: {id}\r\n\r\n")
+        );
     }
 
     #[test]
@@ -302,8 +327,8 @@ mod tests {
         ] {
             client.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        let introduction = [(HOST, HeaderValue::from_static("registry:5000"))].into();
-        let forwarding = Forwarding { introduction, set: Vec::new(), traced: false };
+        let set = vec![(HOST, HeaderValue::from_static("registry:5000"))];
+        let forwarding = Forwarding { set, traced: false };
         let sent = forwarding.end_to_end(&client);
         let mut sent: Vec<_> = sent
             .iter()

@@ -134,10 +134,10 @@ impl Front {
         let mut over = self.over.subscribe();
         let over = over.wait_for(|over| *over);
         let patience = self.header_time.min(SILENCE);
-        let mut clock = Clock::start();
+        let mut clock = Clock::default();
         tokio::pin!(over);
         loop {
-            let due = Instant::now() + patience;
+            let due = clock.now() + patience;
             let mut time = clock.until(due);
             let next = tokio::select! {
                 biased;
@@ -148,14 +148,18 @@ impl Front {
                 Next::Other(read) => (read, None),
                 Next::Asked(mut asked) => {
                     asked.keeps &= !*shutdown.borrow();
-                    match lean.answer_asked(&mut line, &asked, &mut clock).await {
-                        Outcome::Answered { keeps: true } => continue,
+                    match lean.answer_asked(&mut line, &mut asked, &mut clock).await {
+                        Outcome::Answered { keeps: true } => {
+                            line.keep(asked);
+                            continue;
+                        }
                         Outcome::Answered { keeps: false } => return None,
                         Outcome::Other(passage) => (asked.raw, Some(passage)),
                     }
                 }
             };
             line = self.hand_over(line, &read, known, due, shutdown).await?;
+            clock.passes();
         }
     }
 

@@ -4,7 +4,6 @@
 //! to need more is handed to pingora as if nobody had looked at it, with what is known of it.
 
 use http::StatusCode;
-use pingora::proxy::ProxyHttp as _;
 use pingora::{Error, Result};
 
 use super::Edge;
@@ -29,14 +28,17 @@ impl Edge {
     pub(super) async fn answer_asked(
         &self,
         line: &mut Line,
-        asked: &Asked,
+        asked: &mut Asked,
         clock: &mut Clock,
     ) -> Outcome {
-        let mut passage = self.new_ctx();
+        let mut passage = self.passage(clock.now().into_std());
         if let Some(tracer) = &self.rooms.tracer {
             passage.trace = Some(tracer.begin(&asked.header.headers));
         }
         let course = self.decide(&asked.head(line.peer), &mut passage);
+        if course.is_ok() {
+            asked.admitted(&passage.client);
+        }
         let answered = match course {
             // Where it has to wait for the ledger it does so there.
             Ok(course) if course.needs_the_ledger() && !self.rooms.gate.is_open() => Ok(false),
@@ -50,7 +52,7 @@ impl Edge {
             Ok(false) => return Outcome::Other(Box::new(passage)),
             Ok(true) => None,
             Err(error) => {
-                self.tell_failure(line, asked, &mut passage, &error).await;
+                self.tell_failure(line, asked, &mut passage, &error, clock).await;
                 Some(error)
             }
         };
@@ -62,7 +64,7 @@ impl Edge {
     async fn answer_course(
         &self,
         line: &mut Line,
-        asked: &Asked,
+        asked: &mut Asked,
         passage: &mut Passage,
         course: Course,
         clock: &mut Clock,
@@ -84,17 +86,25 @@ impl Edge {
         let answer = kept.answer();
         let reading = reading(&asked.header.method);
         let (lines, body) = whole(reading, answer.status, &answer.headers, &answer.body);
-        self.write_whole(&line.stream, passage, asked.keeps, (answer.status, &lines, body)).await?;
+        let answer = (answer.status, &lines[..], body);
+        self.write_whole(&line.stream, passage, asked.keeps, answer, clock).await?;
         Ok(true)
     }
 
     /// Tells the client what went wrong, where it is there and has not been told anything yet.
-    async fn tell_failure(&self, line: &Line, asked: &Asked, passage: &mut Passage, error: &Error) {
+    async fn tell_failure(
+        &self,
+        line: &Line,
+        asked: &Asked,
+        passage: &mut Passage,
+        error: &Error,
+        clock: &mut Clock,
+    ) {
         if passage.sent.is_some() {
             return;
         }
         let Some(refusal) = Refusal::of(error) else { return };
-        if let Err(error) = self.refuse_asked(line, asked, passage, refusal, false).await {
+        if let Err(error) = self.refuse_asked(line, asked, passage, (refusal, false), clock).await {
             tracing::debug!(%error, "an error could not be answered");
         }
     }
@@ -104,12 +114,12 @@ impl Edge {
         line: &Line,
         asked: &Asked,
         passage: &mut Passage,
-        refusal: Refusal,
-        keeps: bool,
+        (refusal, keeps): (Refusal, bool),
+        clock: &mut Clock,
     ) -> Result<()> {
         let (status, lines, body): (StatusCode, _, _) =
             self.note_refusal(&asked.header, passage, refusal);
         let body = if asked.is_head() { &[][..] } else { &body };
-        self.write_whole(&line.stream, passage, keeps, (status, &lines, body)).await
+        self.write_whole(&line.stream, passage, keeps, (status, &lines, body), clock).await
     }
 }

@@ -1,15 +1,17 @@
 //! One request on its way through the edge.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{HeaderValue, StatusCode};
 use pingora::proxy::Session;
+use uuid::fmt::Hyphenated;
 use uuid::timestamp::context::ThreadLocalContext;
 use uuid::{ContextV7, Timestamp, Uuid};
 
 use super::rehearsal::Rehearsal;
-use super::unknown_address;
+use super::{calendar, unknown_address};
 use crate::judge::unjudged::Write;
 use crate::name::Reference;
 use crate::registry::peer::Origin;
@@ -87,37 +89,53 @@ impl Tally {
 
 /// The client's own request id where it sent a sound one, else a new one.
 #[derive(Clone, Debug)]
-pub struct RequestId(HeaderValue);
+pub enum RequestId {
+    New([u8; Hyphenated::LENGTH]),
+    Adopted(HeaderValue),
+}
 
 impl RequestId {
-    fn new() -> Self {
+    fn new(now: Instant) -> Self {
         thread_local! {
             // One for all threads would be waited for.
             static COUNTER: ContextV7 = const { ContextV7::new() };
         }
-        let now = Timestamp::now(ThreadLocalContext::new(&COUNTER));
-        let mut text = Uuid::encode_buffer();
-        let id = Uuid::new_v7(now).hyphenated().encode_lower(&mut text);
-        // A UUID's text is hex and dashes.
-        Self(HeaderValue::from_str(id).unwrap_or(HeaderValue::from_static("none")))
+        let (counter, unix) = (ThreadLocalContext::new(&COUNTER), calendar::unix(now));
+        let now = Timestamp::from_unix(counter, unix.as_secs(), unix.subsec_nanos());
+        let mut text = [0; Hyphenated::LENGTH];
+        Uuid::new_v7(now).hyphenated().encode_lower(&mut text);
+        Self::New(text)
     }
 
     /// Adopts what the client sent, if it can stand in a log line.
     pub fn adopt(&mut self, sent: &HeaderValue) {
         let plain = |b: &u8| b.is_ascii_alphanumeric() || b"-_.:+/=".contains(b);
         if (1..=128).contains(&sent.len()) && sent.as_bytes().iter().all(plain) {
-            self.0 = sent.clone();
+            *self = Self::Adopted(sent.clone());
         }
     }
 
-    pub fn header(&self) -> &HeaderValue {
-        &self.0
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::New(text) => text,
+            Self::Adopted(sent) => sent.as_bytes(),
+        }
+    }
+
+    pub fn header(&self) -> HeaderValue {
+        match self {
+            // A UUID's text is hex and dashes.
+            Self::New(text) => {
+                HeaderValue::from_bytes(text).unwrap_or(HeaderValue::from_static("none"))
+            }
+            Self::Adopted(sent) => sent.clone(),
+        }
     }
 }
 
 impl std::fmt::Display for RequestId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.0.to_str().unwrap_or("none"))
+        f.write_str(std::str::from_utf8(self.as_bytes()).unwrap_or("none"))
     }
 }
 
@@ -128,21 +146,27 @@ pub struct Client {
     /// The other end of the connection.
     pub peer: IpAddr,
     /// The scheme and authority it used; `None` where it named no host.
-    pub base: Option<Origin>,
+    pub base: Option<Arc<Origin>>,
     /// Its `Host`, where the registry is sent it.
     pub host: Option<HeaderValue>,
     /// The addresses a trusted proxy reported, the client's first.
     pub via: Option<String>,
 }
 
-impl Passage {
-    pub fn new(in_flight: Present) -> Self {
+impl Client {
+    /// Before anything is known.
+    pub fn unknown() -> Self {
         let nobody = unknown_address().ip();
-        let client = Client { address: nobody, peer: nobody, base: None, host: None, via: None };
+        Self { address: nobody, peer: nobody, base: None, host: None, via: None }
+    }
+}
+
+impl Passage {
+    pub fn new(in_flight: Present, started: Instant) -> Self {
         Self {
-            id: RequestId::new(),
-            started: Instant::now(),
-            client,
+            id: RequestId::new(started),
+            started,
+            client: Client::unknown(),
             route: "rejected",
             addresses: 0,
             received: 0,

@@ -17,6 +17,7 @@ use super::writes::{is_of_the_connection, legible, title_case};
 use crate::judge::pull::{Basis, Pull, Pulled};
 use crate::ledger::RepositoryKey;
 use crate::name::{Digest, RepositoryName, Tag};
+use crate::registry::clock::Clock;
 use crate::registry::{Answer, Caller, Reading};
 use crate::route::namespace;
 use crate::telemetry::audit::{Decision, Outcome, Subject, user_of};
@@ -157,7 +158,8 @@ impl Edge {
             && at_once.len() <= SMALL
         {
             let (stream, keeps) = (http1.stream(), http1.will_keepalive());
-            return self.write_whole(stream, passage, keeps, (status, &lines, at_once)).await;
+            let (answer, mut clock) = ((status, &lines[..], at_once), Clock::default());
+            return self.write_whole(stream, passage, keeps, answer, &mut clock).await;
         }
         let empty = at_once.is_empty();
         let mut header = ResponseHeader::build(status, Some(lines.len() + 1))?;

@@ -440,7 +440,7 @@ impl Edge {
         let mut lines = vec![
             line(b"Content-Type", "application/json"),
             line(b"Docker-Distribution-API-Version", "registry/2.0"),
-            (Bytes::from_static(b"X-Request-Id"), passage.id.header().clone()),
+            (Bytes::from_static(b"X-Request-Id"), passage.id.header()),
             (Bytes::from_static(b"Content-Length"), HeaderValue::from(body.len())),
         ];
         match extra {

@@ -5,32 +5,32 @@
 //! proxy changes. What can't be relayed is pingora's: an answer without a length, HTTP/2, TLS.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::header::{LOCATION, WWW_AUTHENTICATE};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use pingora::protocols::Stream;
-use pingora::protocols::http::date::get_cached_date;
 use pingora::{Error, Result};
 use tokio::time::Instant;
 
 use super::asked::{Asked, Line};
-use super::blobs::{Side, Socket, failed, in_time, send_now};
+use super::blobs::{Side, Socket, failed, send_now};
 use super::familiar::Face;
-use super::forwarding::Forwarding;
+use super::forwarding::{Kind, relayed};
 use super::passage::{Passage, Sent};
 use super::reads::reading;
 use super::refusal::Refusal;
-use super::{CLIENT_WRITE, Edge};
+use super::{CLIENT_WRITE, Edge, calendar};
 use crate::judge::pull::{Pull, Unsure};
 use crate::ledger::RepositoryKey;
 use crate::name::{RepositoryName, Tag};
 use crate::registry::Reading;
-use crate::registry::client::{Relay, Relayed, UNSENT, trouble_of};
+use crate::registry::client::{Mark, Part, Relay, Relayed, trouble_of};
 use crate::registry::clock::Clock;
 use crate::route::namespace;
+use crate::spare::Spare;
 
-/// Besides the registry's lines.
-const OURS: usize = 128;
 /// Of a body that is copied, to go out with its header.
 pub(super) const SMALL: usize = 64 * 1024;
 /// Of a body that is checked before it is passed on; the judge reads longer ones.
@@ -41,19 +41,17 @@ impl Edge {
     pub(super) async fn stream_relayed(
         &self,
         line: &mut Line,
-        asked: &Asked,
+        asked: &mut Asked,
         passage: &mut Passage,
         clock: &mut Clock,
     ) -> Result<bool> {
-        let Some(request) =
-            self.relayed_request(line, asked, passage, asked.header.raw_path(), &[])
-        else {
+        let Some(request) = self.relayed_request(asked, passage, Kind::Plain, None) else {
             return Ok(false);
         };
         let mut time = clock.freely();
         let relay = tokio::select! {
             biased;
-            relay = self.rooms.client.relay(&request, asked.is_head(), &mut time) => relay?,
+            relay = self.rooms.client.relay(&request, asked.is_head(), self.home(), &mut time) => relay?,
             error = line.left() => return Err(error),
         };
         let Relay::Answer(answer) = relay else { return Ok(false) };
@@ -66,7 +64,7 @@ impl Edge {
     pub(super) async fn relay_bound(
         &self,
         line: &mut Line,
-        asked: &Asked,
+        asked: &mut Asked,
         passage: &mut Passage,
         (repository, tag): (RepositoryName, Tag),
         clock: &mut Clock,
@@ -76,17 +74,22 @@ impl Edge {
         let pull = Pull { repository: key, tag, strict: self.config.strict };
         let (key, tag) = (&pull.repository, &pull.tag);
         let Some(digest) = self.rooms.judge.fresh(key, tag, started) else { return Ok(false) };
-        let face = self.familiar.recall(&pull, digest);
+        let client = &self.rooms.client;
+        let target_of = |name: &str| client.manifest_target(&key.repository, name, None);
+        let face = self.familiar.recall(&pull, digest, target_of);
         let reading = reading(&asked.header.method);
         let namespace = namespace(asked.header.uri.query());
-        let client = &self.rooms.client;
-        let target = client.manifest_target(&key.repository, &face.name, namespace.as_deref());
-        let request = self.relayed_request(line, asked, passage, target.as_bytes(), &UNSENT);
+        let of_namespace = namespace
+            .as_deref()
+            .map(|namespace| client.manifest_target(&key.repository, &face.name, Some(namespace)));
+        let target = of_namespace.as_deref().unwrap_or(&face.target).as_bytes();
+        let request = self.relayed_request(asked, passage, Kind::Bound, Some(target));
         let Some(request) = request else { return Ok(false) };
         // Whether the client is still there is nobody's question, as where the judge asks.
         let mut time = clock.until(started + self.rooms.peers.timeouts().exchange);
         let asking = async {
-            let relay = client.relay(&request, reading == Reading::Head, &mut time).await?;
+            let relay =
+                client.relay(&request, reading == Reading::Head, self.home(), &mut time).await?;
             let Relay::Answer(mut answer) = relay else { return Ok(None) };
             let whole = client.relay_whole(&mut answer, MOST, &mut time).await?;
             Ok::<_, Box<Error>>(whole.then_some(answer))
@@ -95,9 +98,9 @@ impl Edge {
             Ok(Some(answer)) => answer,
             Ok(None) => return Ok(false),
             Err(error) => {
-                self.pulled_past_the_judge(passage, "undecided", started);
+                self.pulled_past_the_judge(passage, "undecided", clock.now() - started);
                 let refusal = Refusal::unsure(&Unsure::Registry(trouble_of(&error)));
-                self.refuse_asked(line, asked, passage, refusal, asked.keeps).await?;
+                self.refuse_asked(line, asked, passage, (refusal, asked.keeps), clock).await?;
                 return Ok(true);
             }
         };
@@ -120,31 +123,35 @@ impl Edge {
         } else if answer.is_plain_no(reading) {
             "relayed"
         } else {
-            client.relay_in_vain(answer);
+            client.relay_in_vain(answer, self.home(), clock.now());
             return Ok(false);
         };
-        self.pulled_past_the_judge(passage, label, started);
+        self.pulled_past_the_judge(passage, label, clock.now() - started);
         self.give(line, asked, passage, answer, clock).await?;
         Ok(true)
     }
 
-    fn pulled_past_the_judge(&self, passage: &Passage, label: &'static str, started: Instant) {
-        self.rooms.metrics.pull_by_memory(label, started.elapsed());
+    fn pulled_past_the_judge(&self, passage: &Passage, label: &'static str, took: Duration) {
+        self.rooms.metrics.pull_by_memory(label, took);
         passage.judged(label);
     }
 
-    /// The client's request, of this target, for the registry. `None` where it can't be relayed.
+    /// The client's request for the registry, of its own target or of another one. `None` where it can't
+    /// be relayed.
     fn relayed_request(
         &self,
-        line: &mut Line,
-        asked: &Asked,
+        asked: &mut Asked,
         passage: &Passage,
-        target: &[u8],
-        unsent: &[HeaderName],
-    ) -> Option<Vec<u8>> {
-        let client = &passage.client;
-        let introduction = line.introduction(client, || self.introduction(client));
-        Forwarding::of(passage, introduction).relayed(&asked.header, &asked.raw, target, unsent)
+        kind: Kind,
+        target: Option<&[u8]>,
+    ) -> Option<Spare> {
+        let make = |headers: &HeaderMap, lines: &[u8]| {
+            self.passed(kind, &passage.client, (headers, lines))
+        };
+        asked.pass(kind, make)?;
+        let header = &asked.header;
+        let target = target.unwrap_or_else(|| header.raw_path());
+        Some(relayed(&header.method, target, asked.passed(kind), passage))
     }
 
     /// To the client, and the connection back to where it is kept.
@@ -156,49 +163,55 @@ impl Edge {
         mut answer: Relayed,
         clock: &mut Clock,
     ) -> Result<()> {
-        let mut out = self.relayed_head(passage, &answer, asked.keeps);
+        let mut out = self.relayed_head(passage, &answer, asked.keeps, clock.now());
         // From here on nothing else may be answered.
         let sent = passage.sent.insert(Sent { status: answer.status(), bytes: 0 });
         if answer.body().len() > SMALL {
-            send(&line.stream, &out).await?;
-            send(&line.stream, answer.body()).await?;
+            send(&line.stream, &out, clock).await?;
+            send(&line.stream, answer.body(), clock).await?;
         } else {
             out.extend_from_slice(answer.body());
-            send(&line.stream, &out).await?;
+            send(&line.stream, &out, clock).await?;
         }
         sent.bytes = answer.body().len() as u64;
-        let mut time = clock.freely();
         while answer.has_more() {
+            let mut time = clock.freely();
             let more = tokio::select! {
                 biased;
                 more = self.rooms.client.relay_more(&mut answer, &mut time) => more?,
                 error = line.left() => return Err(error),
             };
-            send(&line.stream, more).await?;
+            send(&line.stream, more, clock).await?;
             sent.bytes += more.len() as u64;
         }
-        self.rooms.client.relay_over(answer);
+        self.rooms.client.relay_over(answer, self.home(), clock.now());
         Ok(())
     }
 
     /// The registry's header, as the client is told it: with our own `Date` and `Connection`, as
     /// pingora has them, and URLs that name the proxy. Its connection's life is no business of the
     /// client's.
-    fn relayed_head(&self, passage: &Passage, answer: &Relayed, keeps: bool) -> Vec<u8> {
+    fn relayed_head(
+        &self,
+        passage: &Passage,
+        answer: &Relayed,
+        keeps: bool,
+        now: Instant,
+    ) -> Spare {
         let rewriting = self.rewriting(passage);
-        let mut out = Vec::with_capacity(answer.head_length() + answer.body().len() + OURS);
-        out.extend_from_slice(answer.status_line());
-        for (name, value, line) in answer.lines() {
-            let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
-            if is("date") || is("connection") || is("keep-alive") {
-                continue;
-            }
-            match rewriting.value(name, value) {
-                Some(value) => put_line(&mut out, name, value.as_bytes()),
-                None => out.extend_from_slice(line),
+        let mut out = Spare::large();
+        for part in answer.header() {
+            match part {
+                Part::Plain(lines) => out.extend_from_slice(lines),
+                // Of the registry's connection, or said by taglock itself.
+                Part::Marked(Mark::Date | Mark::Connection | Mark::KeepAlive, _) => {}
+                Part::Marked(Mark::Location, line) => rewriting.line(&LOCATION, line, &mut out),
+                Part::Marked(Mark::Challenge, line) => {
+                    rewriting.line(&WWW_AUTHENTICATE, line, &mut out);
+                }
             }
         }
-        end_head(&mut out, passage, keeps);
+        end_head(&mut out, passage, keeps, now);
         out
     }
 
@@ -209,19 +222,21 @@ impl Edge {
         passage: &mut Passage,
         keeps: bool,
         (status, headers, body): (StatusCode, &[(Bytes, HeaderValue)], &[u8]),
+        clock: &mut Clock,
     ) -> Result<()> {
-        let lines: usize = headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
-        let mut out = Vec::with_capacity(lines + body.len() + OURS);
+        let mut out = Spare::large();
         let reason = status.canonical_reason().unwrap_or_default();
-        out.extend_from_slice(format!("HTTP/1.1 {} {reason}\r\n", status.as_u16()).as_bytes());
+        for part in ["HTTP/1.1 ", status.as_str(), " ", reason, "\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
         for (name, value) in headers {
             put_line(&mut out, name, value.as_bytes());
         }
-        end_head(&mut out, passage, keeps);
+        end_head(&mut out, passage, keeps, clock.now());
         out.extend_from_slice(body);
         // From here on nothing else may be answered.
         let sent = passage.sent.insert(Sent { status, bytes: 0 });
-        send(client, &out).await?;
+        send(client, &out, clock).await?;
         sent.bytes = body.len() as u64;
         Ok(())
     }
@@ -234,17 +249,17 @@ fn put_line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
 }
 
 /// What taglock says itself in a header.
-fn end_head(out: &mut Vec<u8>, passage: &Passage, keeps: bool) {
+fn end_head(out: &mut Vec<u8>, passage: &Passage, keeps: bool, now: Instant) {
     if let Some(warning) = &passage.warning {
         put_line(out, b"Warning", warning.as_bytes());
     }
-    put_line(out, b"Date", get_cached_date().as_bytes());
+    calendar::with_date(now.into_std(), |date| put_line(out, b"Date", date));
     put_line(out, b"Connection", if keeps { b"keep-alive" } else { b"close" });
     out.extend_from_slice(b"\r\n");
 }
 
 /// Past pingora's writer, in which nothing waits: what it wrote before, it has sent.
-async fn send(client: &Stream, bytes: &[u8]) -> Result<()> {
+async fn send(client: &Stream, bytes: &[u8], clock: &mut Clock) -> Result<()> {
     let failed = |error: io::Error| failed(&error, Side::Client);
     // Nearly always the socket has room for it all.
     let mut bytes = &bytes[send_now(client, bytes).map_err(failed)?..];
@@ -259,5 +274,6 @@ async fn send(client: &Stream, bytes: &[u8]) -> Result<()> {
         Ok(())
     };
     // As long as pingora gives a client for one write, however slowly it takes it.
-    in_time(CLIENT_WRITE, sending).await.map_err(failed)
+    let late = |_| Err(io::ErrorKind::TimedOut.into());
+    clock.within(CLIENT_WRITE, sending).await.unwrap_or_else(late).map_err(failed)
 }

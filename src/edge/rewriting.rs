@@ -20,7 +20,7 @@ pub struct Rewriting<'a> {
 
 impl Edge {
     pub(super) fn rewriting<'a>(&'a self, passage: &'a Passage) -> Rewriting<'a> {
-        Rewriting::new(self.rooms.peers.origin(), passage.client.base.as_ref())
+        Rewriting::new(self.rooms.peers.origin(), passage.client.base.as_deref())
     }
 }
 
@@ -81,10 +81,22 @@ impl Rewriting<'_> {
         changes
     }
 
-    /// The value of one line of a header, where it changes.
-    pub fn value(&self, name: &[u8], value: &[u8]) -> Option<String> {
-        let names = [LOCATION, WWW_AUTHENTICATE];
-        let name = names.iter().find(|n| name.eq_ignore_ascii_case(n.as_str().as_bytes()))?;
+    /// Writes a line of a header that has this name, with its end, as it is to be.
+    pub fn line(&self, name: &HeaderName, line: &[u8], out: &mut Vec<u8>) {
+        let colon = memchr::memchr(b':', line).unwrap_or(line.len());
+        let value = line.get(colon + 1..).unwrap_or_default().trim_ascii();
+        match self.value(name, value) {
+            Some(value) => {
+                for part in [&line[..colon], b": ", value.as_bytes(), b"\r\n"] {
+                    out.extend_from_slice(part);
+                }
+            }
+            None => out.extend_from_slice(line),
+        }
+    }
+
+    /// A value where it changes.
+    fn value(&self, name: &HeaderName, value: &[u8]) -> Option<String> {
         let value = HeaderValue::from_bytes(value).ok()?;
         self.text(name, value.to_str().ok()?, self.client?)
     }

@@ -37,7 +37,7 @@ use super::{
 use crate::name::{Algorithm, Digest, Naming, Reference, RepositoryName, Tag};
 use meaning::{digest_of, is_redirect, sighted, written};
 pub use opening::{Begun, Opened, is_early};
-pub use relay::{Relay, Relayed};
+pub use relay::{Mark, Part, Relay, Relayed};
 pub use serving::UNSENT;
 use target::with_query;
 

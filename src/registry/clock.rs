@@ -9,20 +9,32 @@ use std::pin::{Pin, pin};
 use std::task::{Poll, ready};
 use std::time::Duration;
 
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 /// Nothing came of it in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("it took too long")]
 pub struct Late;
 
-pub struct Clock(Pin<Box<Sleep>>);
+#[derive(Default)]
+pub struct Clock {
+    /// Made by the first wait that is one.
+    timer: Option<Pin<Box<Sleep>>>,
+    /// What it was when it was looked at, if nothing was waited for since.
+    now: Option<Instant>,
+}
 
 impl Clock {
-    /// Must be made in the runtime it is used in.
-    pub fn start() -> Self {
-        // Moved to where it is needed by the first wait.
-        Self(Box::pin(sleep(Duration::from_secs(60))))
+    /// What time it is. As long as nothing is waited for with this clock it is looked at once: to look
+    /// at the time takes as long as some other parts of a small read. Who waits for something else in
+    /// between says so by [`Self::passes`].
+    pub fn now(&mut self) -> Instant {
+        *self.now.get_or_insert_with(Instant::now)
+    }
+
+    /// Time passes.
+    pub fn passes(&mut self) {
+        self.now = None;
     }
 
     /// For a wait of at most so long.
@@ -49,7 +61,7 @@ impl Clock {
 
     async fn wait<T>(
         &mut self,
-        due: impl FnOnce() -> Instant,
+        due: impl FnOnce(Instant) -> Instant,
         work: impl Future<Output = T>,
     ) -> Result<T, Late> {
         let mut work = pin!(work);
@@ -60,19 +72,34 @@ impl Clock {
             }
             // What is there at once doesn't look at the time at all.
             if let Some(due) = due.take() {
-                known = Some(due());
+                known = Some(due(self.now()));
             }
+            self.passes();
             let Some(due) = known else { return Poll::Pending };
-            if self.0.deadline() > due {
-                self.0.as_mut().reset(due);
+            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
+            if timer.deadline() > due {
+                timer.as_mut().reset(due);
             }
             loop {
-                ready!(self.0.as_mut().poll(context));
-                if self.0.deadline() >= due {
+                ready!(timer.as_mut().poll(context));
+                if timer.deadline() >= due {
                     return Poll::Ready(Err(Late));
                 }
-                self.0.as_mut().reset(due);
+                timer.as_mut().reset(due);
             }
+        })
+        .await
+    }
+
+    /// However long it takes.
+    async fn endlessly<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        poll_fn(|context| {
+            let polled = work.as_mut().poll(context);
+            if polled.is_pending() {
+                self.passes();
+            }
+            polled
         })
         .await
     }
@@ -86,6 +113,11 @@ pub struct Time<'a> {
 }
 
 impl Time<'_> {
+    /// What time it is: see [`Clock::now`].
+    pub fn now(&mut self) -> Instant {
+        self.clock.now()
+    }
+
     /// One of them, of at most so long.
     ///
     /// # Errors
@@ -96,9 +128,9 @@ impl Time<'_> {
         work: impl Future<Output = T>,
     ) -> Result<T, Late> {
         let end = self.end;
-        let due = || {
-            let due = Instant::now() + patience;
-            end.map_or(due, |end| end.min(due))
+        let due = |now| {
+            let due = now + patience;
+            end.map_or(due, |end: Instant| end.min(due))
         };
         self.clock.wait(due, work).await
     }
@@ -109,8 +141,8 @@ impl Time<'_> {
     /// When the time of all is over.
     pub async fn left<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Late> {
         match self.end {
-            Some(end) => self.clock.wait(|| end, work).await,
-            None => Ok(work.await),
+            Some(end) => self.clock.wait(|_| end, work).await,
+            None => Ok(self.clock.endlessly(work).await),
         }
     }
 }
@@ -119,13 +151,15 @@ impl Time<'_> {
 mod tests {
     use std::future::{pending, ready};
 
+    use tokio::time::sleep;
+
     use super::*;
 
     const MINUTE: Duration = Duration::from_secs(60);
 
     #[tokio::test(start_paused = true)]
     async fn each_wait_has_its_own_end_whatever_was_waited_for_before() {
-        let mut clock = Clock::start();
+        let mut clock = Clock::default();
         for patience in [MINUTE, MINUTE / 60, MINUTE * 5, MINUTE / 2, MINUTE * 2, MINUTE * 2] {
             let start = Instant::now();
             assert_eq!(clock.within(patience, ready(1)).await, Ok(1));
@@ -140,8 +174,41 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn it_is_looked_at_anew_after_each_wait() {
+        let mut clock = Clock::default();
+        let start = Instant::now();
+        assert_eq!(clock.now(), start);
+        tokio::time::advance(MINUTE).await;
+        assert_eq!(clock.now(), start, "it was not this one that waited");
+        assert_eq!(clock.within(MINUTE, ready(1)).await, Ok(1));
+        assert_eq!(clock.now(), start, "that was there at once");
+        clock.passes();
+        assert_eq!(clock.now(), start + MINUTE);
+        // Each of these waits lets time pass, also one that is given up.
+        assert_eq!(clock.within(MINUTE, sleep(MINUTE / 2)).await, Ok(()));
+        assert_eq!(clock.now(), start + MINUTE * 3 / 2);
+        assert_eq!(clock.freely().left(sleep(MINUTE / 2)).await, Ok(()));
+        assert_eq!(clock.now(), start + MINUTE * 2);
+        assert_eq!(clock.within(MINUTE, pending::<()>()).await, Err(Late));
+        assert_eq!(clock.now(), start + MINUTE * 3);
+        tokio::select! {
+            biased;
+            _ = clock.within(MINUTE, pending::<()>()) => {}
+            () = sleep(MINUTE / 2) => {}
+        }
+        assert_eq!(clock.now(), start + MINUTE * 7 / 2);
+        let mut time = clock.freely();
+        tokio::select! {
+            biased;
+            _ = time.left(pending::<()>()) => {}
+            () = sleep(MINUTE / 2) => {}
+        }
+        assert_eq!(time.now(), start + MINUTE * 4);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn waits_together_take_no_longer_than_all_may() {
-        let mut clock = Clock::start();
+        let mut clock = Clock::default();
         let start = Instant::now();
         let mut time = clock.until(Instant::now() + MINUTE);
         assert_eq!(time.within(MINUTE / 2, sleep(MINUTE / 3)).await, Ok(()));

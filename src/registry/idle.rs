@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
@@ -29,18 +29,19 @@ const LATE: u32 = 8;
 
 pub struct Connections {
     connector: TransportConnector,
-    idle: Arc<Idle>,
+    homes: DashMap<Id, Home>,
 }
 
-/// By the runtime that is told when something comes on them: another one's would have to be woken from
-/// there.
-struct Idle(DashMap<Id, VecDeque<Waiting>>);
+/// Where a runtime's idle connections are kept, which is told when something comes on them: another
+/// one would have to be woken from there.
+#[derive(Clone, Default)]
+pub struct Home(Arc<Mutex<Lot>>);
 
-impl Default for Idle {
-    fn default() -> Self {
-        // Of many parts, so that two runtimes hardly ever have one in common.
-        Self(DashMap::with_shard_amount(256))
-    }
+#[derive(Default)]
+struct Lot {
+    waiting: VecDeque<Waiting>,
+    /// Somebody closes those whose time is over.
+    swept: bool,
 }
 
 struct Waiting {
@@ -52,19 +53,32 @@ struct Waiting {
 
 impl Connections {
     pub fn new() -> Self {
-        Self { connector: TransportConnector::new(None), idle: Arc::default() }
+        Self { connector: TransportConnector::new(None), homes: DashMap::new() }
+    }
+
+    /// That of the runtime this is called in. Who asks for many connections there asks once for it.
+    pub fn home(&self) -> Home {
+        let here = Handle::current().id();
+        // There, but for the first time.
+        let home = self.homes.get(&here).map(|home| home.clone());
+        home.unwrap_or_else(|| self.homes.entry(here).or_default().clone())
     }
 
     /// A connection for one exchange over HTTP/1.1, and whether it has served one before.
     pub async fn take(&self, way: &Way) -> pingora::Result<(HttpSession, bool)> {
-        let (stream, reused) = self.take_stream(way).await?;
+        let (stream, reused) = self.take_stream(way, &self.home(), Instant::now()).await?;
         let session = v1::client::HttpSession::new_with_options(stream, &way.peer);
         Ok((HttpSession::H1(session), reused))
     }
 
-    /// The same, for who speaks HTTP itself.
-    pub async fn take_stream(&self, way: &Way) -> pingora::Result<(Stream, bool)> {
-        while let Some(mut stream) = self.idle.take(way.hash) {
+    /// The same, for who speaks HTTP itself, and knows what time it is.
+    pub async fn take_stream(
+        &self,
+        way: &Way,
+        home: &Home,
+        now: Instant,
+    ) -> pingora::Result<(Stream, bool)> {
+        while let Some(mut stream) = home.take(way.hash, now) {
             if is_quiet(&mut stream) {
                 return Ok((stream, true));
             }
@@ -78,58 +92,56 @@ impl Connections {
         let HttpSession::H1(mut session) = session else { return };
         session.respect_keepalive();
         let Some(stream) = session.reuse().await else { return };
-        self.keep(stream, way, at_most);
-    }
-
-    /// Keeps a connection on which nothing is under way. Whether that is so is looked at when it is
-    /// taken.
-    pub fn keep(&self, stream: Stream, way: &Way, at_most: Duration) {
-        self.idle.keep(way.hash, stream, at_most);
+        self.home().keep(stream, way, Instant::now(), at_most);
     }
 }
 
-impl Idle {
-    /// The one used last: the others get old enough to be closed.
-    fn take(&self, peer: u64) -> Option<Stream> {
-        let now = Instant::now();
-        let mut kept = self.0.get_mut(&Handle::current().id())?;
-        let at = kept.iter().rposition(|waiting| waiting.peer == peer && waiting.until > now)?;
-        kept.remove(at).map(|waiting| waiting.stream)
+impl Home {
+    /// Keeps a connection on which nothing is under way. Whether that is so is looked at when it is
+    /// taken.
+    pub fn keep(&self, stream: Stream, way: &Way, now: Instant, at_most: Duration) {
+        self.put(way.hash, stream, now, at_most);
     }
 
-    fn keep(self: &Arc<Self>, peer: u64, stream: Stream, at_most: Duration) {
-        let home = Handle::current().id();
-        let mut kept = self.0.entry(home).or_insert_with(|| {
-            tokio::spawn(sweep(Arc::downgrade(self), home, at_most / LATE));
-            VecDeque::new()
-        });
-        kept.push_back(Waiting { peer, until: Instant::now() + at_most, stream });
-        let over = (kept.len() > MOST).then(|| kept.pop_front());
-        drop(kept);
+    /// The one used last: the others get old enough to be closed.
+    fn take(&self, peer: u64, now: Instant) -> Option<Stream> {
+        let waiting = &mut self.lot().waiting;
+        let at = waiting.iter().rposition(|one| one.peer == peer && one.until > now)?;
+        waiting.remove(at).map(|one| one.stream)
+    }
+
+    fn put(&self, peer: u64, stream: Stream, now: Instant, at_most: Duration) {
+        let mut lot = self.lot();
+        if !std::mem::replace(&mut lot.swept, true) {
+            tokio::spawn(sweep(Arc::downgrade(&self.0), at_most / LATE));
+        }
+        lot.waiting.push_back(Waiting { peer, until: now + at_most, stream });
+        let over = (lot.waiting.len() > MOST).then(|| lot.waiting.pop_front());
+        drop(lot);
         // Closed outside the lock.
         drop(over);
     }
 
     /// Takes out those whose time is over. `None` where none is left to wait for.
-    fn expired(&self, home: Id) -> Option<VecDeque<Waiting>> {
-        let mut kept = self.0.get_mut(&home)?;
-        let now = Instant::now();
-        let (over, left) = kept.drain(..).partition(|waiting| waiting.until <= now);
-        *kept = left;
-        drop(kept);
-        // Unless one was kept right now, whose sweeper is this one.
-        let gone =
-            VecDeque::is_empty(&over) && self.0.remove_if(&home, |_, k| k.is_empty()).is_some();
-        (!gone).then_some(over)
+    fn expired(&self) -> Option<VecDeque<Waiting>> {
+        let (mut lot, now) = (self.lot(), Instant::now());
+        lot.swept = !lot.waiting.is_empty();
+        let (over, left) = lot.waiting.drain(..).partition(|one| one.until <= now);
+        lot.waiting = left;
+        lot.swept.then_some(over)
+    }
+
+    fn lot(&self) -> MutexGuard<'_, Lot> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Ends when nothing is left to sweep, or nobody is left to keep anything.
-async fn sweep(idle: Weak<Idle>, home: Id, every: Duration) {
+async fn sweep(lot: Weak<Mutex<Lot>>, every: Duration) {
     loop {
         sleep(every).await;
-        let Some(idle) = idle.upgrade() else { return };
-        let Some(over) = idle.expired(home) else { return };
+        let Some(lot) = lot.upgrade() else { return };
+        let Some(over) = Home(lot).expired() else { return };
         drop(over);
     }
 }
@@ -153,10 +165,11 @@ mod tests {
 
     const MINUTE: Duration = Duration::from_secs(60);
 
-    impl Idle {
-        /// Of this runtime; `None` where nobody sweeps.
+    impl Home {
+        /// `None` where nobody sweeps.
         fn count(&self) -> Option<usize> {
-            self.0.get(&Handle::current().id()).map(|kept| kept.len())
+            let lot = self.lot();
+            lot.swept.then(|| lot.waiting.len())
         }
     }
 
@@ -168,53 +181,56 @@ mod tests {
 
     #[tokio::test]
     async fn the_one_used_last_comes_first_and_each_only_for_its_peer() {
-        let idle = Arc::new(Idle::default());
+        let idle = Home::default();
         let mut ids = Vec::new();
         for peer in [1, 2, 1] {
             let (stream, _far) = pair().await;
             ids.push(stream.id());
-            idle.keep(peer, stream, MINUTE);
+            idle.put(peer, stream, Instant::now(), MINUTE);
         }
-        let take = |peer| idle.take(peer).map(|stream| stream.id());
+        let take = |peer| idle.take(peer, Instant::now()).map(|stream| stream.id());
         assert_eq!([take(1), take(1), take(1)], [Some(ids[2]), Some(ids[0]), None]);
         assert_eq!([take(3), take(2)], [None, Some(ids[1])]);
     }
 
     #[tokio::test]
     async fn one_that_lives_in_another_runtime_is_not_taken() {
-        let idle = Arc::new(Idle::default());
-        idle.keep(1, pair().await.0, MINUTE);
-        let elsewhere = Arc::clone(&idle);
+        let connections = Arc::new(Connections::new());
+        connections.home().put(1, pair().await.0, Instant::now(), MINUTE);
+        let elsewhere = Arc::clone(&connections);
         let taken = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            runtime.block_on(async { elsewhere.take(1).is_some() })
+            runtime.block_on(async { elsewhere.home().take(1, Instant::now()).is_some() })
         });
         assert!(!taken.join().unwrap());
-        assert!(idle.take(1).is_some());
+        assert!(connections.home().take(1, Instant::now()).is_some());
     }
 
     #[tokio::test]
     async fn there_are_no_more_than_may_be() {
-        let idle = Arc::new(Idle::default());
+        let idle = Home::default();
         for peer in 0..MOST as u64 + 3 {
-            idle.keep(peer, pair().await.0, MINUTE);
+            idle.put(peer, pair().await.0, Instant::now(), MINUTE);
         }
         assert_eq!(idle.count(), Some(MOST));
-        assert!(idle.take(2).is_none() && idle.take(3).is_some(), "the longest unused are closed");
+        assert!(
+            idle.take(2, Instant::now()).is_none() && idle.take(3, Instant::now()).is_some(),
+            "the longest unused are closed"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn they_are_closed_when_their_time_is_over_and_the_sweeper_ends() {
-        let idle = Arc::new(Idle::default());
+        let idle = Home::default();
         for round in 0..2 {
-            idle.keep(1, pair().await.0, MINUTE);
+            idle.put(1, pair().await.0, Instant::now(), MINUTE);
             sleep(MINUTE / 2).await;
-            idle.keep(1, pair().await.0, MINUTE);
+            idle.put(1, pair().await.0, Instant::now(), MINUTE);
             assert_eq!(idle.count(), Some(2), "{round}");
             sleep(MINUTE / 2 + MINUTE / LATE).await;
             assert_eq!(idle.count(), Some(1), "{round}");
-            idle.0.iter_mut().next().unwrap()[0].until = Instant::now();
-            assert!(idle.take(1).is_none(), "not swept yet, and over its time");
+            idle.lot().waiting[0].until = Instant::now();
+            assert!(idle.take(1, Instant::now()).is_none(), "not swept yet, and over its time");
             sleep(MINUTE).await;
             assert_eq!(idle.count(), None, "{round}");
         }

@@ -7,6 +7,7 @@ mod tls;
 mod trouble;
 mod uploads;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -436,10 +437,84 @@ fn reads_of_every_kind_take_turns_on_one_connection() {
 }
 
 #[test]
-fn each_request_of_a_connection_is_introduced_as_its_own_clients() {
-    const TOLD: [&str; 4] = ["Host", "X-Forwarded-For", "Forwarded", "X-Request-Id"];
+fn a_first_line_is_checked_whatever_was_said_below_it_before() {
+    let source = Source::start(sized);
+    KIND.set("manifests");
+    let taglock = Taglock::with(&source.address, "", "[limits]\nheader = \"4KiB\"\n");
+    let long = path(&"a".repeat(4100));
+    for (line, status) in [
+        (format!("GET {}#x HTTP/1.1\r\n", path("size-9")), 400),
+        (format!("GET {} HTTP/1.1\n", path("size-9")), 400),
+        (format!("GET {}%2e HTTP/1.1\r\n", path("size-9")), 400),
+        (format!("GET {} HTTP/2.0\r\n", path("size-9")), 400),
+        (format!("GET {long} HTTP/1.1\r\n"), 431),
+        (format!("HEAD {} HTTP/1.1\r\n", path("size-9")), 200),
+        (format!("GET {} HTTP/1.1\r\n", path("size-10")), 200),
+    ] {
+        let mut client = Kept::new(&taglock);
+        for _ in 0..2 {
+            assert_eq!(client.get("size-9").body, body(9));
+        }
+        let usual = http::bytes("x", "GET", &path("size-9"), &[], b"");
+        let end = usual.iter().position(|byte| *byte == b'\n').unwrap();
+        client.stream.write_all(&[line.as_bytes(), &usual[end + 1..]].concat()).unwrap();
+        let head = line.starts_with("HEAD");
+        let answer = http::read_answer(&mut client.reader, head).unwrap();
+        assert_eq!(answer.status, status, "{line}");
+        if line.contains("size-10") {
+            assert_eq!(answer.body, body(10));
+        }
+    }
+}
+
+#[test]
+fn an_answer_has_the_date_it_was_given_and_says_nothing_of_the_registrys_connection() {
     let source = Source::start(|asked| {
-        let told = TOLD.map(|name| asked.header(name).unwrap_or("-").to_owned()).join(" | ");
+        let own = format!("http://{}/v2/", asked.header("Host").unwrap_or_default());
+        let lines = format!(
+            "404 Not Found\r\nX-First: 1\r\ndate: Thu, 01 Jan 1970 00:00:00 GMT\r\nKeep-Alive: timeout=5\r\n\
+             X-Odd:  a:b \r\nLocation: {own}here\r\nWWW-Authenticate: Bearer realm=\"{own}token\"\r\n\
+             www-authenticate: Basic realm=\"x\"\r\nConnection: keep-alive\r\nContent-Length: 2\r\nX-Last: 2"
+        );
+        asked.say(&lines, b"{}")
+    });
+    KIND.set("manifests");
+    let taglock = Taglock::with(&source.address, "", "");
+    let mut client = Kept::new(&taglock);
+    for _ in 0..3 {
+        let answer = client.get("none");
+        let lines = |name: &str| -> Vec<&str> {
+            let named = answer.headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name));
+            named.map(|(_, value)| value.as_str()).collect()
+        };
+        assert_eq!((answer.status, &answer.body[..]), (404, &b"{}"[..]));
+        let now = std::time::SystemTime::now();
+        let [date] = lines("date")[..] else { panic!("{answer:?}") };
+        let told = httpdate::parse_http_date(date).unwrap();
+        let apart = now.duration_since(told).unwrap_or_else(|before| before.duration());
+        assert!(apart < std::time::Duration::from_secs(5), "{date}");
+        assert_eq!(lines("keep-alive"), [""; 0]);
+        assert_eq!(lines("connection"), ["keep-alive"]);
+        assert_eq!(lines("location"), ["http://x/v2/here"]);
+        assert_eq!(
+            lines("www-authenticate"),
+            ["Bearer realm=\"http://x/v2/token\"", "Basic realm=\"x\""]
+        );
+        assert_eq!(
+            (lines("x-first"), lines("x-odd"), lines("x-last")),
+            (vec!["1"], vec!["a:b"], vec!["2"])
+        );
+    }
+    assert_eq!(source.connections(), 1, "it is kept all the same");
+}
+
+#[test]
+fn each_request_of_a_connection_is_introduced_as_its_own_clients() {
+    const TOLD: [&str; 5] =
+        ["Host", "X-Forwarded-For", "Forwarded", "Authorization", "X-Request-Id"];
+    let source = Source::start(|asked| {
+        let told = TOLD.map(|name| asked.header(name).unwrap_or("-").to_owned());
+        let told = [asked.what(), &told.join(" | ")].join(" | ");
         asked.say(&format!("200 OK\r\nContent-Length: {}", told.len()), told.as_bytes())
     });
     // Behind a load balancer, which has the requests of many clients on one connection.
@@ -453,26 +528,47 @@ fn each_request_of_a_connection_is_introduced_as_its_own_clients() {
     });
     KIND.set("manifests");
     let mut client = Kept::new(&taglock);
-    for _ in 0..2 {
-        for (host, from, proto) in [
-            ("a.example", "1.1.1.1", "https"),
-            ("b.example", "1.1.1.1", "https"),
-            ("b.example", "2.2.2.2", "https"),
-            ("b.example", "2.2.2.2", "http"),
-            ("b.example", "3.3.3.3, 2.2.2.2", "http"),
-        ] {
-            let id = format!("{host}-{}", from.len());
-            let headers =
-                [("X-Forwarded-For", from), ("X-Forwarded-Proto", proto), ("X-Request-Id", &id)];
-            let bytes = http::bytes(host, "GET", &path("told"), &headers, b"");
-            client.stream.write_all(&bytes).unwrap();
+    let mut ids = BTreeSet::new();
+    for round in 0..2 {
+        for (n, (host, from, proto, whose)) in [
+            ("a.example", "1.1.1.1", "https", "Basic YTox"),
+            ("b.example", "1.1.1.1", "https", "Basic YTox"),
+            ("b.example", "2.2.2.2", "https", "Basic YTox"),
+            ("b.example", "2.2.2.2", "http", "Basic YTox"),
+            ("b.example", "2.2.2.2", "http", "Basic Yjox"),
+            ("b.example", "3.3.3.3, 2.2.2.2", "http", "Basic Yjox"),
+        ]
+        .iter()
+        .enumerate()
+        {
             let nearest = from.rsplit(", ").next().unwrap();
-            let expected = format!(
-                "{host} | {from}, 127.0.0.1 | for={nearest};host=\"{host}\";proto={proto} | {id}"
+            let introduced = format!(
+                "{host} | {from}, 127.0.0.1 | for={nearest};host=\"{host}\";proto={proto} | {whose} | "
             );
-            assert_eq!(client.read().text(), expected);
+            // The very same lines several times, with an id of the client's own and without.
+            for (own, what) in
+                [(Some("1"), "x"), (Some("1"), "y"), (Some("2"), "x"), (None, "x"), (None, "y")]
+            {
+                let mut headers = vec![
+                    ("X-Forwarded-For", *from),
+                    ("X-Forwarded-Proto", *proto),
+                    ("Authorization", *whose),
+                ];
+                headers.extend(own.map(|id| ("X-Request-Id", id)));
+                let what = format!("{what}-{round}-{n}");
+                let target = path(&what);
+                client.stream.write_all(&http::bytes(host, "GET", &target, &headers, b"")).unwrap();
+                let told = client.read().text();
+                let expected = format!("{what} | {introduced}");
+                let id = told.strip_prefix(&expected).unwrap_or_else(|| panic!("{told}"));
+                match own {
+                    Some(own) => assert_eq!(id, own),
+                    None => assert!(id.len() == 36 && ids.insert(id.to_owned()), "{told}"),
+                }
+            }
         }
     }
+    assert_eq!(ids.len(), 24);
     assert_eq!(source.connections(), 1);
 }
 

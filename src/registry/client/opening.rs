@@ -3,15 +3,18 @@
 use std::sync::Arc;
 
 use http::StatusCode;
-use pingora::ErrorType::{ConnectError, H1Error};
+use pingora::ErrorType::{ConnectError, ConnectTimedout, H1Error};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Stream;
 use pingora::protocols::http::client::HttpSession;
 use pingora::protocols::http::v1;
 use pingora::{Error, Result};
+use tokio::time::Instant;
 
 use super::{Client, MAX_ADDRESSES, trouble_of};
 use crate::registry::Trouble;
+use crate::registry::clock::{Clock, Time};
+use crate::registry::idle::Home;
 use crate::registry::peer::Way;
 
 /// More of them before an answer are no registry's.
@@ -124,7 +127,9 @@ impl Client {
         go_on: impl AsyncFn(Begun) -> Result<T>,
     ) -> Result<T> {
         loop {
-            let (stream, way, reused) = self.connection().await?;
+            let mut clock = Clock::default();
+            let connected = self.connection(&self.home(), &mut clock.freely()).await;
+            let (stream, way, reused) = connected?;
             let session = v1::client::HttpSession::new_with_options(stream, &way.peer);
             let sent = self.send(session, way, request.clone()).await;
             let result = match sent {
@@ -139,16 +144,27 @@ impl Client {
         }
     }
 
+    /// Where the connections are kept of the runtime this is called in.
+    pub fn home(&self) -> Home {
+        self.connections.home()
+    }
+
     /// A connection, and whether it has served a request before: to one address of the registry after
     /// the other.
-    pub(super) async fn connection(&self) -> Result<(Stream, Arc<Way>, bool)> {
+    pub(super) async fn connection(
+        &self,
+        home: &Home,
+        time: &mut Time<'_>,
+    ) -> Result<(Stream, Arc<Way>, bool)> {
+        let late = |late| Error::because(ConnectTimedout, "it", late).into_up();
         let mut addresses = 1;
         loop {
+            let way = time.left(self.peers.way()).await.map_err(late)?;
             let way =
-                self.peers.way().await.map_err(|trouble| {
-                    Error::explain(ConnectError, trouble.to_string()).into_up()
-                })?;
-            match self.connections.take_stream(&way).await {
+                way.map_err(|trouble| Error::explain(ConnectError, trouble.to_string()).into_up())?;
+            let now = time.now();
+            let taking = self.connections.take_stream(&way, home, now);
+            match time.left(taking).await.map_err(late)? {
                 Ok((stream, reused)) => return Ok((stream, way, reused)),
                 Err(_) if addresses < MAX_ADDRESSES => {
                     self.peers.shun(&way.peer);
@@ -188,7 +204,7 @@ impl Client {
         session.respect_keepalive();
         if session.will_keepalive() {
             let idle = self.peers.timeouts().idle;
-            self.connections.keep(session.into_inner(), &way, idle);
+            self.home().keep(session.into_inner(), &way, Instant::now(), idle);
         }
     }
 }
