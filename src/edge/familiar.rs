@@ -1,17 +1,18 @@
 //! Tags this lane has served a moment ago, and what each of their pulls would have to make anew.
 //!
 //! A tag that is pulled a thousand times brings the same bytes a thousand times. To compare them with
-//! those that were hashed is as good as to hash them again, and takes less time. Nothing is served from
-//! here, and what a tag is bound to is asked for elsewhere.
+//! those that were hashed is as good as to hash them again, and takes less time. What it is bound to, the
+//! witness's memory has said; whether that is so still can be told without going there, where all lanes
+//! write to one lock. Nothing is served from here.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use quick_cache::unsync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use tokio::time::Instant;
 
 use crate::judge::pull::Pull;
-use crate::name::Digest;
+use crate::ledger::witness::Fresh;
 
 /// The memory they may take, in all lanes together.
 const ROOM: u64 = 8 << 20;
@@ -25,12 +26,14 @@ const USUAL: usize = 4 * 1024;
 pub struct Familiar(Mutex<Cache<Pull, Arc<Face>, Weight>>);
 
 /// A bound tag.
+#[derive(Clone)]
 pub struct Face {
-    pub digest: Digest,
+    /// What it is bound to, as far as memory told.
+    pub bound: Fresh,
     /// The digest's text.
-    pub name: Box<str>,
+    pub name: Arc<str>,
     /// Where the registry has that manifest.
-    pub target: Box<str>,
+    pub target: Arc<str>,
     /// The manifest, once it was seen to have the digest.
     content: Option<Arc<[u8]>>,
     /// Until then nobody need look whether the registry's own tag differs.
@@ -38,10 +41,10 @@ pub struct Face {
 }
 
 impl Face {
-    fn new(digest: Digest, target_of: impl FnOnce(&str) -> String) -> Self {
-        let name: Box<str> = digest.to_string().into();
+    fn new(bound: Fresh, target_of: impl FnOnce(&str) -> String) -> Self {
+        let name: Arc<str> = bound.digest.to_string().into();
         let target = target_of(&name).into();
-        Self { digest, name, target, content: None, quiet: None }
+        Self { bound, name, target, content: None, quiet: None }
     }
 
     /// Whether bytes are kept once they are proven. Longer ones are hashed each time.
@@ -81,36 +84,43 @@ impl Familiar {
         Self(Mutex::new(Cache::with_options(options, Weight, hasher, lifecycle)))
     }
 
+    /// What is known of a tag.
+    pub fn recall(&self, pull: &Pull) -> Option<Arc<Face>> {
+        self.faces().get(pull).cloned()
+    }
+
     /// What is known of a tag that is bound to this. A manifest of a digest is at the same target for as
     /// long as the proxy runs.
-    pub fn recall(
+    pub fn meet(
         &self,
         pull: &Pull,
-        digest: Digest,
+        bound: Fresh,
         target_of: impl FnOnce(&str) -> String,
     ) -> Arc<Face> {
-        let faces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = faces.get(pull).filter(|face| face.digest == digest).cloned();
-        drop(faces);
-        known.unwrap_or_else(|| Arc::new(Face::new(digest, target_of)))
+        let mut faces = self.faces();
+        let known = faces.get(pull).filter(|known| known.bound.digest == bound.digest);
+        let face = match known {
+            Some(known) => Face { bound, ..Face::clone(known) },
+            None => Face::new(bound, target_of),
+        };
+        let face = Arc::new(face);
+        faces.insert(pull.clone(), Arc::clone(&face));
+        face
     }
 
     /// Keeps what is known now: the bytes were seen to have its digest, and are not too long.
     pub fn keep(&self, pull: Pull, face: &Face, content: Option<&[u8]>, quiet: Option<Instant>) {
-        let mut faces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Another pull may have kept more of it since it was recalled.
-        let known = faces.get(&pull).filter(|known| known.digest == face.digest);
-        let content = content.map(Arc::from);
-        let face = Face {
-            digest: face.digest,
-            name: face.name.clone(),
-            target: face.target.clone(),
-            content: content
-                .or_else(|| known.and_then(|known| known.content.clone()))
-                .or_else(|| face.content.clone()),
-            quiet: quiet.max(known.and_then(|known| known.quiet)),
-        };
+        let mut faces = self.faces();
+        // Another pull may know better since: then there is nothing to be added to.
+        let same = |known: &&Arc<Face>| known.bound.digest == face.bound.digest;
+        let Some(known) = faces.get(&pull).filter(same) else { return };
+        let content = content.map(Arc::from).or_else(|| known.content.clone());
+        let face = Face { content, quiet: quiet.max(known.quiet), ..Face::clone(known) };
         faces.insert(pull, Arc::new(face));
+    }
+
+    fn faces(&self) -> MutexGuard<'_, Cache<Pull, Arc<Face>, Weight>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -118,7 +128,7 @@ impl Familiar {
 mod tests {
     use super::*;
     use crate::ledger::RepositoryKey;
-    use crate::name::{Algorithm, RepositoryName, Tag, UpstreamName};
+    use crate::name::{Algorithm, Digest, RepositoryName, Tag, UpstreamName};
 
     fn pull(tag: &str) -> Pull {
         let repository = RepositoryKey {
@@ -132,38 +142,40 @@ mod tests {
         format!("/v2/app/manifests/{name}")
     }
 
-    fn digest(content: &[u8]) -> Digest {
-        Digest::of(Algorithm::Sha256, content)
+    fn bound(content: &[u8]) -> Fresh {
+        Fresh::test(Digest::of(Algorithm::Sha256, content))
     }
 
     #[test]
     fn bytes_are_known_only_of_the_tag_and_the_digest_they_were_kept_for() {
         let (familiar, now) = (Familiar::new(2), Instant::now());
-        let (v1, one) = (pull("v1"), digest(b"one"));
-        let face = familiar.recall(&v1, one, target);
-        assert_eq!((&*face.name, face.quiet), (&*one.to_string(), None));
+        let (v1, one, two) = (pull("v1"), bound(b"one"), bound(b"two"));
+        assert!(familiar.recall(&v1).is_none());
+        let face = familiar.meet(&v1, one, target);
+        assert_eq!((&*face.name, face.quiet), (&*one.digest.to_string(), None));
         assert_eq!(*face.target, *target(&face.name));
         assert!(!face.has(b"one"), "nobody has seen them");
         familiar.keep(v1.clone(), &face, Some(b"one"), Some(now));
-        let known = familiar.recall(&v1, one, target);
+        let known = familiar.recall(&v1).unwrap();
         assert!(known.has(b"one") && !known.has(b"two") && !known.has(b""));
-        assert_eq!(known.quiet, Some(now));
+        assert_eq!((known.quiet, known.bound), (Some(now), one));
         // A HEAD brings no bytes, and takes none away, though it was asked before them.
         familiar.keep(v1.clone(), &face, None, None);
-        let known = familiar.recall(&v1, one, target);
+        let known = familiar.recall(&v1).unwrap();
         assert!(known.has(b"one") && known.quiet == Some(now));
-        assert!(
-            !familiar.recall(&v1, digest(b"two"), target).has(b"one"),
-            "it is bound to another"
-        );
-        assert!(!familiar.recall(&pull("v2"), one, target).has(b"one"));
+        // Nor does another look at what it is bound to.
+        let later = Fresh::test(one.digest);
+        let known = familiar.meet(&v1, later, |_| panic!("it is known"));
+        assert!(known.has(b"one") && known.bound == later && known.quiet == Some(now));
+        assert!(familiar.recall(&pull("v2")).is_none());
         // Another digest's face takes its place, with nothing of it.
-        let two = digest(b"two");
-        familiar.keep(v1.clone(), &familiar.recall(&v1, two, target), None, None);
-        assert!(
-            !familiar.recall(&v1, two, target).has(b"one")
-                && !familiar.recall(&v1, one, target).has(b"one")
-        );
+        let other = familiar.meet(&v1, two, target);
+        assert!(!other.has(b"one") && other.quiet.is_none());
+        assert_eq!(*other.target, *target(&two.digest.to_string()));
+        // Which one that was asked for before can't put back.
+        familiar.keep(v1.clone(), &face, Some(b"one"), Some(now));
+        let known = familiar.recall(&v1).unwrap();
+        assert!(!known.has(b"one") && known.bound == two && known.quiet.is_none());
         assert!(Face::takes(&[0; LONGEST]) && !Face::takes(&[0; LONGEST + 1]));
     }
 
@@ -172,10 +184,10 @@ mod tests {
         let familiar = Familiar::new(8);
         for n in 0..1000_usize {
             let (pull, content) = (pull(&format!("v{n}")), vec![n as u8; LONGEST - n]);
-            let face = familiar.recall(&pull, digest(&content), target);
+            let face = familiar.meet(&pull, bound(&content), target);
             familiar.keep(pull, &face, Some(&content), None);
         }
-        let faces = familiar.0.lock().unwrap();
+        let faces = familiar.faces();
         assert!(faces.weight() <= ROOM / 8 && faces.len() > 10);
     }
 }

@@ -73,10 +73,17 @@ impl Edge {
         let key = RepositoryKey { upstream: self.upstream.clone(), repository };
         let pull = Pull { repository: key, tag, strict: self.config.strict };
         let (key, tag) = (&pull.repository, &pull.tag);
-        let Some(digest) = self.rooms.judge.fresh(key, tag, started) else { return Ok(false) };
-        let client = &self.rooms.client;
-        let target_of = |name: &str| client.manifest_target(&key.repository, name, None);
-        let face = self.familiar.recall(&pull, digest, target_of);
+        let (client, judge) = (&self.rooms.client, &self.rooms.judge);
+        let known = self.familiar.recall(&pull);
+        let face = match known.filter(|face| judge.is_still(&face.bound, started)) {
+            Some(face) => face,
+            None => {
+                let Some(bound) = judge.fresh(key, tag, started) else { return Ok(false) };
+                let target_of = |name: &str| client.manifest_target(&key.repository, name, None);
+                self.familiar.meet(&pull, bound, target_of)
+            }
+        };
+        let digest = face.bound.digest;
         let reading = reading(&asked.header.method);
         let namespace = namespace(asked.header.uri.query());
         let of_namespace = namespace
@@ -114,7 +121,7 @@ impl Edge {
             let content = content.filter(|content| !known && Face::takes(content));
             if quiet.is_none() || content.is_some() {
                 let caller = || self.caller(&asked.header, passage, namespace);
-                let quiet = quiet.or_else(|| self.rooms.judge.served(&pull, digest, caller));
+                let quiet = quiet.or_else(|| judge.served(&pull, digest, caller));
                 if quiet.is_some() || content.is_some() {
                     self.familiar.keep(pull, &face, content, quiet);
                 }

@@ -44,7 +44,7 @@ impl Edge {
         // Not when the request came: it may have waited for the ledger's gate.
         let started = Instant::now();
         let key = self.key(repository);
-        let digest = self.rooms.judge.fresh(&key, tag, started)?;
+        let digest = self.rooms.judge.fresh(&key, tag, started)?.digest;
         let kept = self.rooms.shelf.as_ref()?.at_hand(repository, &digest, &header.headers)?;
         self.rooms.metrics.pull_by_memory("served", started.elapsed());
         passage.judged("served");

@@ -8,6 +8,7 @@ use super::pull::{Action, Basis, Event, Machine, Pull, Pulled, Step, Unsure};
 use super::{Judge, OLDER_WRITES};
 use crate::ledger::Ledger;
 use crate::ledger::RepositoryKey;
+use crate::ledger::witness::Fresh;
 use crate::name::Reference;
 use crate::name::{Digest, Tag};
 use crate::registry::{Answer, Caller, Reading, Serving};
@@ -17,8 +18,13 @@ const NEVER: Duration = Duration::from_secs(3600);
 
 impl Judge {
     /// What a tag is bound to, where a pull may go by that without asking anybody.
-    pub fn fresh(&self, repository: &RepositoryKey, tag: &Tag, now: Instant) -> Option<Digest> {
+    pub fn fresh(&self, repository: &RepositoryKey, tag: &Tag, now: Instant) -> Option<Fresh> {
         self.ledger.fresh(repository, tag, now)
+    }
+
+    /// Whether a pull may go by that still.
+    pub fn is_still(&self, fresh: &Fresh, now: Instant) -> bool {
+        self.ledger.is_still(fresh, now)
     }
 
     /// Such a pull was answered with that image: what the registry itself has under the tag is looked

@@ -78,6 +78,22 @@ pub struct Details {
     pub sequence: u64,
 }
 
+/// What a tag is sealed with, where that was seen less than the time to live ago.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fresh {
+    pub digest: Digest,
+    until: Instant,
+    changes: u64,
+}
+
+#[cfg(test)]
+impl Fresh {
+    /// For a minute.
+    pub fn test(digest: Digest) -> Self {
+        Self { digest, until: Instant::now() + Duration::from_secs(60), changes: 0 }
+    }
+}
+
 /// A ledger whose sealed entries are remembered.
 pub struct Witness {
     inner: Arc<dyn Ledger>,
@@ -85,6 +101,9 @@ pub struct Witness {
     ttl: Duration,
     /// Counts what was forgotten: a look-up that began before must not bring it back.
     forgotten: AtomicU64,
+    /// Counts what was taken out of memory, or changed in it, after each time: whoever kept what was
+    /// remembered sees by it whether that is so still.
+    changes: AtomicU64,
     /// When the ledger last failed, until it answers again.
     failed: Mutex<Option<Instant>>,
     metrics: Option<Arc<Metrics>>,
@@ -118,8 +137,8 @@ impl Witness {
         // A guess at the number of entries, for the cache's first allocations.
         let entries = usize::try_from(bytes / 256).unwrap_or(usize::MAX).max(16);
         let memory = Cache::with_weighter(entries, bytes, Weight);
-        let (forgotten, failed) = (AtomicU64::new(0), Mutex::new(None));
-        Self { inner, memory, ttl, forgotten, failed, metrics: None }
+        let (forgotten, changes) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { inner, memory, ttl, forgotten, changes, failed: Mutex::new(None), metrics: None }
     }
 
     /// With a count of what pulls went by.
@@ -134,10 +153,18 @@ impl Witness {
         }
     }
 
-    /// What a tag is sealed with, where that was seen less than the time to live ago.
-    pub fn fresh(&self, repository: &RepositoryKey, tag: &Tag, now: Instant) -> Option<Digest> {
+    /// What a tag is sealed with, where memory will do.
+    pub fn fresh(&self, repository: &RepositoryKey, tag: &Tag, now: Instant) -> Option<Fresh> {
+        // Before memory is looked at: what changes from here on is noticed.
+        let changes = self.changes.load(Ordering::Acquire);
         let seen = self.recall(repository, tag)?;
-        (now.saturating_duration_since(seen.seen) < self.ttl).then_some(seen.digest)
+        let until = seen.seen.checked_add(self.ttl)?;
+        (now < until).then_some(Fresh { digest: seen.digest, until, changes })
+    }
+
+    /// Whether memory would say the same. Nothing that threads share is written to for it.
+    pub fn is_still(&self, fresh: &Fresh, now: Instant) -> bool {
+        now < fresh.until && self.changes.load(Ordering::Acquire) == fresh.changes
     }
 
     /// What a pull has to go by, without a round trip where memory will do.
@@ -236,8 +263,9 @@ impl Witness {
         details: Option<Details>,
         beginning: &Beginning,
     ) {
-        let known = self.last_seen(repository, tag).filter(|seen| seen.digest == digest);
-        let details = details.or(known.and_then(|seen| seen.details));
+        let known = self.last_seen(repository, tag);
+        let changed = known.as_ref().is_some_and(|seen| seen.digest != digest);
+        let details = details.or(known.filter(|_| !changed).and_then(|seen| seen.details));
         let Beginning { at, losses, .. } = *beginning;
         let recollection = Recollection { digest, details, stands: true, seen: at, losses };
         let key = key_of(repository, tag);
@@ -245,7 +273,14 @@ impl Witness {
         // Something was forgotten meanwhile, perhaps this: it is asked for again.
         if self.forgotten.load(Ordering::Acquire) != beginning.forgotten {
             self.memory.remove(key.as_str());
+            self.has_changed();
+        } else if changed {
+            self.has_changed();
         }
+    }
+
+    fn has_changed(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Serves it no more, but knows it still.
@@ -254,6 +289,7 @@ impl Witness {
             self.forgotten.fetch_add(1, Ordering::AcqRel);
             let seen = Recollection { stands: false, ..seen };
             self.memory.insert(key_of(repository, tag).into(), seen);
+            self.has_changed();
         }
     }
 
@@ -261,6 +297,7 @@ impl Witness {
     fn forget(&self, repository: &RepositoryKey, tag: &Tag) {
         self.forgotten.fetch_add(1, Ordering::AcqRel);
         self.memory.remove(key_of(repository, tag).as_str());
+        self.has_changed();
     }
 
     fn note_holders(&self, repository: &RepositoryKey, holders: &[Holder], begun: &Beginning) {

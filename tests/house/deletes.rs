@@ -1,5 +1,6 @@
 //! Deletes where tags are immutable: refused, or the name is kept, or let go.
 
+use std::io::{BufReader, Write};
 use std::process::Command;
 
 use crate::auth::{basic, with_tokens};
@@ -118,6 +119,45 @@ fn with_release_a_deleted_name_is_free() {
     for tag in ["v1", "v1.0"] {
         assert_eq!(put(&taglock.address, "prod/app", tag, &two).status, 201);
         assert_eq!(put(&taglock.address, "prod/app", tag, &one).status, 409, "bound anew");
+    }
+}
+
+/// Each lane has its own memory of what it has served, and none of it outlives the binding.
+#[test]
+fn a_released_name_is_pulled_nowhere_any_more_and_then_as_what_it_is_bound_to() {
+    let registry = Registry::start();
+    let taglock = Taglock::with(&registry.address, "", &rules("release"));
+    // More than there are lanes, so that all of them have some, or nearly.
+    let mut clients: Vec<_> = (0..24)
+        .map(|_| {
+            let stream = http::connect(&taglock.address).unwrap();
+            (stream.try_clone().unwrap(), BufReader::new(stream))
+        })
+        .collect();
+    let mut pulled = |expected: Option<&Vec<u8>>| {
+        for (stream, reader) in &mut clients {
+            let accept = ("Accept", "application/vnd.oci.image.index.v1+json");
+            let target = "/v2/prod/app/manifests/v1";
+            stream.write_all(&http::bytes("x", "GET", target, &[accept], b"")).unwrap();
+            let answer = http::read_answer(reader, false).unwrap();
+            match expected {
+                Some(manifest) => assert!(answer.body == *manifest, "{answer:?}"),
+                None => assert_eq!(answer.status, 404),
+            }
+        }
+    };
+    for seed in ["one", "two", "one"] {
+        let image = manifest(seed);
+        assert_eq!(put(&taglock.address, "prod/app", "v1", &image).status, 201);
+        // What it was bound to before is in the registry, too.
+        for other in ["one", "two"].map(manifest) {
+            put(&registry.address, "prod/app", &digest(&other), &other);
+        }
+        for _ in 0..3 {
+            pulled(Some(&image));
+        }
+        assert_eq!(delete(&taglock.address, "prod/app", &digest(&image)).status, 202);
+        pulled(None);
     }
 }
 

@@ -245,6 +245,50 @@ async fn a_released_or_superseded_name_is_forgotten_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_kept_of_memory_is_so_no_longer_than_memory_says_it() {
+    for change in ["release", "supersede", "look", "absent", "late", "age", "none"] {
+        let (inner, witness) = house();
+        seal(&witness, "v1", "one").await;
+        seal(&witness, "v2", "two").await;
+        let late = witness.begin(&key());
+        let now = Instant::now();
+        let mut fresh = witness.fresh(&key(), &tag("v1"), now).unwrap();
+        assert!(fresh.digest == digest("one") && witness.is_still(&fresh, now), "{change}");
+        match change {
+            "release" => release(&witness, "v1").await,
+            "supersede" => {
+                witness.supersede(&key(), &[tag("v1")]).await.unwrap();
+            }
+            // Elsewhere it was let go of, and bound to something else, or not.
+            "look" | "absent" => {
+                release(&*inner, "v1").await;
+                if change == "look" {
+                    seal(&*inner, "v1", "two").await;
+                }
+                assert!(witness.is_still(&fresh, now), "nobody has told");
+                witness.lookup(&key(), &[tag("v1")]).await.unwrap();
+            }
+            // A call that began before something was forgotten puts back what is taken out again.
+            "late" => {
+                witness.forget(&key(), &tag("v2"));
+                fresh = witness.fresh(&key(), &tag("v1"), now).unwrap();
+                witness.remember(&key(), &tag("v1"), digest("one"), None, &late);
+                assert_eq!(witness.last_seen(&key(), &tag("v1")), None);
+            }
+            "age" => tokio::time::advance(TTL).await,
+            _ => {
+                // New names, and looks that bring nothing new, change nothing.
+                seal(&witness, "v3", "three").await;
+                witness.lookup(&key(), &[tag("v1"), tag("v2"), tag("v4")]).await.unwrap();
+                assert!(witness.is_still(&fresh, Instant::now()));
+                continue;
+            }
+        }
+        assert!(!witness.is_still(&fresh, Instant::now()), "{change}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_name_released_elsewhere_is_served_no_longer_than_the_time_to_live() {
     let (inner, witness) = house();
     seal(&witness, "v1", "one").await;
