@@ -89,8 +89,8 @@ impl Familiar {
         self.faces().get(pull).cloned()
     }
 
-    /// What is known of a tag that is bound to this. A manifest of a digest is at the same target for as
-    /// long as the proxy runs.
+    /// What is known of a tag that is bound to this: nothing, where it is met for the first time. A
+    /// manifest of a digest is at the same target for as long as the proxy runs.
     pub fn meet(
         &self,
         pull: &Pull,
@@ -98,25 +98,33 @@ impl Familiar {
         target_of: impl FnOnce(&str) -> String,
     ) -> Arc<Face> {
         let mut faces = self.faces();
-        let known = faces.get(pull).filter(|known| known.bound.digest == bound.digest);
-        let face = match known {
-            Some(known) => Face { bound, ..Face::clone(known) },
-            None => Face::new(bound, target_of),
-        };
-        let face = Arc::new(face);
-        faces.insert(pull.clone(), Arc::clone(&face));
+        let known = faces.peek(pull).filter(|known| known.bound.digest == bound.digest);
+        let Some(known) = known else { return Arc::new(Face::new(bound, target_of)) };
+        let face = Arc::new(Face { bound, ..Face::clone(known) });
+        // It was there; whether it stays is not up to this.
+        let _ = faces.replace(pull.clone(), Arc::clone(&face), true);
         face
     }
 
     /// Keeps what is known now: the bytes were seen to have its digest, and are not too long.
     pub fn keep(&self, pull: Pull, face: &Face, content: Option<&[u8]>, quiet: Option<Instant>) {
         let mut faces = self.faces();
-        // Another pull may know better since: then there is nothing to be added to.
-        let same = |known: &&Arc<Face>| known.bound.digest == face.bound.digest;
-        let Some(known) = faces.get(&pull).filter(same) else { return };
+        let known = faces.peek(&pull).map(Arc::clone);
+        let is_known = known.is_some();
+        // Another pull may have kept more of it since it was recalled, or know that it is bound to
+        // something else now.
+        let known = match known {
+            Some(known) if known.bound.digest == face.bound.digest => known,
+            Some(known) if !face.bound.is_as_new_as(&known.bound) => return,
+            _ => Arc::new(face.clone()),
+        };
         let content = content.map(Arc::from).or_else(|| known.content.clone());
-        let face = Face { content, quiet: quiet.max(known.quiet), ..Face::clone(known) };
-        faces.insert(pull, Arc::new(face));
+        let face = Face { content, quiet: quiet.max(known.quiet), ..Face::clone(&known) };
+        if is_known {
+            let _ = faces.replace(pull, Arc::new(face), true);
+        } else {
+            faces.insert(pull, Arc::new(face));
+        }
     }
 
     fn faces(&self) -> MutexGuard<'_, Cache<Pull, Arc<Face>, Weight>> {
@@ -142,19 +150,20 @@ mod tests {
         format!("/v2/app/manifests/{name}")
     }
 
-    fn bound(content: &[u8]) -> Fresh {
-        Fresh::test(Digest::of(Algorithm::Sha256, content))
+    fn bound(content: &[u8], changes: u64) -> Fresh {
+        Fresh::test(Digest::of(Algorithm::Sha256, content), changes)
     }
 
     #[test]
     fn bytes_are_known_only_of_the_tag_and_the_digest_they_were_kept_for() {
         let (familiar, now) = (Familiar::new(2), Instant::now());
-        let (v1, one, two) = (pull("v1"), bound(b"one"), bound(b"two"));
+        let (v1, one, two) = (pull("v1"), bound(b"one", 0), bound(b"two", 2));
         assert!(familiar.recall(&v1).is_none());
         let face = familiar.meet(&v1, one, target);
         assert_eq!((&*face.name, face.quiet), (&*one.digest.to_string(), None));
         assert_eq!(*face.target, *target(&face.name));
         assert!(!face.has(b"one"), "nobody has seen them");
+        assert!(familiar.recall(&v1).is_none(), "nor was it served");
         familiar.keep(v1.clone(), &face, Some(b"one"), Some(now));
         let known = familiar.recall(&v1).unwrap();
         assert!(known.has(b"one") && !known.has(b"two") && !known.has(b""));
@@ -164,13 +173,14 @@ mod tests {
         let known = familiar.recall(&v1).unwrap();
         assert!(known.has(b"one") && known.quiet == Some(now));
         // Nor does another look at what it is bound to.
-        let later = Fresh::test(one.digest);
+        let later = Fresh::test(one.digest, 1);
         let known = familiar.meet(&v1, later, |_| panic!("it is known"));
         assert!(known.has(b"one") && known.bound == later && known.quiet == Some(now));
         assert!(familiar.recall(&pull("v2")).is_none());
         // Another digest's face takes its place, with nothing of it.
         let other = familiar.meet(&v1, two, target);
         assert!(!other.has(b"one") && other.quiet.is_none());
+        familiar.keep(v1.clone(), &other, None, None);
         assert_eq!(*other.target, *target(&two.digest.to_string()));
         // Which one that was asked for before can't put back.
         familiar.keep(v1.clone(), &face, Some(b"one"), Some(now));
@@ -184,7 +194,7 @@ mod tests {
         let familiar = Familiar::new(8);
         for n in 0..1000_usize {
             let (pull, content) = (pull(&format!("v{n}")), vec![n as u8; LONGEST - n]);
-            let face = familiar.meet(&pull, bound(&content), target);
+            let face = familiar.meet(&pull, bound(&content, 0), target);
             familiar.keep(pull, &face, Some(&content), None);
         }
         let faces = familiar.faces();

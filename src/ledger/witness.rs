@@ -10,7 +10,7 @@
 mod restore;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -86,11 +86,19 @@ pub struct Fresh {
     changes: u64,
 }
 
+impl Fresh {
+    /// Whether it is no older than the other one. What changed the binding lies between two of different
+    /// digests.
+    pub fn is_as_new_as(&self, other: &Self) -> bool {
+        self.changes >= other.changes
+    }
+}
+
 #[cfg(test)]
 impl Fresh {
     /// For a minute.
-    pub fn test(digest: Digest) -> Self {
-        Self { digest, until: Instant::now() + Duration::from_secs(60), changes: 0 }
+    pub fn test(digest: Digest, changes: u64) -> Self {
+        Self { digest, until: Instant::now() + Duration::from_secs(60), changes }
     }
 }
 
@@ -101,9 +109,10 @@ pub struct Witness {
     ttl: Duration,
     /// Counts what was forgotten: a look-up that began before must not bring it back.
     forgotten: AtomicU64,
-    /// Counts what was taken out of memory, or changed in it, after each time: whoever kept what was
-    /// remembered sees by it whether that is so still.
+    /// Counts what may have ended something that was remembered, after each time: whoever kept that sees by
+    /// it whether it is so still. What was evicted and not heard of since is.
     changes: AtomicU64,
+    changing: Mutex<()>,
     /// When the ledger last failed, until it answers again.
     failed: Mutex<Option<Instant>>,
     metrics: Option<Arc<Metrics>>,
@@ -138,7 +147,8 @@ impl Witness {
         let entries = usize::try_from(bytes / 256).unwrap_or(usize::MAX).max(16);
         let memory = Cache::with_weighter(entries, bytes, Weight);
         let (forgotten, changes) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { inner, memory, ttl, forgotten, changes, failed: Mutex::new(None), metrics: None }
+        let (changing, failed) = (Mutex::default(), Mutex::default());
+        Self { inner, memory, ttl, forgotten, changes, changing, failed, metrics: None }
     }
 
     /// With a count of what pulls went by.
@@ -162,7 +172,7 @@ impl Witness {
         (now < until).then_some(Fresh { digest: seen.digest, until, changes })
     }
 
-    /// Whether memory would say the same. Nothing that threads share is written to for it.
+    /// Whether that may be gone by still. Nothing that threads share is written to for it.
     pub fn is_still(&self, fresh: &Fresh, now: Instant) -> bool {
         now < fresh.until && self.changes.load(Ordering::Acquire) == fresh.changes
     }
@@ -263,9 +273,11 @@ impl Witness {
         details: Option<Details>,
         beginning: &Beginning,
     ) {
-        let known = self.last_seen(repository, tag);
-        let changed = known.as_ref().is_some_and(|seen| seen.digest != digest);
-        let details = details.or(known.filter(|_| !changed).and_then(|seen| seen.details));
+        let _alone = self.alone();
+        let known = self.last_seen(repository, tag).filter(|seen| seen.digest == digest);
+        // What was evicted may be another's that somebody has kept.
+        let changed = known.is_none();
+        let details = details.or(known.and_then(|seen| seen.details));
         let Beginning { at, losses, .. } = *beginning;
         let recollection = Recollection { digest, details, stands: true, seen: at, losses };
         let key = key_of(repository, tag);
@@ -283,19 +295,31 @@ impl Witness {
         self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// Between a look at memory and the change that follows from it nobody else makes one.
+    fn alone(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Serves it no more, but knows it still.
     fn stop(&self, repository: &RepositoryKey, tag: &Tag) {
+        let _alone = self.alone();
         if let Some(seen) = self.recall(repository, tag) {
             self.forgotten.fetch_add(1, Ordering::AcqRel);
             let seen = Recollection { stands: false, ..seen };
             self.memory.insert(key_of(repository, tag).into(), seen);
-            self.has_changed();
         }
+        // Though memory may have evicted it, somebody may have kept it.
+        self.has_changed();
     }
 
     /// The name was let go of, on purpose: there is nothing to witness.
     fn forget(&self, repository: &RepositoryKey, tag: &Tag) {
         self.forgotten.fetch_add(1, Ordering::AcqRel);
+        self.drop_entry(repository, tag);
+    }
+
+    fn drop_entry(&self, repository: &RepositoryKey, tag: &Tag) {
+        let _alone = self.alone();
         self.memory.remove(key_of(repository, tag).as_str());
         self.has_changed();
     }

@@ -1,6 +1,6 @@
 //! After a loss: what this proxy remembers is a witness.
 
-use super::{Recollection, Witness, key_of};
+use super::{Recollection, Witness};
 use crate::ledger::{Entry, Ledger, Origin, RepositoryKey, Seal, Unavailable};
 use crate::name::{RepositoryName, Tag, UpstreamName};
 
@@ -75,7 +75,7 @@ impl Witness {
                     %repository, %tag, remembered = %seen.digest,
                     "the ledger lost this binding, and the tag is another image's now"
                 );
-                self.memory.remove(key_of(repository, tag).as_str());
+                self.drop_entry(repository, tag);
             }
         }
         Ok(())
