@@ -6,6 +6,7 @@
 //! becomes of the connections are as they are for everything else that streams.
 
 pub mod chunks;
+mod feed;
 mod pieces;
 mod socket;
 mod splice;

@@ -132,18 +132,19 @@ pub(super) fn relayed(method: &Method, target: &[u8], passed: &[u8], passage: &P
     for part in [method.as_str().as_bytes(), b" ", target, b" HTTP/1.1\r\n", passed] {
         out.extend_from_slice(part);
     }
-    put_line(&mut out, REQUEST_ID.as_str(), passage.id.as_bytes());
+    put_line(&mut out, REQUEST_ID.as_str().as_bytes(), passage.id.as_bytes());
     if let Some(trace) = &passage.trace {
         for (name, value) in trace.onwards() {
-            put_line(&mut out, name.as_str(), value.as_bytes());
+            put_line(&mut out, name.as_str().as_bytes(), value.as_bytes());
         }
     }
     out.extend_from_slice(b"\r\n");
     out
 }
 
-fn put_line(out: &mut Vec<u8>, name: &str, value: &[u8]) {
-    for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+/// One line of a header.
+pub(super) fn put_line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    for part in [name, b": ", value, b"\r\n"] {
         out.extend_from_slice(part);
     }
 }
@@ -211,7 +212,7 @@ impl Forwarding {
         for (name, value) in &self.set {
             // As pingora spells it.
             let name = if *name == HOST { "Host" } else { name.as_str() };
-            put_line(&mut out, name, value.as_bytes());
+            put_line(&mut out, name.as_bytes(), value.as_bytes());
         }
         Some(out.into())
     }

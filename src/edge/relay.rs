@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::asked::{Asked, Line};
 use super::blobs::{Side, Socket, failed, send_now};
 use super::familiar::Face;
-use super::forwarding::{Kind, relayed};
+use super::forwarding::{Kind, put_line, relayed};
 use super::passage::{Passage, Sent};
 use super::reads::reading;
 use super::refusal::Refusal;
@@ -246,12 +246,6 @@ impl Edge {
         send(client, &out, clock).await?;
         sent.bytes = body.len() as u64;
         Ok(())
-    }
-}
-
-fn put_line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
-    for part in [name, b": ", value, b"\r\n"] {
-        out.extend_from_slice(part);
     }
 }
 

@@ -9,6 +9,7 @@ use pingora::Result;
 use pingora::http::ResponseHeader;
 
 use super::Edge;
+use super::forwarding::put_line;
 use super::passage::Passage;
 use crate::registry::peer::Origin;
 
@@ -86,11 +87,7 @@ impl Rewriting<'_> {
         let colon = memchr::memchr(b':', line).unwrap_or(line.len());
         let value = line.get(colon + 1..).unwrap_or_default().trim_ascii();
         match self.value(name, value) {
-            Some(value) => {
-                for part in [&line[..colon], b": ", value.as_bytes(), b"\r\n"] {
-                    out.extend_from_slice(part);
-                }
-            }
+            Some(value) => put_line(out, &line[..colon], value.as_bytes()),
             None => out.extend_from_slice(line),
         }
     }

@@ -4,7 +4,6 @@ use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use bytes::{Buf as _, BufMut as _, BytesMut};
 use pingora::protocols::Stream;
@@ -14,6 +13,7 @@ use rustix::pipe::{
 };
 use tokio::task::{coop, yield_now};
 
+use super::feed::Feed;
 use super::socket::{Heed, Patience, Sink, Socket, Stopped, in_time};
 
 /// A pipe's room. Small ones cost twice the time: each turn is two system calls.
@@ -134,9 +134,7 @@ impl Pipe {
 
 /// The way of one body from socket to socket.
 pub struct Through {
-    source: Socket,
-    /// How long the source may be silent.
-    patience: Duration,
+    feed: Feed,
     pub sink: Sink,
     by: By,
     /// Taken from the source, and not given to the sink yet.
@@ -165,12 +163,12 @@ impl Through {
     ) -> io::Result<Self> {
         let (source, socket) = (Socket::of(source)?, Socket::of(sink)?);
         let sink = Sink { socket, patience: patience.sink, heed };
-        Ok(Self::new(source, patience.source, sink, By::Pipe(Pipe::take()?)))
+        Ok(Self::new(Feed::new(source, patience.source), sink, By::Pipe(Pipe::take()?)))
     }
 
-    fn new(source: Socket, patience: Duration, sink: Sink, by: By) -> Self {
+    fn new(feed: Feed, sink: Sink, by: By) -> Self {
         let (stride, _under_way) = (Stride::default(), UnderWay::new());
-        Self { source, patience, sink, by, held: 0, stride, _under_way }
+        Self { feed, sink, by, held: 0, stride, _under_way }
     }
 
     /// Moves `left` bytes, and counts them in `moved`, also where it stops early.
@@ -190,14 +188,14 @@ impl Through {
     /// The side that ended or was too slow.
     pub async fn turn(&mut self, left: &mut u64, moved: &mut u64) -> Result<(), Stopped> {
         coop::consume_budget().await;
-        let Self { source, patience, sink, by, held, stride, .. } = self;
+        let Self { feed, sink, by, held, stride, .. } = self;
         if *held == 0 {
             let most = usize::try_from(*left).unwrap_or(usize::MAX).min(PIPE);
             // What is there at once needs no timer and no look at the other side.
-            let taken = match by.take_now(source, most) {
+            let taken = match by.take_now(&feed.socket, most) {
                 None => tokio::select! {
                     biased;
-                    taken = in_time(*patience, by.take(source, most)) => taken,
+                    taken = feed.wait(by.take(&feed.socket, most)) => taken,
                     stopped = sink.interrupted() => return Err(stopped),
                 },
                 Some(taken) => taken,
@@ -211,6 +209,7 @@ impl Through {
                 }
                 Err(error) => return Err(Stopped::Source(error)),
             };
+            feed.note(*held, *left - *held as u64);
         }
         let all = *held;
         while *held > 0 {
@@ -299,6 +298,7 @@ pub fn is_unable(error: &io::Error) -> bool {
 mod tests {
     use std::pin::pin;
     use std::task::{Context, Waker};
+    use std::time::Duration;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -309,7 +309,7 @@ mod tests {
             let pipe = || By::Pipe(Pipe::take().unwrap());
             let by = if spliced { pipe() } else { By::Copy(BytesMut::new()) };
             let sink = Sink { socket: sink, patience: patience.sink, heed: Heed::End };
-            Self::new(source, patience.source, sink, by)
+            Self::new(Feed::new(source, patience.source), sink, by)
         }
     }
 
@@ -365,6 +365,10 @@ mod tests {
             for case in 0..4 {
                 let ((source, mut registry), (sink, client)) =
                     (Socket::pair().await, Socket::pair().await);
+                let mut patience = patience;
+                if case == 2 {
+                    patience.source = Duration::from_secs(60);
+                }
                 let mut through = Through::test(source, sink, spliced, patience);
                 let mut client = Some(client);
                 registry.write_all(&[7; 100]).await.unwrap();
@@ -372,10 +376,7 @@ mod tests {
                 let mut feeding = None;
                 match case {
                     0 => registry = None,
-                    2 => {
-                        client = None;
-                        through.patience = Duration::from_secs(60);
-                    }
+                    2 => client = None,
                     3 => {
                         let mut registry = registry.take().unwrap();
                         feeding = Some(tokio::spawn(async move {
