@@ -36,11 +36,14 @@ pub struct Feed {
     patience: Duration,
     /// It is not readable before it has much. Atomic only for who waits while it is shared.
     raised: AtomicBool,
+    /// What is taken next has gathered while it was waited for, which says nothing of its pace.
+    gathered: AtomicBool,
 }
 
 impl Feed {
     pub fn new(socket: Socket, patience: Duration) -> Self {
-        Self { socket, patience, raised: AtomicBool::new(false) }
+        let (raised, gathered) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { socket, patience, raised, gathered }
     }
 
     /// Waits until this, which takes from the socket, has taken something.
@@ -55,6 +58,7 @@ impl Feed {
             }
             // If there is anything, the kernel wakes us for it now.
             self.mark(false);
+            self.gathered.store(true, Relaxed);
         }
         in_time(self.patience, take).await
     }
@@ -62,8 +66,10 @@ impl Feed {
     /// So much was taken at one look, and so much is still to come.
     pub fn note(&self, taken: usize, to_come: u64) {
         let is_raised = self.raised.load(Relaxed);
+        let gathered = self.gathered.swap(false, Relaxed);
+        let quick = taken >= QUICK && !gathered;
         // What is waited for must come, or a body's last bytes would be late.
-        let raised = (is_raised || taken >= QUICK) && to_come >= u64::from(MUCH);
+        let raised = (is_raised || quick) && to_come > u64::from(MUCH);
         if raised != is_raised {
             self.mark(raised);
         }
@@ -96,6 +102,12 @@ mod tests {
     use tokio::time::sleep;
 
     use super::*;
+
+    impl Feed {
+        pub fn is_raised(&self) -> bool {
+            self.raised.load(Relaxed)
+        }
+    }
 
     const PATIENCE: Duration = Duration::from_secs(60);
     /// For the kernel to have told tokio.
@@ -134,7 +146,7 @@ mod tests {
         let _far = writing.await.unwrap();
         sleep(A_WHILE).await;
         assert!(at_once(&feed).unwrap().unwrap() > 1000);
-        assert!(feed.raised.load(Relaxed), "it is as quick as before");
+        assert!(feed.is_raised(), "it is as quick as before");
     }
 
     #[tokio::test]
@@ -145,29 +157,36 @@ mod tests {
         sleep(A_WHILE).await;
         assert!(at_once(&feed).is_none(), "it was looked at for a few bytes");
         assert_eq!(take(&feed).await.unwrap(), 1000, "what it has is taken after a moment");
+        // What gathered meanwhile may be much: it does not make it quick.
+        for taken in [QUICK, QUICK - 1, 0] {
+            feed.note(taken, ENDLESS);
+            assert!(at_once(&feed).is_none(), "it is known that there is nothing");
+            far.write_all(&[7; 10]).await.unwrap();
+            sleep(A_WHILE).await;
+            assert_eq!(at_once(&feed).unwrap().unwrap(), 10, "after a look at {taken}");
+        }
+        feed.note(QUICK, ENDLESS);
+        assert!(feed.is_raised(), "it is quick again");
         far.write_all(&[7; 10]).await.unwrap();
-        sleep(A_WHILE).await;
-        assert_eq!(at_once(&feed).unwrap().unwrap(), 10);
-        // And one that never was.
-        feed.note(QUICK - 1, ENDLESS);
-        far.write_all(&[7; 10]).await.unwrap();
-        sleep(A_WHILE).await;
-        assert_eq!(at_once(&feed).unwrap().unwrap(), 10);
+        assert_eq!(take(&feed).await.unwrap(), 10);
+        feed.note(10, ENDLESS);
+        feed.note(QUICK, ENDLESS);
+        assert!(feed.is_raised(), "only the look after the wait does not count");
     }
 
     #[tokio::test]
     async fn the_last_bytes_and_the_end_are_not_waited_with() {
         let (feed, mut far) = feed().await;
-        feed.note(QUICK, u64::from(MUCH) - 1);
+        feed.note(QUICK, u64::from(MUCH));
         far.write_all(&[7; 10]).await.unwrap();
         sleep(A_WHILE).await;
         assert_eq!(at_once(&feed).unwrap().unwrap(), 10, "less than much is to come");
         assert!(at_once(&feed).is_none(), "and it is known that there is no more");
-        feed.note(QUICK, u64::from(MUCH));
+        feed.note(QUICK, u64::from(MUCH) + 1);
         far.write_all(&[7; 10]).await.unwrap();
         sleep(A_WHILE).await;
         assert!(at_once(&feed).is_none(), "much is to come");
-        feed.note(0, u64::from(MUCH) - 1);
+        feed.note(0, u64::from(MUCH));
         sleep(A_WHILE).await;
         assert_eq!(at_once(&feed).unwrap().unwrap(), 10, "what was there when it was lowered");
         assert!(at_once(&feed).is_none(), "and it is known that there is no more");

@@ -428,6 +428,31 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn the_last_of_a_body_is_not_waited_with_however_quick_it_was() {
+        let patience = Patience { source: Duration::from_secs(60), sink: Duration::from_secs(60) };
+        let much = 512 << 10;
+        for (to_come, raised) in [(much, false), (much + 1, true)] {
+            let ((source, mut registry), (sink, mut client)) =
+                (Socket::pair().await, Socket::pair().await);
+            let reading =
+                tokio::spawn(
+                    async move { tokio::io::copy(&mut client, &mut tokio::io::sink()).await },
+                );
+            let mut through = Through::test(source, sink, true, patience);
+            through.feed.note(PIPE, u64::MAX);
+            assert!(through.feed.is_raised());
+            registry.write_all(&vec![7; much as usize]).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let (mut left, mut moved) = (much + to_come, 0);
+            through.turn(&mut left, &mut moved).await.unwrap();
+            assert_eq!((moved, left), (much, to_come));
+            assert_eq!(through.feed.is_raised(), raised, "{to_come}");
+            drop(through);
+            assert_eq!(reading.await.unwrap().unwrap(), much);
+        }
+    }
+
     #[test]
     fn only_a_kernel_that_cannot_is_worked_around() {
         for errno in [Errno::NOSYS, Errno::INVAL, Errno::PERM] {
