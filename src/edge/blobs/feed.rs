@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::socket::{Socket, in_time};
 
 /// What a quick source is to have before anybody is woken for it.
-const MUCH: u32 = 512 * 1024;
+pub const MUCH: u32 = 512 * 1024;
 /// A source that had as much at one look is quick.
 const QUICK: usize = 256 * 1024;
 /// It is no longer where it lets wait for so long: what it has is taken then, and what comes as it comes.

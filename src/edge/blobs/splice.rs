@@ -302,6 +302,7 @@ mod tests {
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+    use super::super::feed::MUCH;
     use super::*;
 
     impl Through {
@@ -431,7 +432,7 @@ mod tests {
     #[tokio::test]
     async fn the_last_of_a_body_is_not_waited_with_however_quick_it_was() {
         let patience = Patience { source: Duration::from_secs(60), sink: Duration::from_secs(60) };
-        let much = 512 << 10;
+        let much = u64::from(MUCH);
         for (to_come, raised) in [(much, false), (much + 1, true)] {
             let ((source, mut registry), (sink, mut client)) =
                 (Socket::pair().await, Socket::pair().await);
