@@ -177,7 +177,7 @@ impl Edge {
         Passage::new(self.rooms.metrics.in_flight().enter(), started)
     }
 
-    /// Counts and tells of a request that is over.
+    /// Tells of a request that is over, then counts it: who sees the count finds the line.
     fn account(
         &self,
         header: &RequestHeader,
@@ -186,27 +186,26 @@ impl Edge {
         tally: Tally,
     ) {
         let Tally { status, bytes_in, bytes_out } = tally;
-        self.rooms.metrics.request(passage.route, status);
-        self.rooms.metrics.bytes(bytes_in, bytes_out);
         self.end_trace(header, error, passage, tally);
-        if !self.config.access_log {
-            return;
+        if self.config.access_log {
+            // Never the query: it holds upload states and tokens' scopes.
+            tracing::info!(
+                target: "taglock::access",
+                id = %passage.id,
+                client = %passage.client.address,
+                method = %header.method,
+                path = header.uri.path(),
+                route = passage.route,
+                status,
+                bytes_in,
+                bytes_out,
+                ms = passage.started.elapsed().as_millis() as u64,
+                error = error.map(|e| e.etype().as_str()),
+                "request",
+            );
         }
-        // Never the query: it holds upload states and tokens' scopes.
-        tracing::info!(
-            target: "taglock::access",
-            id = %passage.id,
-            client = %passage.client.address,
-            method = %header.method,
-            path = header.uri.path(),
-            route = passage.route,
-            status,
-            bytes_in,
-            bytes_out,
-            ms = passage.started.elapsed().as_millis() as u64,
-            error = error.map(|e| e.etype().as_str()),
-            "request",
-        );
+        self.rooms.metrics.bytes(bytes_in, bytes_out);
+        self.rooms.metrics.request(passage.route, status);
     }
 
     fn end_trace(

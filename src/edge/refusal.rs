@@ -414,7 +414,6 @@ impl Edge {
         refusal: Refusal,
     ) -> (StatusCode, Vec<(Bytes, HeaderValue)>, Vec<u8>) {
         let Refusal { status, code, message, reason, extra } = refusal;
-        self.rooms.metrics.refusal(reason);
         if let Some(trace) = &passage.trace {
             trace.refused(reason);
         }
@@ -436,6 +435,8 @@ impl Edge {
             reason,
             message,
         });
+        // Last: who sees the count finds the line, and the page's.
+        self.rooms.metrics.refusal(reason);
         let line = |name, value| (Bytes::from_static(name), HeaderValue::from_static(value));
         let mut lines = vec![
             line(b"Content-Type", "application/json"),

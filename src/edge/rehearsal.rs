@@ -178,7 +178,6 @@ impl Edge {
             self.give_way(rehearsal, write, content.as_ref(), &decision).await;
         }
         let Some(refusal) = refusal else { return Ok(()) };
-        self.rooms.metrics.dry_run_refusal(refusal.reason());
         let outcome = Outcome {
             label: "dry-run",
             bound: None,
@@ -186,6 +185,7 @@ impl Edge {
             detail: Some(refusal.message().to_owned()),
         };
         self.rooms.audit.record(&decision, &outcome);
+        self.rooms.metrics.dry_run_refusal(refusal.reason());
         response.append_header(WARNING, warning(refusal.message()))?;
         Ok(())
     }

@@ -82,12 +82,12 @@ impl Reload {
             return;
         }
         read.content = content;
+        // Counted last: who sees the count finds what was told.
         let (result, path) = (settings::read_file(file), file.display());
         match result {
             Ok(settings) => {
                 let fingerprint = settings.rules.fingerprint();
                 let before = self.rules.swap(Arc::clone(&settings.rules));
-                self.metrics.reload("applied");
                 self.notices.clear(Topic::Configuration);
                 tracing::info!(
                     file = %path, rules = settings.rules.iter().count(), %fingerprint,
@@ -102,21 +102,22 @@ impl Reload {
                         format!("{path}: {from} to {fingerprint}"),
                     );
                 }
-                let (verify, new) = (Arc::clone(&self.verify), Arc::clone(&settings.rules));
-                tokio::spawn(async move { verify.widened(&before, &new).await });
                 if fixed(&settings) != read.fixed {
                     tracing::warn!(
                         file = %path,
                         "the file changes more than rules: the rest is applied at the next start"
                     );
                 }
+                self.metrics.reload("applied");
+                let (verify, new) = (Arc::clone(&self.verify), Arc::clone(&settings.rules));
+                tokio::spawn(async move { verify.widened(&before, &new).await });
             }
             Err(problems) => {
-                self.metrics.reload("refused");
                 let text = "the file was changed and could not be applied; the rules are as before";
                 self.notices.put(Topic::Configuration, text);
                 tracing::error!(file = %path, "{text}: {problems}");
                 self.audit.change("rules", "refused", format!("{path}: {text}"));
+                self.metrics.reload("refused");
             }
         }
     }

@@ -90,12 +90,12 @@ impl ShutdownSignalWatch for Shutdown {
         };
         let bound = match &newer {
             Some(newer) => {
-                self.metrics.upgrade("taken-over");
                 tracing::info!(
                     pid = newer.pid,
                     "a newer process takes over: requests under way may take {:?} to end",
                     self.upgrade_timeout
                 );
+                self.metrics.upgrade("taken-over");
                 service_manager::taken_over_by(newer.pid);
                 self.upgrade_timeout
             }

@@ -80,7 +80,8 @@ fn each_decision_is_one_line_that_says_who_what_and_why() {
     assert_eq!(lines[1]["bound"], Value::from(digest(&manifest("one"))));
     assert!(lines[1].get("user").is_none(), "a claim is no name: {}", lines[1]);
     assert_eq!(lines[2]["bound"], Value::from(digest(&manifest("old"))));
-    assert_eq!(taglock.metric("taglock_audit_lines_total{result=\"written\"} "), 5.0);
+    let written = || taglock.metric("taglock_audit_lines_total{result=\"written\"} ");
+    eventually("the count", || written() == 5.0);
     assert!(!taglock.process.log().contains("taglock::audit"), "not in the log as well");
 }
 
@@ -170,10 +171,7 @@ fn no_secret_is_ever_written_anywhere() {
 
 /// The lines that were written so far, when no request is under way.
 fn count_of(taglock: &Taglock) -> usize {
-    eventually("rest", || {
-        taglock.metric("taglock_protected_pushes_in_flight ") == 0.0
-            && taglock.metric("taglock_requests_in_flight ") == 0.0
-    });
+    taglock.rests();
     let count = || taglock.metric("taglock_audit_lines_total{result=\"written\"} ");
     let mut before = -1.0;
     eventually("the last line", || {

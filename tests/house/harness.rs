@@ -281,6 +281,13 @@ impl Taglock {
         let found = text.lines().find_map(|l| l.strip_prefix(line)?.trim().parse().ok());
         found.unwrap_or(0.0)
     }
+
+    /// Waits until no request is under way. One is counted after its last byte: a client that has
+    /// its answer may be ahead of the count.
+    pub fn rests(&self) {
+        let lines = ["taglock_requests_in_flight ", "taglock_protected_pushes_in_flight "];
+        eventually("rest", || lines.iter().all(|line| self.metric(line) == 0.0));
+    }
 }
 
 /// An empty image index that differs by its seed: a manifest that needs no blobs.

@@ -55,8 +55,7 @@ impl Writer {
             Ok(()) => {}
             Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => {
                 if let Job::Write(line) = job {
-                    self.metrics.audit("not-kept-up");
-                    line.log();
+                    to_log(&line, "not-kept-up", &self.metrics);
                 }
             }
         }
@@ -89,8 +88,7 @@ fn run(jobs: &Receiver<Job>, mut target: Target, metrics: &Metrics) {
                         tracing::error!(%error, "the audit can't be written; it goes to the log");
                     }
                     failing = true;
-                    metrics.audit("failed");
-                    line.log();
+                    to_log(&line, "failed", metrics);
                 }
             },
             Job::Reopen => target.reopen(),
@@ -98,6 +96,12 @@ fn run(jobs: &Receiver<Job>, mut target: Target, metrics: &Metrics) {
             Job::Flush(done) => drop(done.try_send(())),
         }
     }
+}
+
+/// Counted once it is there: who sees the count finds the line.
+fn to_log(line: &Line, why: &'static str, metrics: &Metrics) {
+    line.log();
+    metrics.audit(why);
 }
 
 enum Target {
@@ -169,6 +173,11 @@ fn open(path: &Path) -> io::Result<File> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use tracing_subscriber::Layer;
+    use tracing_subscriber::layer::{Context, SubscriberExt};
+
     use super::*;
 
     fn line(detail: &str) -> Line {
@@ -220,5 +229,34 @@ mod tests {
         }
         let text = String::from_utf8(metrics.render()).unwrap();
         assert!(text.contains("taglock_audit_lines_total{result=\"not-kept-up\"} 3"), "{text}");
+    }
+
+    #[test]
+    fn what_goes_to_the_log_is_there_before_it_is_counted() {
+        let metrics = Arc::new(Metrics::new());
+        let (queue, _jobs) = sync_channel(0);
+        let writer = Writer { queue, metrics: Arc::clone(&metrics) };
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let log = Log { metrics, seen: Arc::clone(&seen) };
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(log), || {
+            for n in 0..3 {
+                writer.write(line(&n.to_string()));
+            }
+        });
+        assert_eq!(*seen.lock().unwrap(), [0, 1, 2]);
+    }
+
+    /// A log that notes, with each line, how many are counted.
+    struct Log {
+        metrics: Arc<Metrics>,
+        seen: Arc<Mutex<Vec<usize>>>,
+    }
+
+    impl<S: tracing::Subscriber> Layer<S> for Log {
+        fn on_event(&self, _: &tracing::Event<'_>, _: Context<'_, S>) {
+            let text = String::from_utf8(self.metrics.render()).unwrap();
+            let counted = |n: &usize| text.contains(&format!("{{result=\"not-kept-up\"}} {n}\n"));
+            self.seen.lock().unwrap().push((1..9).find(counted).unwrap_or(0));
+        }
     }
 }
