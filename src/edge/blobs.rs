@@ -8,6 +8,7 @@
 pub mod chunks;
 mod feed;
 mod pieces;
+mod pipe;
 mod socket;
 mod splice;
 mod stitch;
@@ -28,12 +29,15 @@ use pingora::{Error, ErrorType, Result};
 use super::passage::{Passage, Sent};
 use super::{CLIENT_WRITE, Edge, admission};
 use crate::registry::client::Opened;
+pub(super) use pipe::keep_none as keep_no_pipes;
 use socket::{Heed, Patience, Stopped};
 pub(super) use socket::{Socket, in_time, second_descriptor, send_now};
 use splice::{PIECE, Through};
 
 /// A body from which on its own path pays: shorter ones cost less in one write.
 const WORTH: u64 = 64 * 1024;
+/// What pingora reads, and so writes, at a time.
+const AT_A_TIME: usize = 64 * 1024;
 
 impl Edge {
     /// Answers a GET of a blob. False where pingora is to do it.
@@ -154,8 +158,7 @@ impl Edge {
             };
             let received = received.map_err(|error| stopped(Stopped::Source(error)))?;
             rest -= received as u64;
-            let piece = buffer.split().freeze();
-            session.write_response_body(Some(piece), rest == 0).await?;
+            write_piece(session, buffer.split().freeze(), rest == 0).await?;
         }
         self.rooms.client.close_emptied(opened);
         Ok(())
@@ -179,7 +182,7 @@ impl Edge {
             }
             let piece = buffer.split().freeze();
             rest = rest.saturating_sub(piece.len() as u64);
-            session.write_response_body(Some(piece), rest == 0).await?;
+            write_piece(session, piece, rest == 0).await?;
         }
         // pingora's reader is told that there is no more.
         if opened.chunk().await?.is_none() {
@@ -230,6 +233,15 @@ impl Edge {
         self.rooms.client.close(opened).await;
         Ok(())
     }
+}
+
+/// Over HTTP/2 pingora gives a client `CLIENT_WRITE` for all of one write, however slowly it takes it:
+/// so there it is as much at a time as pingora itself would write.
+async fn write_piece(session: &mut Session, mut piece: Bytes, last: bool) -> Result<()> {
+    while session.is_http2() && piece.len() > AT_A_TIME {
+        session.write_response_body(Some(piece.split_to(AT_A_TIME)), false).await?;
+    }
+    session.write_response_body(Some(piece), last).await
 }
 
 /// Puts to a buffer what comes next, and what is there already, up to a piece.

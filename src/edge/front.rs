@@ -15,9 +15,10 @@ use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::ShutdownWatch;
 use pingora::server::configuration::ServerConf;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::asked::{Line, Next};
+use super::blobs::keep_no_pipes;
 use super::crowd::Crowd;
 use super::deliveries::Deliveries;
 use super::lean::Outcome;
@@ -85,15 +86,23 @@ impl Front {
         if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
             return self.serve_http2(&self.http1, stream, shutdown).await;
         }
-        let Some(http2) = &self.http2 else { return self.serve_http1(stream, shutdown).await };
-        let over = self.over.subscribe();
-        if starts_with(&mut stream, &PREFACE[..4], &over).await? {
+        let since = Instant::now();
+        let Some(http2) = &self.http2 else {
+            return self.serve_http1(stream, since, shutdown).await;
+        };
+        let (due, over) = (since + self.patience(), self.over.subscribe());
+        if starts_with(&mut stream, &PREFACE[..4], due, &over).await? {
             // All of it must come in time, too: pingora waits for it without a bound.
-            starts_with(&mut stream, PREFACE, &over).await?;
+            starts_with(&mut stream, PREFACE, due, &over).await?;
             self.serve_http2(http2, stream, shutdown).await
         } else {
-            self.serve_http1(stream, shutdown).await
+            self.serve_http1(stream, since, shutdown).await
         }
+    }
+
+    /// How long a connection may take to its next whole header.
+    fn patience(&self) -> Duration {
+        self.header_time.min(SILENCE)
     }
 
     async fn serve_http2(
@@ -106,9 +115,11 @@ impl Front {
         proxy.process_new(stream, shutdown).await
     }
 
+    /// The first header has been waited for since then.
     async fn serve_http1(
         self: &Arc<Self>,
         stream: Stream,
+        since: Instant,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
         let peer = stream
@@ -116,10 +127,10 @@ impl Front {
             .and_then(|digest| digest.peer_addr().and_then(|address| address.as_inet().copied()));
         let line = Line::of(stream, peer.unwrap_or_else(unknown_address));
         match (&self.lean, line) {
-            (Some(lean), Ok(line)) => self.serve_line(lean, line, shutdown).await,
+            (Some(lean), Ok(line)) => self.serve_line(lean, line, since, shutdown).await,
             (_, Ok(Line { stream, .. }) | Err(stream)) => {
                 let serving = self.http1.process_new(stream, shutdown);
-                pace::kept(self.header_time, serving).await.flatten()
+                pace::kept(self.header_time, since, serving).await.flatten()
             }
         }
     }
@@ -129,15 +140,15 @@ impl Front {
         &self,
         lean: &Edge,
         mut line: Line,
+        since: Instant,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
         let mut over = self.over.subscribe();
         let over = over.wait_for(|over| *over);
-        let patience = self.header_time.min(SILENCE);
+        let mut due = since + self.patience();
         let mut clock = Clock::default();
         tokio::pin!(over);
         loop {
-            let due = clock.now() + patience;
             let mut time = clock.until(due);
             let next = tokio::select! {
                 biased;
@@ -151,6 +162,7 @@ impl Front {
                     match lean.answer_asked(&mut line, &mut asked, &mut clock).await {
                         Outcome::Answered { keeps: true } => {
                             line.keep(asked);
+                            due = clock.now() + self.patience();
                             continue;
                         }
                         Outcome::Answered { keeps: false } => return None,
@@ -160,6 +172,7 @@ impl Front {
             };
             line = self.hand_over(line, &read, known, due, shutdown).await?;
             clock.passes();
+            due = clock.now() + self.patience();
         }
     }
 
@@ -185,7 +198,7 @@ impl Front {
             false => due.saturating_duration_since(Instant::now()).max(LEAST),
         };
         let serving = self.http1.process_new_http(session, shutdown);
-        let (stream, _) = pace::kept(rest, serving).await.flatten()?.consume();
+        let (stream, _) = pace::kept(rest, Instant::now(), serving).await.flatten()?.consume();
         Line::of(stream, peer).ok()
     }
 }
@@ -208,6 +221,7 @@ impl ServerApp for Front {
 
     /// No connection is accepted any more; those that wait for a request are closed.
     async fn cleanup(&self) {
+        keep_no_pipes();
         let start = Instant::now();
         while self.crowd.connected() > 0 && start.elapsed() < LULL {
             sleep(LOOK).await;
@@ -225,13 +239,14 @@ impl ServerApp for Front {
 async fn starts_with(
     stream: &mut Stream,
     bytes: &[u8],
+    due: Instant,
     over: &watch::Receiver<bool>,
 ) -> Option<bool> {
     let mut over = over.clone();
     let mut start = vec![0; bytes.len()];
     let peeked = tokio::select! {
         biased;
-        peeked = timeout(SILENCE, stream.try_peek(&mut start)) => peeked,
+        peeked = timeout_at(due, stream.try_peek(&mut start)) => peeked,
         _ = over.wait_for(|over| *over) => return None,
     };
     matches!(peeked, Ok(Ok(true))).then(|| start == bytes)

@@ -24,8 +24,8 @@ pub struct Pace {
 }
 
 impl Pace {
-    fn new() -> Self {
-        Self { begin: Instant::now(), since: AtomicU64::new(0) }
+    fn new(begin: Instant) -> Self {
+        Self { begin, since: AtomicU64::new(0) }
     }
 
     fn waits(&self) {
@@ -49,9 +49,14 @@ impl Pace {
     }
 }
 
-/// Serves a connection until its end. `None` where it was left because a header did not come.
-pub async fn kept<T>(at_most: Duration, serving: impl Future<Output = T>) -> Option<T> {
-    let pace = Arc::new(Pace::new());
+/// Serves a connection until its end, whose next header has been waited for since then. `None`
+/// where it was left because a header did not come.
+pub async fn kept<T>(
+    at_most: Duration,
+    since: Instant,
+    serving: impl Future<Output = T>,
+) -> Option<T> {
+    let pace = Arc::new(Pace::new(since));
     tokio::select! {
         biased;
         served = PACE.scope(Arc::clone(&pace), serving) => Some(served),
@@ -79,11 +84,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_header_must_come_in_time_and_an_answer_may_take_longer() {
         let start = Instant::now();
-        let silent = kept(MOST, std::future::pending::<()>()).await;
+        let silent = kept(MOST, start, std::future::pending::<()>()).await;
         assert_eq!((silent, start.elapsed()), (None, MOST));
 
         let start = Instant::now();
-        let served = kept(MOST, async {
+        sleep(MOST / 2).await;
+        let silent = kept(MOST, start, std::future::pending::<()>()).await;
+        assert_eq!((silent, start.elapsed()), (None, MOST), "what went before counts");
+
+        let start = Instant::now();
+        let served = kept(MOST, start, async {
             for _ in 0..3 {
                 sleep(MOST / 2).await;
                 begun();
@@ -95,7 +105,7 @@ mod tests {
         assert_eq!((served.await, start.elapsed()), (Some("served"), MOST * 3 / 2 + MOST * 30));
 
         let start = Instant::now();
-        let left: Option<()> = kept(MOST, async {
+        let left: Option<()> = kept(MOST, start, async {
             begun();
             sleep(MOST * 2).await;
             ended();

@@ -239,6 +239,24 @@ fn slow_headers_end(limits: &str) {
 }
 
 #[test]
+fn silent_connections_end_in_time_too_and_those_that_may_be_http2() {
+    let registry = Registry::start();
+    let taglock = limited(&registry.address, "header_time = \"2s\"");
+    let start = Instant::now();
+    let begun = ["", "GE", "PRI ", "PRI * HTTP/2.0\r\n\r\nSM"].map(|begin| {
+        let mut stream = http::connect(&taglock.address).unwrap();
+        stream.write_all(begin.as_bytes()).unwrap();
+        (begin, stream)
+    });
+    for (begin, mut stream) in begun {
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        let read = stream.read(&mut [0; 1]);
+        assert!(matches!(read, Ok(0)), "{begin:?}: {read:?}");
+        assert!(start.elapsed() >= Duration::from_secs(2), "{begin:?}");
+    }
+}
+
+#[test]
 fn an_answer_may_take_longer_than_a_header() {
     let recorder = Recorder::start(|_| {
         thread::sleep(Duration::from_secs(3));

@@ -2,26 +2,20 @@
 
 use std::cell::Cell;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::sync::{Mutex, PoisonError};
 
 use bytes::{Buf as _, BufMut as _, BytesMut};
 use pingora::protocols::Stream;
 use rustix::io::Errno;
-use rustix::pipe::{
-    PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice,
-};
 use tokio::task::{coop, yield_now};
 
 use super::feed::Feed;
+use super::pipe::{PIPE, Pipe};
 use super::socket::{Heed, Patience, Sink, Socket, Stopped, in_time};
 
-/// A pipe's room. Small ones cost twice the time: each turn is two system calls.
-pub const PIPE: usize = 1 << 20;
-/// Empty pipes that are kept for the next blob.
-const KEPT: usize = 64;
 /// A piece where bytes must be copied.
 pub const PIECE: usize = 256 * 1024;
+/// One where there are more bodies than the user's share of pipes is for: many, so each has less.
+const ONE_OF_MANY: usize = 64 * 1024;
 /// After a turn that moved less, the thread's other bodies go first: meanwhile more comes in, for
 /// fewer, larger turns.
 const LITTLE: usize = 256 * 1024;
@@ -71,67 +65,6 @@ impl Drop for UnderWay {
     }
 }
 
-/// A pipe for one body at a time.
-pub struct Pipe {
-    read: OwnedFd,
-    write: OwnedFd,
-}
-
-static PIPES: Mutex<Vec<Pipe>> = Mutex::new(Vec::new());
-
-impl Pipe {
-    /// An empty one.
-    ///
-    /// # Errors
-    /// Where the process has no descriptor left.
-    pub fn take() -> io::Result<Self> {
-        if let Some(pipe) = PIPES.lock().unwrap_or_else(PoisonError::into_inner).pop() {
-            return Ok(pipe);
-        }
-        let (read, write) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC)?;
-        // Beyond the user's share of pipe memory it stays small, and works.
-        let _ = fcntl_setpipe_size(&write, PIPE);
-        Ok(Self { read, write })
-    }
-
-    /// How many bytes it holds at most.
-    pub fn room(&self) -> usize {
-        fcntl_getpipe_size(&self.write).unwrap_or(0)
-    }
-
-    /// Keeps it for the next body: nothing is in it.
-    pub fn give_back(self) {
-        let mut pipes = PIPES.lock().unwrap_or_else(PoisonError::into_inner);
-        if pipes.len() < KEPT {
-            pipes.push(self);
-        }
-    }
-
-    /// Takes what a socket has, at most so much; 0 at its end. A pipe that is full takes nothing
-    /// either.
-    ///
-    /// # Errors
-    /// What became of the connection, or that it would have to wait.
-    pub fn fill(&self, source: &Socket, most: usize) -> io::Result<usize> {
-        let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
-        Ok(splice(source, None, &self.write, None, most, flags)?)
-    }
-
-    /// Gives some of the bytes that are held; more may follow at once.
-    ///
-    /// # Errors
-    /// What became of the connection.
-    pub async fn empty(&self, sink: &Socket, held: usize, more: bool) -> io::Result<usize> {
-        sink.when_writable(|| self.drain(sink, held, more)).await
-    }
-
-    fn drain(&self, sink: &Socket, held: usize, more: bool) -> io::Result<usize> {
-        let more = if more { SpliceFlags::MORE } else { SpliceFlags::empty() };
-        let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK | more;
-        Ok(splice(&self.read, None, sink, None, held, flags)?)
-    }
-}
-
 /// The way of one body from socket to socket.
 pub struct Through {
     feed: Feed,
@@ -146,8 +79,8 @@ pub struct Through {
 /// What the bytes go through on their way.
 enum By {
     Pipe(Pipe),
-    /// Where the kernel does not splice.
-    Copy(BytesMut),
+    /// Where the kernel does not splice, or has no room for another pipe: pieces of a size.
+    Copy(BytesMut, usize),
 }
 
 impl Through {
@@ -163,7 +96,7 @@ impl Through {
     ) -> io::Result<Self> {
         let (source, socket) = (Socket::of(source)?, Socket::of(sink)?);
         let sink = Sink { socket, patience: patience.sink, heed };
-        Ok(Self::new(Feed::new(source, patience.source), sink, By::Pipe(Pipe::take()?)))
+        Ok(Self::new(Feed::new(source, patience.source), sink, By::of(Pipe::take()?)))
     }
 
     fn new(feed: Feed, sink: Sink, by: By) -> Self {
@@ -204,7 +137,7 @@ impl Through {
                 Ok(0) => return Err(Stopped::Source(io::ErrorKind::UnexpectedEof.into())),
                 Ok(taken) => taken,
                 Err(error) if is_unable(&error) && matches!(by, By::Pipe(_)) => {
-                    *by = By::Copy(BytesMut::new());
+                    *by = By::Copy(BytesMut::new(), PIECE);
                     return Ok(());
                 }
                 Err(error) => return Err(Stopped::Source(error)),
@@ -243,6 +176,10 @@ impl Through {
 }
 
 impl By {
+    fn of(pipe: Option<Pipe>) -> Self {
+        pipe.map_or_else(|| Self::Copy(BytesMut::new(), ONE_OF_MANY), Self::Pipe)
+    }
+
     /// What is there at once, where it can be spliced.
     fn take_now(&self, source: &Socket, most: usize) -> Option<io::Result<usize>> {
         let Self::Pipe(pipe) = self else { return None };
@@ -259,10 +196,10 @@ impl By {
     async fn take(&mut self, source: &Socket, most: usize) -> io::Result<usize> {
         match self {
             Self::Pipe(pipe) => source.when_readable(|| pipe.fill(source, most)).await,
-            Self::Copy(piece) => {
+            Self::Copy(piece, size) => {
                 piece.clear();
-                piece.reserve(PIECE);
-                source.receive(&mut piece.limit(most.min(PIECE))).await
+                piece.reserve(*size);
+                source.receive(&mut piece.limit(most.min(*size))).await
             }
         }
     }
@@ -271,7 +208,7 @@ impl By {
     async fn give(&mut self, sink: &Socket, held: usize, more: bool) -> io::Result<usize> {
         match self {
             Self::Pipe(pipe) => pipe.empty(sink, held, more).await,
-            Self::Copy(piece) => {
+            Self::Copy(piece, _) => {
                 let sent = sink.send(piece, more).await?;
                 piece.advance(sent);
                 Ok(sent)
@@ -307,8 +244,10 @@ mod tests {
 
     impl Through {
         fn test(source: Socket, sink: Socket, spliced: bool, patience: Patience) -> Self {
-            let pipe = || By::Pipe(Pipe::take().unwrap());
-            let by = if spliced { pipe() } else { By::Copy(BytesMut::new()) };
+            let by = match spliced {
+                true => By::Pipe(Pipe::of_a_test()),
+                false => By::Copy(BytesMut::new(), PIECE),
+            };
             let sink = Sink { socket: sink, patience: patience.sink, heed: Heed::End };
             Self::new(Feed::new(source, patience.source), sink, by)
         }
@@ -452,6 +391,12 @@ mod tests {
             drop(through);
             assert_eq!(reading.await.unwrap().unwrap(), much);
         }
+    }
+
+    #[test]
+    fn without_a_pipe_it_is_copied_in_pieces_that_many_may_have() {
+        assert!(matches!(By::of(None), By::Copy(_, ONE_OF_MANY)));
+        assert!(matches!(By::of(Some(Pipe::of_a_test())), By::Pipe(_)));
     }
 
     #[test]

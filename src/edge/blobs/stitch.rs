@@ -11,14 +11,13 @@ use tokio::task::yield_now;
 
 use super::chunks::Malformed;
 use super::pieces::{Beyond, Framing, InChunks, invalid};
+use super::pipe::{PIPE, Pipe};
 use super::socket::{Sink, Socket, Stopped, in_time};
-use super::splice::{PIPE, Pipe, Stride, is_unable};
+use super::splice::{Stride, is_unable};
 use super::{Side, failed};
 
 /// A chunk from which on it pays.
 const LARGE: u64 = 16 * 1024;
-/// A smaller pipe holds a chunk or two: to read them in memory costs less.
-const ENOUGH: usize = 256 * 1024;
 /// What stands between two chunks, where there is nothing odd in it, and some more.
 const WINDOW: usize = 32;
 
@@ -125,7 +124,7 @@ impl Stitch {
         }
         let pipe = match &self.pipe {
             Some(pipe) => pipe,
-            None => match Pipe::take().ok().filter(|pipe| pipe.room() >= ENOUGH) {
+            None => match Pipe::take().ok().flatten() {
                 Some(pipe) => self.pipe.insert(pipe),
                 // No descriptor is left for one, or the user's share of pipes is used up.
                 None => return Ok(Ok(Gathered::Unable)),
