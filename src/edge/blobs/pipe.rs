@@ -1,33 +1,61 @@
 //! The pipes that bytes are spliced through, and those that are kept for the next body.
 //!
 //! What a user's pipes may hold together is bounded (`fs.pipe-user-pages-soft`, 64 MiB unless it was
-//! changed; root is not held to it). Beyond it a pipe holds two pages, and each turn moves so
-//! little that copying costs less: such a pipe is not used, and never kept.
+//! changed; root is not held to it, but often is in a container). Beyond it a pipe holds two pages,
+//! and each turn moves so little that copying costs less: such a pipe is not used. So that the share
+//! is enough for more bodies at once, the later ones get less of it.
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::pipe::{
-    PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice,
-};
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 
 use super::socket::Socket;
 
-/// A pipe's room. Small ones cost twice the time: each turn is two system calls.
+/// The room of a large pipe. One of half of it costs little more, one of a quarter half as much
+/// again: each turn is two system calls.
 pub const PIPE: usize = 1 << 20;
 /// With less, copying costs less.
-const ENOUGH: usize = 256 * 1024;
-/// Empty ones that are kept: half of the user's share, which another process of theirs may need.
-const KEPT: usize = 32;
+const ENOUGH: usize = PIPE / 4;
+/// So many are large, and as many empty ones are kept: half of the share, which another process of the
+/// user's may need.
+const LARGE: usize = 32;
+/// With so many, those of half the room take 24 MiB; 32 of the smallest take the last 8.
+const MEDIUM: usize = LARGE + 48;
+
+/// How many there are.
+static ALIVE: AtomicUsize = AtomicUsize::new(0);
+
+/// The room of one more.
+const fn room_for(alive: usize) -> usize {
+    match alive {
+        0..LARGE => PIPE,
+        LARGE..MEDIUM => PIPE / 2,
+        _ => ENOUGH,
+    }
+}
 
 /// A pipe for one body at a time.
 pub struct Pipe {
     read: OwnedFd,
     write: OwnedFd,
+    /// Bytes that it holds at the least.
+    room: usize,
+    _counted: Counted,
 }
 
-static KEPT_ONES: Mutex<Kept> = Mutex::new(Kept { pipes: Vec::new(), at_most: KEPT });
+/// Counts as long as it lives.
+struct Counted;
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        ALIVE.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+static KEPT_ONES: Mutex<Kept> = Mutex::new(Kept { pipes: Vec::new(), at_most: LARGE });
 
 struct Kept {
     pipes: Vec<Pipe>,
@@ -40,7 +68,8 @@ impl Kept {
     }
 
     fn put(&mut self, pipe: Pipe) {
-        if self.pipes.len() < self.at_most {
+        // Only large ones: those to come may be fewer.
+        if self.pipes.len() < self.at_most && pipe.room >= PIPE {
             self.pipes.push(pipe);
         }
     }
@@ -69,9 +98,11 @@ impl Pipe {
 
     fn new() -> io::Result<Option<Self>> {
         let (read, write) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC)?;
-        // It says how much there is, also where that is not all.
-        let room = fcntl_setpipe_size(&write, PIPE).or_else(|_| fcntl_getpipe_size(&write));
-        Ok((room.unwrap_or(0) >= ENOUGH).then_some(Self { read, write }))
+        let wanted = room_for(ALIVE.fetch_add(1, Ordering::Relaxed));
+        let _counted = Counted;
+        // Where the share is used up this is refused.
+        let room = fcntl_setpipe_size(&write, wanted).unwrap_or(0);
+        Ok((room >= ENOUGH).then_some(Self { read, write, room, _counted }))
     }
 
     /// Keeps it for the next body: nothing is in it.
@@ -112,6 +143,7 @@ impl Pipe {
 mod tests {
     use std::thread;
 
+    use rustix::pipe::fcntl_getpipe_size;
     use rustix::process::{Uid, geteuid};
     use rustix::thread::set_thread_res_uid;
 
@@ -127,23 +159,20 @@ mod tests {
                 thread::yield_now();
             }
         }
-
-        fn room(&self) -> usize {
-            fcntl_getpipe_size(&self.write).unwrap()
-        }
     }
 
     #[test]
-    fn so_many_are_kept_and_none_once_the_process_is_to_end() {
+    fn so_many_large_ones_are_kept_and_none_once_the_process_is_to_end() {
         let mut kept = Kept { pipes: Vec::new(), at_most: 2 };
-        let mut left = |before: fn(&mut Kept)| {
+        let mut left = |before: fn(&mut Kept), room| {
             before(&mut kept);
             for _ in 0..3 {
-                kept.put(Pipe::of_a_test());
+                kept.put(Pipe { room, ..Pipe::of_a_test() });
             }
             kept.pipes.len()
         };
-        assert_eq!((left(|_| {}), left(Kept::none_any_more)), (2, 0));
+        assert_eq!(left(|_| {}, PIPE - 1), 0, "one of those that are less large");
+        assert_eq!((left(|_| {}, PIPE), left(Kept::none_any_more, PIPE)), (2, 0));
     }
 
     #[test]
@@ -156,10 +185,18 @@ mod tests {
             }
             let mut made: Vec<_> = (0..1000).map_while(|_| Pipe::new().unwrap()).collect();
             assert!((1..1000).contains(&made.len()), "{}", made.len());
-            assert!(made.iter().all(|pipe| pipe.room() >= ENOUGH));
+            let size = |pipe: &Pipe| fcntl_getpipe_size(&pipe.write).unwrap();
+            assert!(made.iter().all(|pipe| size(pipe) >= ENOUGH && size(pipe) == pipe.room));
             made.truncate(made.len() / 2);
-            assert_eq!(Pipe::new().unwrap().unwrap().room(), PIPE);
+            assert!(Pipe::new().unwrap().is_some());
         });
         somebody.join().unwrap();
+    }
+
+    #[test]
+    fn the_usual_share_is_enough_for_a_hundred_and_twelve() {
+        let share = 16_384 * 4096;
+        assert_eq!((0..112).map(room_for).sum::<usize>(), share);
+        assert_eq!((room_for(31), room_for(32), room_for(80)), (PIPE, PIPE / 2, ENOUGH));
     }
 }
