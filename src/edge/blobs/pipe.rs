@@ -183,8 +183,11 @@ mod tests {
                 let uid = Uid::from_raw(54_321);
                 set_thread_res_uid(uid, uid, uid).unwrap();
             }
-            let mut made: Vec<_> = (0..1000).map_while(|_| Pipe::new().unwrap()).collect();
-            assert!((1..1000).contains(&made.len()), "{}", made.len());
+            let mut made: Vec<_> = (0..200).map_while(|_| Pipe::new().unwrap()).collect();
+            let share = std::fs::read_to_string("/proc/sys/fs/pipe-user-pages-soft").unwrap();
+            // 0 is no bound, and where there is more nobody may be refused.
+            let usual = (1..=16_384).contains(&share.trim().parse::<u32>().unwrap());
+            assert!(!made.is_empty() && (made.len() < 200 || !usual), "{} of {share}", made.len());
             let size = |pipe: &Pipe| fcntl_getpipe_size(&pipe.write).unwrap();
             assert!(made.iter().all(|pipe| size(pipe) >= ENOUGH && size(pipe) == pipe.room));
             made.truncate(made.len() / 2);
