@@ -100,9 +100,11 @@ impl Pipe {
         let (read, write) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC)?;
         let wanted = room_for(ALIVE.fetch_add(1, Ordering::Relaxed));
         let _counted = Counted;
-        // Where the share is used up this is refused.
-        let room = fcntl_setpipe_size(&write, wanted).unwrap_or(0);
-        Ok((room >= ENOUGH).then_some(Self { read, write, room, _counted }))
+        // Refused where so much is not left of the share, or is more than one may have
+        // (`fs.pipe-max-size`).
+        let mut rooms = [wanted, PIPE / 2, ENOUGH].into_iter();
+        let room = rooms.find_map(|room| fcntl_setpipe_size(&write, room).ok());
+        Ok(room.map(|room| Self { read, write, room, _counted }))
     }
 
     /// Keeps it for the next body: nothing is in it.
