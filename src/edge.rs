@@ -15,6 +15,7 @@ mod deletes;
 mod deliveries;
 mod drain;
 mod familiar;
+mod fields;
 mod forwarding;
 mod front;
 mod gate;

@@ -1,29 +1,18 @@
 //! What the registry is told of a request besides what the client said.
 
 use http::header::{
-    CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderName,
-    HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, Method, Version};
 use pingora::Result;
 use pingora::http::RequestHeader;
 
-use super::Edge;
 use super::passage::{Client, Passage};
+use super::{Edge, fields};
 use crate::registry::client::UNSENT;
 use crate::spare::Spare;
 use crate::telemetry::traces;
-
-/// Headers by which a framework behind the registry's own front might be told to see another
-/// method or target than the one that was judged.
-const OVERRIDES: [&str; 6] = [
-    "x-http-method-override",
-    "x-http-method",
-    "x-method-override",
-    "x-original-url",
-    "x-rewrite-url",
-    "x-original-uri",
-];
 
 /// Of the connection, not of the request (RFC 9110, section 7.6.1).
 const HOP_BY_HOP: [HeaderName; 10] = [
@@ -237,7 +226,7 @@ impl Forwarding {
     }
 
     fn replaces(&self, name: &HeaderName) -> bool {
-        is_replaced(name) || self.traced && traces::is_trace_context(name)
+        !fields::may_pass(name) || self.traced && traces::is_trace_context(name)
     }
 }
 
@@ -246,19 +235,6 @@ fn nominated(client: &HeaderMap) -> Vec<String> {
     let values = client.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
     let names = values.flat_map(|value| value.split(','));
     names.map(|name| name.trim().to_ascii_lowercase()).collect()
-}
-
-fn is_replaced(name: &HeaderName) -> bool {
-    let replaced = |name: &str| {
-        name.starts_with("x-forwarded-") || name == "forwarded" || OVERRIDES.contains(&name)
-    };
-    if !name.as_str().contains('_') {
-        return replaced(name.as_str());
-    }
-    // Servers that hand headers on as variables take `_` for `-`: framing and host, too.
-    let name = name.as_str().replace('_', "-");
-    let of_the_message = [CONTENT_LENGTH, TRANSFER_ENCODING, HOST, CONTENT_TYPE, CONTENT_ENCODING];
-    replaced(&name) || of_the_message.iter().any(|header| header.as_str() == name)
 }
 
 #[cfg(test)]
@@ -324,6 +300,9 @@ mod tests {
             ("x-forwarded_host", "evil.example"),
             ("transfer_encoding", "chunked"),
             ("content_type", "text/plain"),
+            ("script_name", "/v2/x"),
+            ("x-script-name", "/v2/x"),
+            ("x-real-ip", "6.6.6.6"),
             ("user-agent", "docker"),
         ] {
             client.append(HeaderName::from_static(name), HeaderValue::from_static(value));

@@ -1,0 +1,198 @@
+//! Which header fields of a client's request reach the registry.
+//!
+//! Servers and frameworks read a second path, method, host or client address from many fields, each
+//! under a name of its own, and CGI-like ones read `_` as `-`. A list of known names is never
+//! complete, so a field is judged by the words of its name. What is standardised passes whatever
+//! words it has; what says who the client is, is replaced by what taglock knows (`forwarding`).
+
+use http::HeaderName;
+
+/// Standard fields of requests whose names have one of the words below and mean something else
+/// (the registry of field names of RFC 9110, section 18.4).
+const STANDARD: [&str; 2] = ["access-control-request-method", "host"];
+
+/// A field with one of these words tells a server another target, method, host, scheme, port or
+/// client address than the request itself.
+const WORDS: [&str; 39] = [
+    "addr",
+    "address",
+    "authority",
+    "base",
+    "baseurl",
+    "clientip",
+    "forward",
+    "forwarded",
+    "host",
+    "hostname",
+    "https",
+    "ip",
+    "method",
+    "methodoverride",
+    "mount",
+    "original",
+    "originalurl",
+    "override",
+    "path",
+    "pathinfo",
+    "port",
+    "prefix",
+    "proto",
+    "protocol",
+    "proxy",
+    "realip",
+    "remoteip",
+    "replaced",
+    "rewrite",
+    "rewritten",
+    "root",
+    "route",
+    "scheme",
+    "script",
+    "scriptname",
+    "socketip",
+    "uri",
+    "url",
+    "userip",
+];
+
+/// Fields of a front server to its own applications, whatever comes after: how paths are mapped to
+/// files.
+const FAMILIES: [&str; 3] = ["x-accel-", "x-sendfile-", "x-forwarded"];
+
+/// Whether a field of this name is passed on to the registry, as far as its meaning goes: what is of
+/// the connection, or replaced, is dropped elsewhere.
+pub fn may_pass(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    // Servers that hand fields on as variables (CGI, WSGI) take `_` for `-`, and some variables, as
+    // SCRIPT_NAME, for the server's own.
+    if name.contains('_') {
+        return false;
+    }
+    if STANDARD.contains(&name) {
+        return true;
+    }
+    !FAMILIES.iter().any(|family| name.starts_with(family))
+        && !name.split(['-', '.']).any(|word| WORDS.contains(&word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn passes(name: &str) -> bool {
+        may_pass(&HeaderName::from_bytes(name.as_bytes()).unwrap())
+    }
+
+    #[test]
+    fn what_tells_a_server_another_request_is_not_passed_on() {
+        for name in [
+            "SCRIPT_NAME",
+            "PATH_INFO",
+            "REQUEST_METHOD",
+            "X_Custom",
+            "x-forwarded_host",
+            "Content_Length",
+            "Script-Name",
+            "Path-Info",
+            "X-Script-Name",
+            "X-Original-URL",
+            "X-Original-Uri",
+            "X-Original-Host",
+            "X-Original-Method",
+            "X-Original-Forwarded-For",
+            "X-Rewrite-URL",
+            "X-Rewrite-Uri",
+            "X-Replaced-Path",
+            "X-Ingress-Path",
+            "X-Base-Path",
+            "X-Context-Path",
+            "X-Mount-Path",
+            "X-Path",
+            "X-Url",
+            "X-Uri",
+            "Request-Uri",
+            "X-Request-Uri",
+            "X-Envoy-Original-Path",
+            "X-Forwarded",
+            "X-Forwarded-Prefix",
+            "X-Forwarded-Path",
+            "X-Forwarded-Uri",
+            "X-Forwarded-Server",
+            "X-Forwarded-Port",
+            "X-Forwarded-Scheme",
+            "X-ForwardedFor",
+            "Forwarded-For",
+            "X-Real-IP",
+            "X-Client-IP",
+            "X-Cluster-Client-Ip",
+            "True-Client-IP",
+            "CF-Connecting-IP",
+            "Fastly-Client-IP",
+            "X-Azure-ClientIP",
+            "X-Azure-SocketIP",
+            "X-Remote-Addr",
+            "X-Remote-IP",
+            "X-Originating-IP",
+            "X-ProxyUser-Ip",
+            "X-Envoy-External-Address",
+            "X-HTTP-Method",
+            "X-HTTP-Method-Override",
+            "X-Method-Override",
+            "X-Method",
+            "X-Host",
+            "X-HTTP-Host-Override",
+            "X-Backend-Host",
+            "X-Scheme",
+            "X-Url-Scheme",
+            "Front-End-Https",
+            "Proxy",
+            "X-Accel-Mapping",
+            "X-Sendfile-Type",
+            "X-JFrog-Override-Base-Url",
+        ] {
+            assert!(!passes(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn standard_fields_and_those_of_registries_and_their_clients_pass() {
+        for name in [
+            "Accept",
+            "Accept-Encoding",
+            "Access-Control-Request-Headers",
+            "Access-Control-Request-Method",
+            "Authorization",
+            "Cache-Control",
+            "Content-Length",
+            "Content-Range",
+            "Content-Type",
+            "Cookie",
+            "Docker-Distribution-API-Version",
+            "Expect",
+            "Host",
+            "If-Match",
+            "If-None-Match",
+            "OCI-Chunk-Min-Length",
+            "OCI-Subject",
+            "Origin",
+            "Range",
+            "Referer",
+            "Sec-Fetch-Mode",
+            "Traceparent",
+            "User-Agent",
+            "Via",
+            "X-Amz-Content-Sha256",
+            "X-Checksum-Sha256",
+            "X-Docker-Token",
+            "X-Harbor-CSRF-Token",
+            "X-Is-Resource-Name",
+            "X-JFrog-Art-Api",
+            "X-Meta-Source-Client",
+            "X-Registry-Auth",
+            "X-Request-Id",
+            "X-Requested-With",
+        ] {
+            assert!(passes(name), "{name}");
+        }
+    }
+}
