@@ -22,6 +22,7 @@ mod gate;
 mod harbor;
 mod intake;
 mod lean;
+mod line;
 mod pace;
 mod passage;
 mod reads;
@@ -54,7 +55,7 @@ use pingora::modules::http::HttpModules;
 use pingora::prelude::HttpPeer;
 use pingora::protocols::http::v1::server::HttpSession;
 use pingora::proxy::{FailToProxy, ProxyHttp, RangeType, Session};
-use pingora::{Error, ErrorType, Result};
+use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use crate::judge::artifacts::Desk;
 use crate::judge::{Judge, Options};
@@ -74,7 +75,7 @@ use crate::telemetry::traces::{Seen, Tracer};
 use admission::Head;
 use course::Course;
 use familiar::Familiar;
-use passage::{Passage, Tally};
+use passage::{Passage, Start, Tally};
 use refusal::Refusal;
 
 /// How long a client may leave its connection unused, or a header unfinished.
@@ -289,8 +290,12 @@ impl ProxyHttp for Edge {
         passage: &mut Passage,
         known: Box<dyn Any + Send + Sync>,
     ) {
-        if let Ok(known) = known.downcast::<Passage>() {
-            *passage = *known;
+        if let Ok(start) = known.downcast::<Start>() {
+            let Start { passage: known, body_received } = *start;
+            if let Some(known) = known {
+                *passage = *known;
+            }
+            passage.body_received = body_received;
         }
     }
 
@@ -402,9 +407,15 @@ impl ProxyHttp for Edge {
         &self,
         _session: &mut Session,
         body: &mut Option<Bytes>,
-        _end_of_stream: bool,
+        end_of_stream: bool,
         passage: &mut Passage,
     ) -> Result<()> {
+        // Over HTTP/2 a body may end in an empty piece. pingora would write it as a last chunk, and
+        // then another last chunk, which the registry takes for the beginning of the next request.
+        if end_of_stream && body.as_ref().is_some_and(Bytes::is_empty) {
+            *body = None;
+        }
+        passage.body_is_whole |= end_of_stream;
         let Some(chunk) = body else { return Ok(()) };
         if let Some(rehearsal) = &mut passage.rehearsal {
             rehearsal.watch(chunk, self.config.max_manifest);
@@ -448,7 +459,9 @@ impl ProxyHttp for Edge {
         error: &Error,
         passage: &mut Passage,
     ) -> FailToProxy {
-        let Some(refusal) = Refusal::of(error) else {
+        let of_the_body = is_of_the_body(session, error, passage);
+        let refusal = Refusal::of(error).or_else(|| of_the_body.then(Refusal::incomplete));
+        let Some(refusal) = refusal else {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };
         let error_code = refusal.status().as_u16();
@@ -473,6 +486,14 @@ impl ProxyHttp for Edge {
         let tally = Tally::of(session, passage);
         self.account(session.req_header(), error, passage, tally);
     }
+}
+
+/// Whether a client of HTTP/1.1 has ended its side in the middle of a body that pingora streams.
+fn is_of_the_body(session: &Session, error: &Error, passage: &Passage) -> bool {
+    let closed = *error.etype() == ErrorType::ConnectionClosed
+        && *error.esource() == ErrorSource::Downstream;
+    let announced = !blobs::has_no_body(session.req_header());
+    closed && announced && !passage.body_is_whole && session.as_http1().is_some()
 }
 
 /// Where a client is, as far as its connection tells.

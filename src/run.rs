@@ -385,9 +385,10 @@ fn lanes(
         let front = Front::new(&server.configuration, over_tls, counted, header_time, edge);
         let mut service = Service::new("proxy".into(), front);
         for address in &listen.addresses {
-            // Header and body of a small answer leave in one write. The buffer for what comes is there
-            // for as long as the connection is; large bodies are read past it, so it need not be large.
-            let buffer = L4BufferSettings::default().read(16 * 1024).write(16 * 1024);
+            // Header and body of a small answer leave in one write. Where bodies may be taken from the
+            // socket itself, none of them may lie in a buffer before it.
+            let read = if listen.tls.is_some() { 16 * 1024 } else { 0 };
+            let buffer = L4BufferSettings::default().read(read).write(16 * 1024);
             let endpoint = ListenerConfig::tcp(address.to_string()).l4_buffer(buffer);
             service.add_listener(match &served {
                 Some(served) => endpoint.tls(tls(served)?),

@@ -63,7 +63,13 @@ const LIBRARIES: [(&str, &[&str]); 23] = [
     ),
     (
         "httparse",
-        &["src/registry/client/relay.rs", "src/edge/asked.rs", "src/edge/blobs/chunks.rs"],
+        &[
+            "src/registry/client/relay.rs",
+            "src/edge/asked.rs",
+            "src/edge/blobs/chunks.rs",
+            "src/edge/lean.rs",
+            "src/edge/line.rs",
+        ],
     ),
     // It has sockets, signals and processes besides: only an option that nobody else knows.
     ("nix", &["src/edge/blobs/feed.rs"]),

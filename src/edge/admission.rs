@@ -58,8 +58,6 @@ pub fn peer_of(session: &Session) -> SocketAddr {
 /// two readings is gone.
 fn check_raw(raw: &[u8], max: usize) -> Result<(), Rejection> {
     let lines = check_first_line(raw, max)?;
-    let mut lengths = 0;
-    let mut codings = 0;
     for line in lines.split_inclusive(|b| *b == b'\n') {
         if !line.ends_with(b"\r\n") {
             return Err(bare_line_feed());
@@ -67,10 +65,17 @@ fn check_raw(raw: &[u8], max: usize) -> Result<(), Rejection> {
         if line.starts_with(b" ") || line.starts_with(b"\t") {
             return Err(bad("a header is folded over two lines"));
         }
-        let name = line.split(|b| *b == b':').next().unwrap_or_default().trim_ascii();
-        lengths += usize::from(name.eq_ignore_ascii_case(b"content-length"));
-        codings += usize::from(name.eq_ignore_ascii_case(b"transfer-encoding"));
     }
+    let count = |name: HeaderName| {
+        let lines = lines.split(|b| *b == b'\n');
+        let names = lines.map(|line| line.split(|b| *b == b':').next().unwrap_or_default());
+        names.filter(|own| own.trim_ascii().eq_ignore_ascii_case(name.as_str().as_bytes())).count()
+    };
+    check_counts(count(CONTENT_LENGTH), count(TRANSFER_ENCODING))
+}
+
+/// A body has one length, or one coding, whatever the version of HTTP.
+fn check_counts(lengths: usize, codings: usize) -> Result<(), Rejection> {
     match (lengths, codings) {
         (0..=1, 0) | (0, 1) => Ok(()),
         (0, _) => Err(bad("more than one Transfer-Encoding")),
@@ -113,6 +118,8 @@ pub fn admit_answer(status: StatusCode, headers: &HeaderMap) -> pingora::Result<
 }
 
 fn check_framing(version: Version, headers: &HeaderMap) -> Result<(), Rejection> {
+    let count = |name: HeaderName| headers.get_all(name).iter().count();
+    check_counts(count(CONTENT_LENGTH), count(TRANSFER_ENCODING))?;
     if let Some(coding) = headers.get(TRANSFER_ENCODING)
         && !coding.as_bytes().eq_ignore_ascii_case(b"chunked")
     {
@@ -274,7 +281,8 @@ fn bad(message: &'static str) -> Rejection {
     }
 }
 
-fn too_large() -> Rejection {
+/// A header over `limits.header`.
+pub fn too_large() -> Rejection {
     Rejection {
         status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         code: ErrorCode::SizeInvalid,

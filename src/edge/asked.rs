@@ -14,10 +14,6 @@ use http::header::{
 use http::{HeaderMap, Method, Version};
 use memchr::memmem::{self, Finder};
 use pingora::http::RequestHeader;
-use pingora::protocols::Stream;
-use pingora::protocols::l4::stream::Stream as Tcp;
-use pingora::{Error, ErrorType};
-use tokio::io::AsyncReadExt as _;
 
 use super::admission::Head;
 use super::forwarding::Kind;
@@ -97,7 +93,7 @@ impl Asked {
     ///
     /// # Errors
     /// The header, where it has anything that is not plain.
-    fn read(raw: Spare, before: Option<Box<Self>>) -> Result<Box<Self>, Spare> {
+    pub(super) fn read(raw: Spare, before: Option<Box<Self>>) -> Result<Box<Self>, Spare> {
         let first = memchr::memchr(b'\n', &raw).map_or(raw.len(), |end| end + 1);
         let asked = match before {
             Some(before) if before.manner.lines == raw[first..] => before.again(&raw[..first]),
@@ -161,6 +157,17 @@ impl Asked {
         Some(Box::new(Self { header, raw: Spare::small_later(), keeps, manner }))
     }
 
+    /// Whether the lines below the first were admitted before.
+    #[cfg(test)]
+    pub fn is_known(&self) -> bool {
+        self.manner.client.is_some()
+    }
+
+    /// Whether what was made of its lines is little enough to be kept while a connection is idle.
+    pub fn is_worth_keeping(&self) -> bool {
+        self.manner.lines.len() <= LONGEST_KEPT
+    }
+
     /// The lines below the first were admitted, and say that this is the client.
     pub fn admitted(&mut self, client: &Client) {
         self.manner.client.get_or_insert_with(|| client.clone());
@@ -193,7 +200,7 @@ impl Asked {
 
 /// What the first bytes of a request are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Look {
+pub(super) enum Look {
     /// May become one that is read here.
     Partial,
     /// One header, or more: that is seen when it is read.
@@ -203,7 +210,7 @@ enum Look {
 }
 
 impl Look {
-    fn at(bytes: &[u8]) -> Self {
+    pub(super) fn at(bytes: &[u8]) -> Self {
         if bytes.is_empty() {
             return Self::Partial;
         }
@@ -232,91 +239,8 @@ fn has_a_bare_line_feed(bytes: &[u8]) -> bool {
     memchr::memchr_iter(b'\n', bytes).any(|at| at == 0 || bytes[at - 1] != b'\r')
 }
 
-/// What came next on a connection.
-pub enum Next {
-    Asked(Box<Asked>),
-    /// The beginning of a request that pingora is to read.
-    Other(Spare),
-}
-
-/// A client's connection, between requests and in one.
-pub struct Line {
-    pub stream: Stream,
-    pub peer: SocketAddr,
-    /// What came of the next request before this one was answered.
-    early: Vec<u8>,
-    /// The last request, with what was made of its lines.
-    before: Option<Box<Asked>>,
-}
-
-impl Line {
-    /// # Errors
-    /// The stream, where bytes that were read could not be put back.
-    pub fn of(stream: Stream, peer: SocketAddr) -> Result<Self, Stream> {
-        match stream.as_any().is::<Tcp>() {
-            true => Ok(Self { stream, peer, early: Vec::new(), before: None }),
-            false => Err(stream),
-        }
-    }
-
-    /// The next request; `None` at the connection's end.
-    pub async fn next(&mut self) -> Option<Next> {
-        let mut raw = match self.early.is_empty() {
-            true => Spare::small_later(),
-            false => Spare::small(),
-        };
-        raw.append(&mut self.early);
-        loop {
-            match Look::at(&raw) {
-                Look::Partial => {}
-                Look::Whole => {
-                    let asked = Asked::read(raw, self.before.take());
-                    return Some(asked.map_or_else(Next::Other, Next::Asked));
-                }
-                Look::Other => return Some(Next::Other(raw)),
-            }
-            if matches!(raw.fill(&mut self.stream).await, Ok(0) | Err(_)) {
-                return None;
-            }
-        }
-    }
-
-    /// A request that was answered: the next one will be like it.
-    pub fn keep(&mut self, mut asked: Box<Asked>) {
-        asked.raw = Spare::small_later();
-        self.before = (asked.manner.lines.len() <= LONGEST_KEPT).then_some(asked);
-    }
-
-    /// The connection, with these bytes before what is still to be read.
-    pub fn put_back(self, bytes: &[u8]) -> Option<Stream> {
-        let mut stream = self.stream.into_any().downcast::<Tcp>().ok()?;
-        stream.rewind(&self.early);
-        stream.rewind(bytes);
-        Some(stream)
-    }
-
-    /// Ends when the client has left.
-    pub async fn left(&mut self) -> Box<Error> {
-        let mut byte = [0];
-        match self.stream.read(&mut byte).await {
-            Ok(0) | Err(_) => Error::explain(ErrorType::ConnectionClosed, "the client").into_down(),
-            Ok(_) => {
-                // It does not wait for the answer before it asks again.
-                self.early.extend_from_slice(&byte);
-                std::future::pending().await
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::pin::pin;
-    use std::time::Duration;
-
-    use tokio::io::AsyncWriteExt as _;
-    use tokio::net::{TcpListener, TcpStream};
-
     use super::*;
 
     const PLAIN: &str = "GET /v2/a/manifests/v1 HTTP/1.1\r\nHost: x\r\nX-Odd:  a:b \r\n\r\n";
@@ -437,58 +361,5 @@ mod tests {
         assert!(
             !keeps("close") && !keeps("X-Odd, Close") && !keeps("keep-alive\r\nConnection: CLOSE")
         );
-    }
-
-    async fn line() -> (Line, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (near, peer) = listener.accept().await.unwrap();
-        (Line::of(Box::new(Tcp::from(near)), peer).ok().unwrap(), far)
-    }
-
-    #[tokio::test]
-    async fn what_is_not_for_here_is_put_back_in_order() {
-        let (mut line, mut client) = line().await;
-        client.write_all(b"GE").await.unwrap();
-        {
-            // The client does not wait, and is still there.
-            let left = pin!(line.left());
-            tokio::time::timeout(Duration::from_millis(50), left).await.unwrap_err();
-        }
-        let rest = "T /v2/ HTTP/1.1\r\nHost: x\r\n\r\nand more";
-        client.write_all(rest.as_bytes()).await.unwrap();
-        let Some(Next::Other(read)) = line.next().await else { panic!("it was taken") };
-        let mut stream = line.put_back(&read).unwrap();
-        let mut all = vec![0; 2 + rest.len()];
-        stream.read_exact(&mut all).await.unwrap();
-        assert_eq!(String::from_utf8(all).unwrap(), format!("GE{rest}"));
-    }
-
-    #[tokio::test]
-    async fn requests_come_in_parts_one_after_the_other_until_the_client_leaves() {
-        let (mut line, mut client) = line().await;
-        let sending = tokio::spawn(async move {
-            for _ in 0..2 {
-                for part in PLAIN.as_bytes().chunks(7) {
-                    client.write_all(part).await.unwrap();
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        });
-        for again in [false, true] {
-            let Some(Next::Asked(mut asked)) = line.next().await else { panic!("it was not read") };
-            assert_eq!(&asked.raw[..], PLAIN.as_bytes());
-            // What was made of the first one's lines is there for the second.
-            assert_eq!(asked.manner.client.is_some(), again);
-            asked.admitted(&Client::unknown());
-            line.keep(asked);
-        }
-        assert!(line.before.is_some());
-        line.keep(read(&PLAIN.replace("a:b", &"y".repeat(LONGEST_KEPT))).unwrap());
-        assert!(line.before.is_none(), "too much for an idle connection");
-        sending.await.unwrap();
-        assert!(line.next().await.is_none());
-        assert_eq!(line.left().await.etype(), &ErrorType::ConnectionClosed);
     }
 }

@@ -27,6 +27,7 @@ use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 
 use super::passage::{Passage, Sent};
+use super::refusal::INCOMPLETE_BODY;
 use super::{CLIENT_WRITE, Edge, admission};
 use crate::registry::client::Opened;
 pub(super) use pipe::keep_none as keep_no_pipes;
@@ -340,6 +341,10 @@ pub(super) fn failed(error: &io::Error, side: Side) -> Box<Error> {
     match side {
         Side::Registry => {
             explained(etype(ErrorType::ReadTimedout, ErrorType::ConnectionClosed)).into_up()
+        }
+        // Only who reads is told of an end.
+        Side::Client if error.kind() == io::ErrorKind::UnexpectedEof => {
+            explained(INCOMPLETE_BODY).into_down()
         }
         Side::Client => {
             explained(etype(ErrorType::WriteTimedout, ErrorType::WriteError)).into_down()

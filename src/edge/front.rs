@@ -1,4 +1,5 @@
-//! Tells HTTP/2 without TLS from HTTP/1.1 by a connection's first bytes.
+//! Tells HTTP/2 without TLS from HTTP/1.1 by a connection's first bytes, and takes a connection of
+//! HTTP/1.1 from one request to the next.
 //!
 //! pingora's own way waits for as many bytes as HTTP/2's preface has, without a bound: it never
 //! answers the 22 bytes of `OPTIONS / HTTP/1.0`, which load balancers send to see whether a server
@@ -8,8 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::BytesMut;
 use pingora::apps::{HttpServerApp as _, HttpServerOptions, ServerApp};
 use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::protocols::{ALPN, Stream};
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::ShutdownWatch;
@@ -17,13 +20,13 @@ use pingora::server::configuration::ServerConf;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::asked::{Line, Next};
 use super::blobs::keep_no_pipes;
 use super::crowd::Crowd;
 use super::deliveries::Deliveries;
 use super::lean::Outcome;
-use super::passage::Passage;
-use super::{Edge, KEEPALIVE_SECONDS, pace, refusal, unknown_address};
+use super::line::{Line, Next, Received};
+use super::passage::{Passage, Start};
+use super::{Config, Edge, KEEPALIVE_SECONDS, pace, refusal, unknown_address};
 use crate::registry::clock::Clock;
 
 /// What HTTP/2 begins with (RFC 9113, section 3.4). No request of HTTP/1.1 begins with `PRI `.
@@ -33,8 +36,6 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// When the proxy stops, connections that are open have so long to bring a request, which is answered
 /// with `Connection: close`. Clients are told so before they are cut off.
 pub const LULL: Duration = Duration::from_secs(1);
-/// What the rest of a header has at the least.
-const LEAST: Duration = Duration::from_secs(1);
 /// Between two looks whether some are left.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long an HTTP/2 connection may be kept without a request.
@@ -49,8 +50,8 @@ pub struct Front {
     http1: Arc<HttpProxy<Edge>>,
     /// `None` behind TLS, where the handshake has settled the version.
     http2: Option<Arc<HttpProxy<Edge>>>,
-    /// Answers small reads itself, where it may.
-    lean: Option<Edge>,
+    /// Answers small reads itself, where it may, and headers that are too long.
+    own: Edge,
     /// Says when the lull is over.
     over: watch::Sender<bool>,
 }
@@ -64,8 +65,13 @@ impl Front {
         header_time: Duration,
         edge: impl Fn() -> Edge,
     ) -> Self {
+        let own = edge();
+        let max_header = u32::try_from(own.config.max_header).unwrap_or(u32::MAX);
         let proxy = |h2c: bool| {
             let mut proxy = http_proxy(configuration, edge());
+            let mut http2 = default_h2_options();
+            http2.max_header_list_size(max_header);
+            proxy.h2_options = Some(http2);
             let mut options = HttpServerOptions::default();
             options.h2c = h2c;
             options.h2_idle_timeout = Some(IDLE_HTTP2);
@@ -73,9 +79,8 @@ impl Front {
             Arc::new(proxy)
         };
         let (http1, http2) = (proxy(false), (!tls).then(|| proxy(true)));
-        let lean = Some(edge()).filter(|edge| edge.config.relays);
         let over = watch::Sender::new(false);
-        Self { crowd, deliveries, header_time, http1, http2, lean, over }
+        Self { crowd, deliveries, header_time, http1, http2, own, over }
     }
 
     async fn serve(
@@ -115,62 +120,56 @@ impl Front {
         proxy.process_new(stream, shutdown).await
     }
 
-    /// The first header has been waited for since then.
+    /// One request after the other: small reads are answered here, the others by pingora. The first
+    /// header has been waited for since then.
     async fn serve_http1(
-        self: &Arc<Self>,
+        &self,
         stream: Stream,
         since: Instant,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
         let peer = stream
             .get_socket_digest()
-            .and_then(|digest| digest.peer_addr().and_then(|address| address.as_inet().copied()));
-        let line = Line::of(stream, peer.unwrap_or_else(unknown_address));
-        match (&self.lean, line) {
-            (Some(lean), Ok(line)) => self.serve_line(lean, line, since, shutdown).await,
-            (_, Ok(Line { stream, .. }) | Err(stream)) => {
-                let serving = self.http1.process_new(stream, shutdown);
-                pace::kept(self.header_time, since, serving).await.flatten()
-            }
-        }
-    }
-
-    /// One request after the other: small reads are answered here, the others by pingora.
-    async fn serve_line(
-        &self,
-        lean: &Edge,
-        mut line: Line,
-        since: Instant,
-        shutdown: &ShutdownWatch,
-    ) -> Option<Stream> {
+            .and_then(|digest| digest.peer_addr().and_then(|address| address.as_inet().copied()))
+            .unwrap_or_else(unknown_address);
+        let mut line = Line::of(stream);
         let mut over = self.over.subscribe();
         let over = over.wait_for(|over| *over);
         let mut due = since + self.patience();
         let mut clock = Clock::default();
+        let Config { relays, max_header, .. } = *self.own.config;
         tokio::pin!(over);
         loop {
             let mut time = clock.until(due);
             let next = tokio::select! {
                 biased;
-                next = time.left(line.next()) => next.ok()??,
+                next = time.left(line.next(relays, max_header)) => next.ok()??,
                 _ = &mut over => return None,
             };
-            let (read, known) = match next {
-                Next::Other(read) => (read, None),
+            let (received, known) = match next {
+                Next::Other(received) => (received, None),
+                Next::TooLong(read) => {
+                    self.own.refuse_header(line.stream, peer, &read).await;
+                    return None;
+                }
                 Next::Asked(mut asked) => {
                     asked.keeps &= !*shutdown.borrow();
-                    match lean.answer_asked(&mut line, &mut asked, &mut clock).await {
+                    let mut client = (&mut line, peer);
+                    match self.own.answer_asked(&mut client, &mut asked, &mut clock).await {
                         Outcome::Answered { keeps: true } => {
                             line.keep(asked);
                             due = clock.now() + self.patience();
                             continue;
                         }
                         Outcome::Answered { keeps: false } => return None,
-                        Outcome::Other(passage) => (asked.raw, Some(passage)),
+                        Outcome::Other(passage) => {
+                            let header = asked.raw.len();
+                            (Received { bytes: asked.raw, header }, Some(passage))
+                        }
                     }
                 }
             };
-            line = self.hand_over(line, &read, known, due, shutdown).await?;
+            line = self.hand_over(line, &received, known, shutdown).await?;
             clock.passes();
             due = clock.now() + self.patience();
         }
@@ -181,25 +180,23 @@ impl Front {
     async fn hand_over(
         &self,
         line: Line,
-        read: &[u8],
+        received: &Received,
         known: Option<Box<Passage>>,
-        due: Instant,
         shutdown: &ShutdownWatch,
     ) -> Option<Line> {
-        let peer = line.peer;
-        let mut session = ServerSession::new_http1(line.put_back(read)?);
+        let (stream, lent) = line.lend();
+        let mut session = ServerSession::new_http1(stream);
+        if let ServerSession::H1(http1) = &mut session {
+            http1.set_pipelined_prefix(BytesMut::from(&received.bytes[..]));
+        }
         let keepalive = (!*shutdown.borrow()).then_some(KEEPALIVE_SECONDS);
         session.set_keepalive(keepalive);
-        let known_whole = known.is_some();
-        session.set_connection_user_context(known.map(|passage| passage as _));
-        // The rest of its header is due when the whole was.
-        let rest = match known_whole {
-            true => self.header_time,
-            false => due.saturating_duration_since(Instant::now()).max(LEAST),
-        };
+        let start = Start { passage: known, body_received: received.of_the_body() };
+        session.set_connection_user_context(Some(Box::new(start)));
         let serving = self.http1.process_new_http(session, shutdown);
-        let (stream, _) = pace::kept(rest, Instant::now(), serving).await.flatten()?.consume();
-        Line::of(stream, peer).ok()
+        let served = pace::kept(self.header_time, Instant::now(), serving).await;
+        let (stream, _) = served.flatten()?.consume();
+        Some(lent.back(stream))
     }
 }
 

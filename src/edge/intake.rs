@@ -77,10 +77,10 @@ pub async fn read(
             Ok(Err(Refusal::slow_client()))
         }
         Ok(Err(error)) => match error.etype() {
+            // It may still read the answer.
+            ErrorType::ConnectionClosed => Ok(Err(Refusal::incomplete())),
             // The client has left.
-            ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed => {
-                Err(error)
-            }
+            ErrorType::ReadError | ErrorType::WriteError => Err(error.into_down()),
             // What it sends is no body.
             _ => Ok(Err(Refusal::malformed())),
         },

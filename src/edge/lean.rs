@@ -3,15 +3,22 @@
 //! Admission, routing, rules, accounting and answers are those of any other request. What turns out
 //! to need more is handed to pingora as if nobody had looked at it, with what is known of it.
 
-use http::StatusCode;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use http::{Method, StatusCode};
+use pingora::http::RequestHeader;
+use pingora::protocols::Stream;
 use pingora::{Error, Result};
 
-use super::Edge;
-use super::asked::{Asked, Line};
+use super::asked::Asked;
 use super::course::Course;
+use super::forwarding::put_line;
+use super::line::Line;
 use super::passage::{Passage, Tally};
 use super::reads::{reading, whole};
-use super::refusal::Refusal;
+use super::refusal::{Refusal, leave_with};
+use super::{Edge, admission};
 use crate::registry::clock::Clock;
 
 /// What became of a request.
@@ -27,7 +34,7 @@ pub enum Outcome {
 impl Edge {
     pub(super) async fn answer_asked(
         &self,
-        line: &mut Line,
+        (line, peer): &mut (&mut Line, SocketAddr),
         asked: &mut Asked,
         clock: &mut Clock,
     ) -> Outcome {
@@ -35,7 +42,7 @@ impl Edge {
         if let Some(tracer) = &self.rooms.tracer {
             passage.trace = Some(tracer.begin(&asked.header.headers));
         }
-        let course = self.decide(&asked.head(line.peer), &mut passage);
+        let course = self.decide(&asked.head(*peer), &mut passage);
         if course.is_ok() {
             asked.admitted(&passage.client);
         }
@@ -122,4 +129,37 @@ impl Edge {
         let body = if asked.is_head() { &[][..] } else { &body };
         self.write_whole(&line.stream, passage, keeps, (status, &lines, body), clock).await
     }
+
+    /// Answers a header that is longer than it may be, of which this much was read, and ends the
+    /// connection.
+    pub(super) async fn refuse_header(&self, stream: Stream, peer: SocketAddr, read: &[u8]) {
+        let mut passage = self.passage(Instant::now());
+        passage.client.address = peer.ip();
+        let request = first_line(read);
+        let refusal = Refusal::from(admission::too_large());
+        let (status, lines, body) = self.note_refusal(&request, &passage, refusal);
+        let mut answer = format!("HTTP/1.1 {status}\r\n").into_bytes();
+        for (name, value) in &lines {
+            put_line(&mut answer, name, value.as_bytes());
+        }
+        answer.extend_from_slice(b"Connection: close\r\n\r\n");
+        if request.method != Method::HEAD {
+            answer.extend_from_slice(&body);
+        }
+        leave_with(stream, &answer).await;
+        let (bytes_in, bytes_out) = (read.len() as u64, body.len() as u64);
+        let tally = Tally { status: status.as_u16(), bytes_in, bytes_out };
+        self.account(&request, None, &passage, tally);
+    }
+}
+
+/// What the first line asks for, as far as it can be read: for logs alone.
+fn first_line(read: &[u8]) -> RequestHeader {
+    let mut request = httparse::Request::new(&mut []);
+    // There are more lines than none, and so it stops after the first.
+    let _ = request.parse(read);
+    let (method, path) = (request.method.unwrap_or("GET"), request.path.unwrap_or("/"));
+    let named = RequestHeader::build(method, path.as_bytes(), None);
+    // A method that is none, or a path that is no URI's, of a header that is not answered otherwise.
+    named.unwrap_or_else(|_| RequestHeader::build("GET", b"/", None).expect("it is a request"))
 }

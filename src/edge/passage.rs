@@ -30,6 +30,10 @@ pub struct Passage {
     pub addresses: u32,
     /// Bytes of a body that streams.
     pub received: u64,
+    /// How much of the body was read along with the header, in HTTP/1.1.
+    pub body_received: usize,
+    /// All of that body has come, where pingora streams it.
+    pub body_is_whole: bool,
     /// pingora has seen some of that body with its chunks' sizes, and counted those.
     pub unparsed: bool,
     /// A manifest write, for as long as it may turn out not to be judged.
@@ -45,6 +49,14 @@ pub struct Passage {
     /// An answer that pingora's own writer did not write.
     pub sent: Option<Sent>,
     _in_flight: Present,
+}
+
+/// What is known of a request when it is handed to pingora.
+pub struct Start {
+    /// Where it was looked at already.
+    pub passage: Option<Box<Passage>>,
+    /// How much of its body came along with its header, and is not in the socket any more.
+    pub body_received: usize,
 }
 
 /// An answer as far as it has gone out.
@@ -170,6 +182,8 @@ impl Passage {
             route: "rejected",
             addresses: 0,
             received: 0,
+            body_received: 0,
+            body_is_whole: false,
             unparsed: false,
             unjudged: None,
             rehearsal: None,

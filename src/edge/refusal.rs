@@ -35,6 +35,9 @@ const RETRY_SECONDS: &str = "5";
 const TURN_AWAY_BYTES: usize = 64 << 10;
 const TURN_AWAY_TIME: Duration = Duration::from_millis(500);
 
+/// The client ended its side in the middle of a body: it may still read the answer.
+pub(super) const INCOMPLETE_BODY: ErrorType = ErrorType::new("IncompleteBody");
+
 /// An answer of taglock's own.
 #[derive(Clone, Debug)]
 pub struct Refusal {
@@ -199,6 +202,13 @@ impl Refusal {
         Self::new(status, ErrorCode::Unsupported, "malformed", "the request can't be read")
     }
 
+    /// A body of which the client sent less than it had announced.
+    pub fn incomplete() -> Self {
+        let status = StatusCode::BAD_REQUEST;
+        let message = "the client ended the request before its body was complete";
+        Self::new(status, ErrorCode::SizeInvalid, "malformed", message)
+    }
+
     /// What a client is told of an error; `None` where it has left and nobody is there to be told.
     pub fn of(error: &Error) -> Option<Self> {
         Some(match error.esource() {
@@ -208,6 +218,7 @@ impl Refusal {
                     return None;
                 }
                 ErrorType::ReadTimedout | ErrorType::WriteTimedout => Self::slow_client(),
+                etype if *etype == INCOMPLETE_BODY => Self::incomplete(),
                 _ => Self::malformed(),
             },
             ErrorSource::Internal | ErrorSource::Unset => Self::internal(),
@@ -454,7 +465,7 @@ impl Edge {
 }
 
 /// Answers a connection for which there is no room, before it has asked for anything, and ends it.
-pub async fn turn_away(mut stream: Stream) {
+pub async fn turn_away(stream: Stream) {
     let Refusal { status, code, message, .. } = Refusal::overloaded(Cap::Connections);
     let body = wire::error_document(code.as_str(), &message);
     let answer = format!(
@@ -463,11 +474,15 @@ pub async fn turn_away(mut stream: Stream) {
          Connection: close\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );
-    let answer = [answer.as_bytes(), &body].concat();
+    leave_with(stream, &[answer.as_bytes(), &body].concat()).await;
+}
+
+/// Writes an answer of HTTP/1.1 to a client that may still be sending, and ends its connection.
+pub async fn leave_with(mut stream: Stream, answer: &[u8]) {
     let leaving = async {
         // HTTP/2 would not understand it; its client sees the end of the connection.
         if !matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
-            stream.write_all(&answer).await?;
+            stream.write_all(answer).await?;
         }
         AsyncWriteExt::shutdown(&mut stream).await?;
         // What it has sent must be read, or the answer is lost.

@@ -14,10 +14,11 @@ use pingora::protocols::Stream;
 use pingora::{Error, Result};
 use tokio::time::Instant;
 
-use super::asked::{Asked, Line};
+use super::asked::Asked;
 use super::blobs::{Side, Socket, failed, send_now};
 use super::familiar::Face;
 use super::forwarding::{Kind, put_line, relayed};
+use super::line::Line;
 use super::passage::{Passage, Sent};
 use super::reads::reading;
 use super::refusal::Refusal;

@@ -21,10 +21,6 @@ use super::{Side, failed};
 const INVALID_CHUNK: ErrorType = ErrorType::new("InvalidChunk");
 /// As good as endless: pingora's reader then passes on whatever comes, as it comes.
 const ENDLESS: &str = "9007199254740991";
-/// What came along with the header is in pingora's buffers: some of it was read with it, and the next
-/// read brings all that is left, as it has as much room as the buffer before it.
-pub const BUFFERED_READS: usize = 2;
-
 /// Where the pieces of a body come from.
 pub trait Source {
     /// Waits for the next piece, which may be empty: who sends must be heard of again and again, or
@@ -42,8 +38,8 @@ pub trait Source {
 pub struct InChunks {
     socket: Socket,
     patience: Duration,
-    /// Reads that are still pingora's.
-    buffered_reads: usize,
+    /// What came along with the header, and is still pingora's to give.
+    buffered: usize,
     buffer: Box<[u8]>,
     /// What was received and not read yet.
     unread: Range<usize>,
@@ -55,15 +51,15 @@ pub struct InChunks {
 impl InChunks {
     /// # Errors
     /// Where the process has no descriptor left.
-    pub fn of(stream: &Stream, patience: Duration) -> io::Result<Self> {
-        Ok(Self::new(Socket::of(stream)?, patience, BUFFERED_READS))
+    pub fn of(stream: &Stream, patience: Duration, buffered: usize) -> io::Result<Self> {
+        Ok(Self::new(Socket::of(stream)?, patience, buffered))
     }
 
-    fn new(socket: Socket, patience: Duration, buffered_reads: usize) -> Self {
+    fn new(socket: Socket, patience: Duration, buffered: usize) -> Self {
         Self {
             socket,
             patience,
-            buffered_reads,
+            buffered,
             buffer: vec![0; PIECE].into(),
             unread: 0..0,
             chunks: Chunks::new(),
@@ -85,7 +81,7 @@ impl InChunks {
 
     /// For who takes large chunks from the socket past the buffer, while nothing is in it.
     pub fn beyond(&mut self) -> Option<Beyond<'_>> {
-        let empty = self.unread.is_empty() && self.buffered_reads == 0;
+        let empty = self.unread.is_empty() && self.buffered == 0;
         let Self { socket, patience, buffer, unread, chunks, .. } = self;
         let patience = *patience;
         (empty && !chunks.is_over()).then_some(Beyond { socket, patience, chunks, buffer, unread })
@@ -105,12 +101,13 @@ impl InChunks {
     }
 
     async fn receive(&mut self, session: &mut Session) -> Result<()> {
-        if self.buffered_reads == 0 {
+        if self.buffered == 0 {
             return self.receive_from_socket().await;
         }
         let bytes = session.downstream_session.read_request_body().await;
-        self.buffered_reads -= 1;
         let bytes = bytes.map_err(Error::into_down)?.unwrap_or_default();
+        self.buffered =
+            if bytes.is_empty() { 0 } else { self.buffered.saturating_sub(bytes.len()) };
         let mut room = self.room();
         if bytes.len() > room.len() {
             // Cannot be: headers are bounded, and what is read with one is no longer than it.

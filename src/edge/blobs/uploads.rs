@@ -19,7 +19,7 @@ use pingora::{Error, ErrorType, Result};
 use super::super::drain::drain;
 use super::super::passage::Passage;
 use super::super::{CLIENT_WRITE, Edge};
-use super::pieces::{BUFFERED_READS, Collected, Framing, InChunks, Source, slices};
+use super::pieces::{Collected, Framing, InChunks, Source, slices};
 use super::socket::{Heed, Patience, Sink, Socket, Stopped};
 use super::splice::Through;
 use super::stitch::{Gathered, Outgoing, Stitch};
@@ -121,7 +121,8 @@ impl Edge {
     ) -> Result<Option<Sent>> {
         let Some(http1) = session.as_http1() else { return Ok(None) };
         let patience = http1.get_read_timeout().unwrap_or(CLIENT_WRITE);
-        let (source, sink) = (InChunks::of(http1.stream(), patience), self.sink(begun));
+        let (source, sink) =
+            (InChunks::of(http1.stream(), patience, passage.body_received), self.sink(begun));
         let (Ok(mut source), Ok(sink)) = (source, sink) else { return Ok(None) };
         InChunks::take_over(session)?;
         passage.unparsed = true;
@@ -251,7 +252,9 @@ impl Edge {
         begun: &mut Begun,
         (through, rest): (&mut Through, &mut u64),
     ) -> Result<Moved> {
-        for _ in 0..BUFFERED_READS {
+        // What came along with the header is pingora's to give; the rest is in the socket.
+        let mut buffered = passage.body_received;
+        while buffered > 0 {
             let chunk = loop {
                 tokio::select! {
                     biased;
@@ -267,6 +270,7 @@ impl Edge {
                 }
             };
             *rest = rest.saturating_sub(chunk.len() as u64);
+            buffered = if chunk.is_empty() { 0 } else { buffered.saturating_sub(chunk.len()) };
             passage.received += chunk.len() as u64;
             if let Err(stopped) = through.sink.send(&chunk, *rest > 0).await
                 && let Some(header) = self.heard(session, passage, begun, stopped).await?
