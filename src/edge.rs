@@ -22,6 +22,7 @@ mod gate;
 mod harbor;
 mod intake;
 mod lean;
+mod let_in;
 mod line;
 mod pace;
 mod passage;
@@ -39,6 +40,7 @@ pub use crowd::{Cap, Caps, Crowd};
 pub use deliveries::Deliveries;
 pub use front::{Front, LULL};
 pub use gate::Gate;
+pub use let_in::LetIn;
 
 use std::any::Any;
 use std::net::SocketAddr;
@@ -49,6 +51,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::HeaderValue;
+use http::header::CONTENT_LENGTH;
 use ipnet::IpNet;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -67,7 +70,7 @@ use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Peers};
 use crate::registry::shelf::Shelf;
 use crate::route::{Doors, Rejection, Route, check_namespace};
-use crate::rules::Rules;
+use crate::rules::{Mutability, Rules};
 use crate::telemetry::Metrics;
 use crate::telemetry::audit::Audit;
 use crate::telemetry::refusals::Refusals;
@@ -75,7 +78,7 @@ use crate::telemetry::traces::{Seen, Tracer};
 use admission::Head;
 use course::Course;
 use familiar::Familiar;
-use passage::{Passage, Start, Tally};
+use passage::{Passage, Start, Tally, Unjudged};
 use refusal::Refusal;
 
 /// How long a client may leave its connection unused, or a header unfinished.
@@ -130,6 +133,7 @@ pub struct Rooms {
     pub metrics: Arc<Metrics>,
     pub audit: Arc<Audit>,
     pub crowd: Arc<Crowd>,
+    pub let_in: Arc<LetIn>,
     pub refusals: Arc<Refusals>,
     pub gate: Arc<Gate>,
     /// `None` where traces are not wanted.
@@ -242,6 +246,30 @@ impl Edge {
         Ok(())
     }
 
+    /// A manifest write that streams has come whole: from here on whoever binds its tags waits for it.
+    ///
+    /// # Errors
+    /// Where the rules have changed while it came, so that one of its tags is immutable now. The
+    /// registry has not got all of it, and so can't carry it out.
+    fn enter_unjudged(&self, passage: &mut Passage) -> Result<()> {
+        let Unjudged::Coming { key, tags } =
+            std::mem::replace(&mut passage.unjudged, Unjudged::None)
+        else {
+            return Ok(());
+        };
+        // Before the rules are read: see there.
+        let _write = self.rooms.judge.unjudged().enter(&key, &tags);
+        let rules = self.rooms.rules.load();
+        let immutable = rules.protecting(&key.repository).is_some_and(|rule| {
+            tags.iter().any(|tag| rule.mutability_of(tag) == Mutability::Immutable)
+        });
+        if immutable {
+            return Err(Error::explain(refusal::RULES_CHANGED, "while it came").into_down());
+        }
+        passage.unjudged = Unjudged::UnderWay { _write };
+        Ok(())
+    }
+
     /// Admits, routes and decides, before anything is sent anywhere.
     fn decide(&self, head: &Head<'_>, passage: &mut Passage) -> Result<Course, Rejection> {
         let header = head.header;
@@ -257,9 +285,8 @@ impl Edge {
             trace.repository(repository);
         }
         if let Route::WriteManifest(write) = &route {
-            // Before the rules are read: see there.
-            let unjudged = self.rooms.judge.unjudged();
-            passage.unjudged = Some(unjudged.enter(&self.key(&write.repository), &write.tags));
+            let (key, tags) = (self.key(&write.repository), write.tags.clone());
+            passage.unjudged = Unjudged::Coming { key, tags };
             passage.protected = Some(self.rooms.metrics.protected().enter());
         }
         if let (Some(own), Some(repository)) = (&self.config.namespace, route.repository())
@@ -400,12 +427,15 @@ impl ProxyHttp for Edge {
         if let Some(rehearsal) = &mut passage.rehearsal {
             rehearsal.begin();
         }
+        if blobs::has_no_body(request) {
+            self.enter_unjudged(passage)?;
+        }
         self.forwarding(passage).apply(request)
     }
 
     async fn request_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         end_of_stream: bool,
         passage: &mut Passage,
@@ -416,11 +446,18 @@ impl ProxyHttp for Edge {
             *body = None;
         }
         passage.body_is_whole |= end_of_stream;
-        let Some(chunk) = body else { return Ok(()) };
-        if let Some(rehearsal) = &mut passage.rehearsal {
-            rehearsal.watch(chunk, self.config.max_manifest);
+        if let Some(chunk) = body {
+            if let Some(rehearsal) = &mut passage.rehearsal {
+                rehearsal.watch(chunk, self.config.max_manifest);
+            }
+            passage.received += chunk.len() as u64;
         }
-        passage.received += chunk.len() as u64;
+        // With the last byte that was announced, too, the registry has all of it.
+        let announced = session.req_header().headers.get(CONTENT_LENGTH);
+        let announced = announced.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        if passage.body_is_whole || announced.is_some_and(|length| passage.received >= length) {
+            self.enter_unjudged(passage)?;
+        }
         self.check_pace(passage)
     }
 

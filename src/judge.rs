@@ -33,9 +33,9 @@ pub use step::{Conflict, Content, Options, Push, Undecided, Verdict};
 
 use crate::ledger::witness::Witness;
 use crate::ledger::{Holder, Ledger};
-use crate::name::{Digest, Reference, RepositoryName, Tag};
+use crate::name::{Algorithm, Digest, Reference, RepositoryName, Tag};
 use crate::registry::{
-    Answer, Caller, Fetched, Manifest, Place, Registry, Sighting, Trouble, Written,
+    Answer, Caller, Fetched, Manifest, Place, Reading, Registry, Sighting, Trouble, Written,
 };
 use drift::Drift;
 use permit::Basis;
@@ -179,11 +179,6 @@ impl Judge {
     /// bounded in time by the ledger's and the registry's own limits, and their number by the
     /// machine's.
     pub async fn push(&self, push: Push, cargo: Cargo) -> Judged {
-        // What older rules let through unjudged must have ended before anything is bound.
-        let older = self.unjudged.none(&push.repository, &push.protected, OLDER_WRITES).await;
-        if let Err(tag) = older {
-            return Verdict::Undecided(Undecided::Busy(tag)).into();
-        }
         let blind = match (cargo.caller.headers.contains_key(AUTHORIZATION), &self.account) {
             (false, _) => Blind::Relay,
             (true, None) => Blind::Tell,
@@ -192,7 +187,18 @@ impl Judge {
         let options = Options { blind, ..push.options };
         let (mut machine, mut action) = Machine::new(Push { options, ..push });
         let mut luggage = Luggage::default();
+        let mut older = true;
         loop {
+            // What older rules let through unjudged must have ended before anything is bound. Not
+            // before the registry has let this client push: who waits is told that there is something.
+            let looks_up = matches!(action, Action::Lookup) && !machine.is_unproven();
+            if looks_up && std::mem::take(&mut older) {
+                let Push { repository, protected, .. } = machine.push();
+                let none = self.unjudged.none(repository, protected, OLDER_WRITES).await;
+                if let Err(tag) = none {
+                    return Verdict::Undecided(Undecided::Busy(tag)).into();
+                }
+            }
             if matches!(action, Action::Wait)
                 && let Some(tag) = self.too_many_wait(machine.push())
             {
@@ -294,12 +300,15 @@ impl Judge {
                 Event::Aborted(aborted)
             }
             Action::Publish(permit) if permit.basis() == Basis::Mutable => {
-                let mutable = mutable::Write { key, cargo, stage: push.options.stage };
-                let (written, held) = self.publish_mutable(&mutable, permit, false).await;
+                let named = push.content.digest();
+                let (written, held) = self.publish_mutable(key, cargo, permit, named).await;
                 luggage.superseded.extend(held);
                 Event::Written(written)
             }
-            Action::Publish(permit) => Event::Written(self.publish(cargo, name, permit).await),
+            Action::Publish(permit) => {
+                let named = push.content.digest();
+                Event::Written(self.publish(cargo, name, permit, named).await)
+            }
             Action::Fetch(digest) => {
                 Event::Fetched(match eyes.fetch(caller, name, &digest).await {
                     Fetched::Found(manifest) => {
@@ -321,16 +330,24 @@ impl Judge {
         }
     }
 
-    /// The only way a tag is ever written: with a permit, once.
-    async fn publish(&self, cargo: &Cargo, name: &RepositoryName, permit: Permit) -> Written {
-        let place = Place::Tag { tag: permit.tag(), digest: cargo.named.as_ref() };
+    /// The only way a tag is ever written: with a permit, once. A registry takes a manifest for its
+    /// sha256 unless it is told another digest (`?digest=`), and the tag must be the one that is bound.
+    async fn publish(
+        &self,
+        cargo: &Cargo,
+        name: &RepositoryName,
+        permit: Permit,
+        digest: &Digest,
+    ) -> Written {
+        let other = (digest.algorithm() != Algorithm::Sha256).then_some(digest);
+        let place = Place::Tag { tag: permit.tag(), digest: cargo.named.as_ref().or(other) };
         self.registry.put(&cargo.caller, name, place, &cargo.manifest).await
     }
 
     /// Whether the registry lets this caller see the reference: before taglock's own no is told.
     ///
     /// # Errors
-    /// The registry's no, or why there is none.
+    /// The registry's no, in words where it has some, or why there is none.
     pub async fn let_in(
         &self,
         caller: &Caller,
@@ -339,7 +356,13 @@ impl Judge {
     ) -> Result<(), Result<Answer, Trouble>> {
         match self.registry.look(caller, name, reference).await {
             Sighting::Found(_) => Ok(()),
-            Sighting::NotFound(answer) | Sighting::Denied(answer) => Err(Ok(answer)),
+            Sighting::NotFound(answer) | Sighting::Denied(answer) | Sighting::Failed(answer) => {
+                // An answer to HEAD has no body, and so no words.
+                match self.registry.ask(caller, name, reference, Reading::Get).await {
+                    Ok(worded) if worded.status == answer.status => Err(Ok(worded)),
+                    _ => Err(Ok(answer)),
+                }
+            }
             Sighting::Unclear(trouble) => Err(Err(trouble)),
         }
     }

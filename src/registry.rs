@@ -12,16 +12,17 @@ pub mod peer;
 pub mod shelf;
 pub mod wire;
 
+pub use challenge::widen;
 pub use idle::Home;
 
 use std::fmt;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::HOST;
+use http::header::{HOST, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, StatusCode};
 
-use crate::name::{Digest, Reference, RepositoryName, Tag};
+use crate::name::{Algorithm, Digest, Reference, RepositoryName, Tag};
 
 /// On whose behalf the registry is asked: the client's own headers, its credentials among them.
 ///
@@ -34,6 +35,9 @@ pub struct Caller {
     pub namespace: Option<String>,
     /// A rule says of what is asked for that the registry lets everybody pull it.
     pub public: bool,
+    /// The registry has lately shown this client a manifest of the repository. Any other client is
+    /// told nothing before the registry has answered what it asked for itself.
+    pub let_in: bool,
 }
 
 impl fmt::Debug for Caller {
@@ -47,7 +51,7 @@ impl Caller {
     /// taglock itself, without credentials; `authority` is the registry's own.
     pub fn taglock(authority: &str) -> Self {
         let host = HeaderValue::from_str(authority).ok().map(|host| (HOST, host));
-        Self { headers: HeaderMap::from_iter(host), namespace: None, public: false }
+        Self { headers: HeaderMap::from_iter(host), ..Self::default() }
     }
 }
 
@@ -56,6 +60,13 @@ impl Caller {
 pub struct Manifest {
     pub bytes: Bytes,
     pub media_type: HeaderValue,
+}
+
+impl Manifest {
+    /// By the algorithm that registries take where none is named.
+    pub fn digest(&self) -> Digest {
+        Digest::of(Algorithm::Sha256, &self.bytes)
+    }
 }
 
 /// An answer of the registry that may be passed on to the client.
@@ -77,8 +88,44 @@ pub enum Trouble {
     Cut,
     #[error("the registry answered {0}")]
     Status(u16),
+    /// The same, with what it said.
+    #[error("the registry answered {0}")]
+    Answered(Said),
     #[error("the registry's answer makes no sense: {0}")]
     Garbage(&'static str),
+    /// A mistake of taglock's own.
+    #[error("taglock failed; its log says why")]
+    Internal,
+}
+
+/// The words of an answer that is not passed on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Said {
+    pub status: u16,
+    pub message: String,
+    /// The registry's `Retry-After`, as it stands there.
+    pub retry_after: Option<String>,
+}
+
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.status)?;
+        if self.message.is_empty() { Ok(()) } else { write!(f, " ({})", self.message) }
+    }
+}
+
+impl From<&Answer> for Trouble {
+    /// An answer of 400 or above, as a reason why something could not be found out.
+    fn from(answer: &Answer) -> Self {
+        let status = answer.status.as_u16();
+        let message = wire::error_message(&answer.body).unwrap_or_default();
+        let retry_after = answer.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+        let retry_after = retry_after.map(str::to_owned);
+        if message.is_empty() && retry_after.is_none() {
+            return Self::Status(status);
+        }
+        Self::Answered(Said { status, message, retry_after })
+    }
 }
 
 /// What the registry has under a reference, as far as this caller may know.
@@ -89,13 +136,16 @@ pub enum Sighting<A = Answer> {
     NotFound(A),
     /// 401, 403 or 429: the registry's to say, challenge and all.
     Denied(A),
+    /// Any other status of 400 and above: what is there is not known, and these are the registry's
+    /// words about it.
+    Failed(A),
     Unclear(Trouble),
 }
 
 /// What became of a PUT.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Written<A = Answer> {
-    /// 201, for the digest that was sent.
+    /// 201, for the digest that was sent; by digest, any 2xx.
     Created(A),
     /// 401, 403 or 429: a definitive no that is about the client.
     Denied(A),
@@ -244,6 +294,19 @@ pub trait Registry: Send + Sync {
         tag: &Tag,
         reading: Reading,
     ) -> Sighting;
+
+    /// The client's own request for a manifest, with its own headers, and the registry's answer to it.
+    /// Nothing of it is told to the ledger: what a client is shown depends on what it accepts.
+    ///
+    /// # Errors
+    /// Where there is no answer.
+    async fn ask(
+        &self,
+        caller: &Caller,
+        repository: &RepositoryName,
+        reference: &Reference,
+        reading: Reading,
+    ) -> Result<Answer, Trouble>;
 
     /// The client's own request, by digest, with its own headers.
     async fn serve(

@@ -229,6 +229,7 @@ fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
     let rooms = Rooms {
         desk: Arc::new(Desk::beside(&judge, harbor)),
         crowd: Arc::new(Crowd::new(caps, Arc::clone(&metrics))),
+        let_in: Arc::default(),
         judge: Arc::new(judge),
         client: Arc::clone(&client),
         peers,

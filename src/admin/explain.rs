@@ -76,7 +76,7 @@ fn said(seen: &Sighting) -> RegistrySays {
     let (answer, digest, why) = match seen {
         Sighting::Found(digest) => ("found", Some(digest.to_string()), None),
         Sighting::NotFound(_) => ("not-found", None, None),
-        Sighting::Denied(answer) => (
+        Sighting::Denied(answer) | Sighting::Failed(answer) => (
             "unclear",
             None,
             Some(format!("it answered {} to taglock's own account", answer.status)),
@@ -124,7 +124,7 @@ fn immutable(rule: &Rule, entry: &Entry, seen: &Sighting, pushed: Option<&Digest
             Accepted,
             "the tag is free: the first image that is pushed is its image for good",
         ),
-        (Entry::Absent, Sighting::Denied(_) | Sighting::Unclear(_)) => {
+        (Entry::Absent, Sighting::Denied(_) | Sighting::Failed(_) | Sighting::Unclear(_)) => {
             forecast(Depends, "the ledger has nothing, and the registry did not say what is there")
         }
     }

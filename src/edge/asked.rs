@@ -14,10 +14,13 @@ use http::header::{
 use http::{HeaderMap, Method, Version};
 use memchr::memmem::{self, Finder};
 use pingora::http::RequestHeader;
+use tokio::time::Instant;
 
 use super::admission::Head;
 use super::forwarding::Kind;
+use super::let_in::Identity;
 use super::passage::Client;
+use crate::name::RepositoryName;
 use crate::spare::Spare;
 
 /// A header beyond this size is pingora's to read.
@@ -47,6 +50,10 @@ struct Manner {
     keeps: bool,
     /// Who says so, where that was admitted.
     client: Option<Client>,
+    /// The same, as the registry may tell clients apart.
+    identity: Option<Identity>,
+    /// Where the registry has let it in, and until when that is taken for granted.
+    let_in: Option<(RepositoryName, Instant)>,
     /// What of it goes on to the registry.
     passed: Passed,
 }
@@ -153,7 +160,8 @@ impl Asked {
             let value = lines.slice(start..start + line.value.len());
             header.append_header(name, HeaderValue::from_maybe_shared(value).ok()?).ok()?;
         }
-        let manner = Manner { lines, keeps, client: None, passed: Passed::default() };
+        let passed = Passed::default();
+        let manner = Manner { lines, keeps, client: None, identity: None, let_in: None, passed };
         Some(Box::new(Self { header, raw: Spare::small_later(), keeps, manner }))
     }
 
@@ -171,6 +179,23 @@ impl Asked {
     /// The lines below the first were admitted, and say that this is the client.
     pub fn admitted(&mut self, client: &Client) {
         self.manner.client.get_or_insert_with(|| client.clone());
+    }
+
+    /// Who asks, made once of the header.
+    pub fn identity(&mut self, make: impl FnOnce(&HeaderMap) -> Identity) -> Identity {
+        let Self { header, manner, .. } = self;
+        *manner.identity.get_or_insert_with(|| make(&header.headers))
+    }
+
+    /// Whether it is known of this connection that the registry lets the client in.
+    pub fn is_let_in(&self, repository: &RepositoryName, now: Instant) -> bool {
+        let known = self.manner.let_in.as_ref();
+        known.is_some_and(|(known, until)| known == repository && *until > now)
+    }
+
+    /// Until then that is so.
+    pub fn note_let_in(&mut self, repository: &RepositoryName, until: Instant) {
+        self.manner.let_in = Some((repository.clone(), until));
     }
 
     /// What of the lines below the first goes on to the registry, made once of them and of the header.

@@ -10,9 +10,12 @@ use super::passage::Passage;
 use super::refusal::Refusal;
 use crate::judge::delete::{Deletion, NoDelete, Ruling, Unsettled};
 use crate::name::Tag;
-use crate::registry::Trouble;
+use crate::registry::{Trouble, widen};
 use crate::rules::Deletes;
 use crate::telemetry::audit::{Decision, Outcome, Subject, user_of};
+
+/// What a delete needs to be let do: taglock looks before it deletes.
+const DELETE: &[&str] = &["pull", "delete"];
 
 impl Edge {
     /// DELETE of a manifest, or of a protected tag.
@@ -57,9 +60,11 @@ impl Edge {
             Ruling::Relayed(answer) if answer.status.is_redirection() => {
                 self.refuse(session, passage, Refusal::redirected()).await
             }
-            Ruling::Deleted { answer, .. } | Ruling::Relayed(answer) => {
+            Ruling::Relayed(mut answer) => {
+                widen(&mut answer.headers, DELETE);
                 self.relay(session, passage, answer).await
             }
+            Ruling::Deleted { answer, .. } => self.relay(session, passage, answer).await,
             Ruling::Refused(no) => self.refuse(session, passage, refused(&no)).await,
             Ruling::Undecided(unsettled) => {
                 self.refuse(session, passage, Refusal::unsettled(&unsettled)).await
@@ -90,8 +95,7 @@ impl Edge {
         });
         task.await.unwrap_or_else(|error| {
             tracing::error!(%error, "a delete's task ended without a ruling");
-            let trouble = Trouble::Garbage("taglock failed");
-            Ruling::Undecided(Unsettled::OutcomeUnknown(trouble))
+            Ruling::Undecided(Unsettled::OutcomeUnknown(Trouble::Internal))
         })
     }
 }

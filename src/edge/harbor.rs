@@ -123,7 +123,7 @@ impl Edge {
         repository: RepositoryName,
         artifact: Reference,
     ) -> Result<()> {
-        let (tag, place) = match self.new_tag(session).await? {
+        let (tag, place) = match self.new_tag(session, passage).await? {
             Ok(new) => new,
             Err(refusal) => return self.refuse(session, passage, refusal).await,
         };
@@ -169,7 +169,7 @@ impl Edge {
         });
         let verdict = task.await.unwrap_or_else(|error| {
             tracing::error!(%error, "a tag's task ended without a verdict");
-            Verdict::Undecided(Undecided::OutcomeUnknown(Trouble::Garbage("taglock failed")))
+            Verdict::Undecided(Undecided::OutcomeUnknown(Trouble::Internal))
         });
         passage.judged(verdict.label());
         match verdict {
@@ -187,7 +187,11 @@ impl Edge {
     }
 
     /// The tag that the body names, and the place the request keeps until it is judged.
-    async fn new_tag(&self, session: &mut Session) -> Result<Result<(Tag, Place), Refusal>> {
+    async fn new_tag(
+        &self,
+        session: &mut Session,
+        passage: &Passage,
+    ) -> Result<Result<(Tag, Place), Refusal>> {
         let headers = &session.req_header().headers;
         if intake::is_encoded(headers) {
             return Ok(Err(Refusal::new_tag()));
@@ -195,7 +199,8 @@ impl Edge {
         let media_type = headers.get(CONTENT_TYPE).cloned();
         let media_type = media_type.unwrap_or(HeaderValue::from_static("application/json"));
         let (max, time) = (MAX_BODY.min(self.config.max_manifest), self.config.manifest_time);
-        let bounds = intake::Bounds { max, time, crowd: &self.rooms.crowd };
+        let (crowd, address) = (&self.rooms.crowd, passage.client.address);
+        let bounds = intake::Bounds { max, time, crowd, address };
         let (body, place) = match intake::read(session, media_type, bounds).await? {
             Ok(taken) => taken,
             Err(refusal) if refusal.status() == StatusCode::PAYLOAD_TOO_LARGE => {

@@ -1,6 +1,8 @@
 //! Takes a manifest in: bounded in bytes and in time, with a type and an encoding that leave one
 //! reading of it.
 
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -20,7 +22,9 @@ use crate::registry::media::MediaTypes;
 pub struct Bounds<'a> {
     pub max: usize,
     pub time: Duration,
-    pub crowd: &'a Crowd,
+    pub crowd: &'a Arc<Crowd>,
+    /// The client's.
+    pub address: IpAddr,
 }
 
 /// What must hold before the body is read.
@@ -63,10 +67,7 @@ pub async fn read(
     media_type: HeaderValue,
     bounds: Bounds<'_>,
 ) -> Result<Result<(Manifest, Place), Refusal>> {
-    let mut place = match bounds.crowd.place().await {
-        Ok(place) => place,
-        Err(cap) => return Ok(Err(Refusal::overloaded(cap))),
-    };
+    let mut place = bounds.crowd.arrival(bounds.address);
     if session.req_header().headers.contains_key(EXPECT) {
         // pingora never says so by itself.
         session.write_continue_response().await?;
@@ -85,7 +86,10 @@ pub async fn read(
             _ => Ok(Err(Refusal::malformed())),
         },
         Ok(Ok(Err(refusal))) => Ok(Err(refusal)),
-        Ok(Ok(Ok(bytes))) => Ok(Ok((Manifest { bytes, media_type }, place))),
+        Ok(Ok(Ok(bytes))) => match bounds.crowd.admit(&mut place).await {
+            Ok(()) => Ok(Ok((Manifest { bytes, media_type }, place))),
+            Err(cap) => Ok(Err(Refusal::overloaded(cap))),
+        },
     }
 }
 
@@ -101,7 +105,7 @@ async fn body(
         if length > bounds.max {
             return Ok(Err(Refusal::too_large(bounds.max)));
         }
-        if let Err(cap) = bounds.crowd.grow(place, length).await {
+        if let Err(cap) = bounds.crowd.grow(place, length, bounds.max).await {
             return Ok(Err(Refusal::overloaded(cap)));
         }
         bytes.extend_from_slice(&chunk);

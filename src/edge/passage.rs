@@ -13,7 +13,8 @@ use uuid::{ContextV7, Timestamp, Uuid};
 use super::rehearsal::Rehearsal;
 use super::{calendar, unknown_address};
 use crate::judge::unjudged::Write;
-use crate::name::Reference;
+use crate::ledger::RepositoryKey;
+use crate::name::{Reference, Tag};
 use crate::registry::peer::Origin;
 use crate::route::Route;
 use crate::telemetry::Present;
@@ -36,8 +37,8 @@ pub struct Passage {
     pub body_is_whole: bool,
     /// pingora has seen some of that body with its chunks' sizes, and counted those.
     pub unparsed: bool,
-    /// A manifest write, for as long as it may turn out not to be judged.
-    pub unjudged: Option<Write>,
+    /// A manifest write that streams: what nobody may bind while it is under way.
+    pub unjudged: Unjudged,
     /// A write or a delete under a rule that is not enforced.
     pub rehearsal: Option<Box<Rehearsal>>,
     /// What an answer is to be taken with care for.
@@ -49,6 +50,20 @@ pub struct Passage {
     /// An answer that pingora's own writer did not write.
     pub sent: Option<Sent>,
     _in_flight: Present,
+}
+
+/// A manifest write that streams, unjudged.
+pub enum Unjudged {
+    None,
+    /// Its body is not whole: the registry can't carry it out, and nobody need wait for it.
+    Coming {
+        key: RepositoryKey,
+        tags: Vec<Tag>,
+    },
+    /// It may be carried out at any time.
+    UnderWay {
+        _write: Write,
+    },
 }
 
 /// What is known of a request when it is handed to pingora.
@@ -185,7 +200,7 @@ impl Passage {
             body_received: 0,
             body_is_whole: false,
             unparsed: false,
-            unjudged: None,
+            unjudged: Unjudged::None,
             rehearsal: None,
             warning: None,
             protected: None,

@@ -10,6 +10,7 @@ use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
 use super::Edge;
+use super::let_in::Right;
 use super::passage::Passage;
 use super::refusal::Refusal;
 use super::relay::SMALL;
@@ -17,6 +18,7 @@ use super::writes::{is_of_the_connection, legible, title_case};
 use crate::judge::pull::{Basis, Pull, Pulled};
 use crate::ledger::RepositoryKey;
 use crate::name::{Digest, RepositoryName, Tag};
+use crate::registry::client::CONTENT_DIGEST;
 use crate::registry::clock::Clock;
 use crate::registry::{Answer, Caller, Reading};
 use crate::route::namespace;
@@ -47,7 +49,9 @@ impl Edge {
         let header = session.req_header();
         let reading = reading(&header.method);
         let caller = self.caller(session.req_header(), passage, namespace(header.uri.query()));
-        let caller = Caller { public, ..caller };
+        let identity = self.identity(session, passage);
+        let let_in = self.has_let_in(identity, repository, Right::Pull);
+        let caller = Caller { public, let_in, ..caller };
         let key = self.key(repository);
         let strict = self.config.strict;
         let pull = Pull { repository: key.clone(), tag: tag.clone(), strict };
@@ -56,6 +60,8 @@ impl Edge {
         passage.judged(pulled.label());
         match pulled {
             Pulled::Served { digest, answer, basis } => {
+                self.rooms.let_in.note(identity, repository, Right::Pull);
+                let answer = with_digest(answer, &digest);
                 self.warn_of_drift(passage, &key, tag, &digest);
                 if basis == Basis::FirstSight {
                     self.audit_first_sight(session, passage, repository, tag, digest);
@@ -175,6 +181,17 @@ impl Edge {
         }
         Ok(())
     }
+}
+
+/// A client that asked by tag learns the digest from nothing else; some registries, and proxies before
+/// them, leave it out.
+fn with_digest(mut answer: Answer, digest: &Digest) -> Answer {
+    if answer.status == StatusCode::OK
+        && let Ok(digest) = HeaderValue::from_str(&digest.to_string())
+    {
+        answer.headers.entry(CONTENT_DIGEST).or_insert(digest);
+    }
+    answer
 }
 
 /// The lines of an answer's header, and the body that is sent with it.

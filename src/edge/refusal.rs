@@ -23,7 +23,7 @@ use crate::judge::{Conflict, Undecided};
 use crate::ledger::Unavailable;
 use crate::name::{RepositoryName, Tag};
 use crate::registry::client::trouble_of;
-use crate::registry::{Trouble, wire};
+use crate::registry::{Said, Trouble, wire};
 use crate::route::{ErrorCode, Rejection};
 use crate::rules::{RefusalStyle, Rule};
 use crate::telemetry::audit::{User, user_of};
@@ -35,6 +35,8 @@ const RETRY_SECONDS: &str = "5";
 const TURN_AWAY_BYTES: usize = 64 << 10;
 const TURN_AWAY_TIME: Duration = Duration::from_millis(500);
 
+/// The rules have changed while a write came that they had let through.
+pub(super) const RULES_CHANGED: ErrorType = ErrorType::new("RulesChanged");
 /// The client ended its side in the middle of a body: it may still read the answer.
 pub(super) const INCOMPLETE_BODY: ErrorType = ErrorType::new("IncompleteBody");
 
@@ -50,11 +52,11 @@ pub struct Refusal {
 }
 
 /// The one header beside the usual ones.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Extra {
     None,
     Allow(&'static str),
-    RetryAfter,
+    RetryAfter(HeaderValue),
 }
 
 impl Refusal {
@@ -68,7 +70,16 @@ impl Refusal {
     }
 
     fn again_later(self) -> Self {
-        Self { extra: Extra::RetryAfter, ..self }
+        Self { extra: Extra::RetryAfter(HeaderValue::from_static(RETRY_SECONDS)), ..self }
+    }
+
+    /// With the time after which the registry wants to be asked again, if it has said one.
+    fn when_it_says(self, trouble: &Trouble) -> Self {
+        let Trouble::Answered(Said { retry_after: Some(after), .. }) = trouble else { return self };
+        match HeaderValue::from_str(after) {
+            Ok(after) => Self { extra: Extra::RetryAfter(after), ..self },
+            Err(_) => self,
+        }
     }
 
     pub fn status(&self) -> StatusCode {
@@ -130,7 +141,7 @@ impl Refusal {
                 let text = ledger_trouble(error);
                 unavailable("ledger", format!("{text}; nothing was decided, push again"))
             }
-            Undecided::Registry(_) => unavailable("registry", message),
+            Undecided::Registry(trouble) => unavailable("registry", message).when_it_says(trouble),
             Undecided::Busy(_) => unavailable("busy", message),
             Undecided::Stuck { .. } => unavailable("stuck", message),
             Undecided::Invisible => unavailable("invisible", message),
@@ -139,7 +150,8 @@ impl Refusal {
                     Trouble::TimedOut => StatusCode::GATEWAY_TIMEOUT,
                     _ => StatusCode::BAD_GATEWAY,
                 };
-                Self::new(status, ErrorCode::Unavailable, "outcome-unknown", message)
+                let refusal = Self::new(status, ErrorCode::Unavailable, "outcome-unknown", message);
+                refusal.when_it_says(trouble)
             }
         }
     }
@@ -151,7 +163,8 @@ impl Refusal {
             Trouble::TimedOut => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::BAD_GATEWAY,
         };
-        Self::new(status, ErrorCode::Unavailable, "registry", trouble.to_string())
+        let message = trouble.to_string();
+        Self::new(status, ErrorCode::Unavailable, "registry", message).when_it_says(trouble)
     }
 
     pub fn redirected() -> Self {
@@ -166,6 +179,15 @@ impl Refusal {
 
     pub fn digest_mismatch(real: &crate::name::Digest) -> Self {
         let message = format!("the manifest's digest is {real}, not the one it was pushed under");
+        Self::new(StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid, "malformed", message)
+    }
+
+    /// A digest that the registry might not have a tagged manifest under.
+    pub fn algorithm(digest: &crate::name::Digest) -> Self {
+        let message = format!(
+            "a tag can't be pushed by the digest {digest}: where manifests are not stored by digest first \
+             (`upstream.stage = false`), only sha256 is taken"
+        );
         Self::new(StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid, "malformed", message)
     }
 
@@ -209,6 +231,13 @@ impl Refusal {
         Self::new(status, ErrorCode::SizeInvalid, "malformed", message)
     }
 
+    /// A write that began under other rules.
+    pub fn rules_changed() -> Self {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        let message = "taglock's rules changed while the manifest was being sent; nothing was written, push again";
+        Self::new(status, ErrorCode::Unavailable, "busy", message).again_later()
+    }
+
     /// What a client is told of an error; `None` where it has left and nobody is there to be told.
     pub fn of(error: &Error) -> Option<Self> {
         Some(match error.esource() {
@@ -219,6 +248,7 @@ impl Refusal {
                 }
                 ErrorType::ReadTimedout | ErrorType::WriteTimedout => Self::slow_client(),
                 etype if *etype == INCOMPLETE_BODY => Self::incomplete(),
+                etype if *etype == RULES_CHANGED => Self::rules_changed(),
                 _ => Self::malformed(),
             },
             ErrorSource::Internal | ErrorSource::Unset => Self::internal(),
@@ -458,7 +488,7 @@ impl Edge {
         match extra {
             Extra::None => {}
             Extra::Allow(methods) => lines.push(line(b"Allow", methods)),
-            Extra::RetryAfter => lines.push(line(b"Retry-After", RETRY_SECONDS)),
+            Extra::RetryAfter(after) => lines.push((Bytes::from_static(b"Retry-After"), after)),
         }
         (status, lines, body)
     }

@@ -5,6 +5,7 @@
 //! proxy changes. What can't be relayed is pingora's: an answer without a length, HTTP/2, TLS.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +19,7 @@ use super::asked::Asked;
 use super::blobs::{Side, Socket, failed, send_now};
 use super::familiar::Face;
 use super::forwarding::{Kind, put_line, relayed};
+use super::let_in::Right;
 use super::line::Line;
 use super::passage::{Passage, Sent};
 use super::reads::reading;
@@ -56,7 +58,7 @@ impl Edge {
             error = line.left() => return Err(error),
         };
         let Relay::Answer(answer) = relay else { return Ok(false) };
-        self.give(line, asked, passage, answer, clock).await?;
+        self.give(line, asked, passage, (answer, None), clock).await?;
         Ok(true)
     }
 
@@ -74,6 +76,10 @@ impl Edge {
         let key = RepositoryKey { upstream: self.upstream.clone(), repository };
         let pull = Pull { repository: key, tag, strict: self.config.strict };
         let (key, tag) = (&pull.repository, &pull.tag);
+        // Any other client is answered by the registry first, to what it asked for.
+        if !self.is_let_in(asked, passage, &key.repository, started) {
+            return Ok(false);
+        }
         let (client, judge) = (&self.rooms.client, &self.rooms.judge);
         let known = self.familiar.recall(&pull);
         let face = match known.filter(|face| judge.is_still(&face.bound, started)) {
@@ -128,15 +134,34 @@ impl Edge {
                 }
             }
             "served"
-        } else if answer.is_plain_no(reading) {
-            "relayed"
         } else {
             client.relay_in_vain(answer, self.home(), clock.now());
             return Ok(false);
         };
         self.pulled_past_the_judge(passage, label, clock.now() - started);
-        self.give(line, asked, passage, answer, clock).await?;
+        let name = Arc::clone(&face.name);
+        self.give(line, asked, passage, (answer, Some(name)), clock).await?;
         Ok(true)
+    }
+
+    /// Whether the registry has lately let this client pull from the repository.
+    fn is_let_in(
+        &self,
+        asked: &mut Asked,
+        passage: &Passage,
+        repository: &RepositoryName,
+        now: Instant,
+    ) -> bool {
+        if asked.is_let_in(repository, now) {
+            return true;
+        }
+        let (let_in, address) = (&self.rooms.let_in, passage.client.address);
+        let identity = asked.identity(|headers| let_in.identity(address, headers));
+        let until = let_in.until(identity, repository, Right::Pull, now);
+        if let Some(until) = until {
+            asked.note_let_in(repository, until);
+        }
+        until.is_some()
     }
 
     fn pulled_past_the_judge(&self, passage: &Passage, label: &'static str, took: Duration) {
@@ -162,16 +187,19 @@ impl Edge {
         Some(relayed(&header.method, target, asked.passed(kind), passage))
     }
 
-    /// To the client, and the connection back to where it is kept.
+    /// To the client, and the connection back to where it is kept. `digest` is the manifest's, where
+    /// that is known and the registry may have left it out.
     async fn give(
         &self,
         line: &mut Line,
         asked: &Asked,
         passage: &mut Passage,
-        mut answer: Relayed,
+        (mut answer, digest): (Relayed, Option<Arc<str>>),
         clock: &mut Clock,
     ) -> Result<()> {
-        let mut out = self.relayed_head(passage, &answer, asked.keeps, clock.now());
+        let digest = digest.filter(|_| answer.is_unnamed());
+        let said = (&answer, digest.as_deref());
+        let mut out = self.relayed_head(passage, said, asked.keeps, clock.now());
         // From here on nothing else may be answered.
         let sent = passage.sent.insert(Sent { status: answer.status(), bytes: 0 });
         if answer.body().len() > SMALL {
@@ -202,7 +230,7 @@ impl Edge {
     fn relayed_head(
         &self,
         passage: &Passage,
-        answer: &Relayed,
+        (answer, digest): (&Relayed, Option<&str>),
         keeps: bool,
         now: Instant,
     ) -> Spare {
@@ -218,6 +246,9 @@ impl Edge {
                     rewriting.line(&WWW_AUTHENTICATE, line, &mut out);
                 }
             }
+        }
+        if let Some(digest) = digest {
+            put_line(&mut out, b"Docker-Content-Digest", digest.as_bytes());
         }
         end_head(&mut out, passage, keeps, now);
         out

@@ -98,7 +98,10 @@ impl Edge {
             }
             // Whoever asks by digest checks it; what the registry says is passed on as it comes, a
             // redirect or other bytes.
-            Serving::Wrong(_) | Serving::Unclear(Trouble::Status(_) | Trouble::Garbage(_)) => {
+            Serving::Wrong(_)
+            | Serving::Unclear(
+                Trouble::Status(_) | Trouble::Answered(_) | Trouble::Garbage(_) | Trouble::Internal,
+            ) => {
                 return Ok(false);
             }
         }

@@ -2,7 +2,7 @@
 //! back to the client.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
@@ -13,16 +13,19 @@ use http::{HeaderMap, StatusCode};
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
+use tokio::time::{Instant, timeout};
 
 use super::crowd::Place;
+use super::let_in::{Identity, Right};
 use super::passage::Passage;
 use super::refusal::Refusal;
 use super::{Edge, intake};
-use crate::judge::{Cargo, Content, Judged, Push, Undecided, Verdict};
+use crate::judge::unjudged::Write;
+use crate::judge::{Cargo, Content, Judged, Options, Push, Undecided, Verdict};
 use crate::ledger::{AttemptId, Holder};
-use crate::name::{Digest, RepositoryName, Tag};
+use crate::name::{Algorithm, Digest, RepositoryName, Tag};
 use crate::registry::client::CONTENT_DIGEST;
-use crate::registry::{Answer, Caller, Trouble, wire};
+use crate::registry::{Answer, Caller, Manifest, Trouble, widen, wire};
 use crate::route::ManifestWrite;
 use crate::rules::{Mutability, Rule};
 use crate::telemetry::Metrics;
@@ -30,11 +33,17 @@ use crate::telemetry::audit::{Audit, Decision, Outcome, Subject, user_of};
 
 const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
 
-/// A manifest that was taken in, and the place it keeps until it is judged.
+/// What a push needs to be let do: taglock looks before it writes.
+const PUSH: &[&str] = &["pull", "push"];
+/// A manifest's body is nearly always there at once.
+const PROMPT: Duration = Duration::from_secs(1);
+
+/// A manifest that was taken in, and what it keeps until it is judged.
 struct Load {
     content: Content,
     cargo: Cargo,
     place: Place,
+    unjudged: Write,
 }
 
 impl Edge {
@@ -51,49 +60,100 @@ impl Edge {
             Ok(media_type) => media_type,
             Err(refusal) => return self.refuse(session, passage, refusal).await,
         };
-        let time = self.config.manifest_time;
-        let bounds = intake::Bounds { max, time, crowd: &self.rooms.crowd };
-        let (manifest, place) = match intake::read(session, media_type, bounds).await? {
+        let (manifest, place) = match self.take_in(session, passage, media_type).await? {
             Ok(taken) => taken,
             Err(refusal) => return self.refuse(session, passage, refusal).await,
         };
+        if let Some(refusal) = self.unstorable(&write) {
+            return self.refuse(session, passage, refusal).await;
+        }
         let content = match Content::new(&manifest.bytes, write.digest) {
             Ok(content) => content,
             Err(real) => {
                 return self.refuse(session, passage, Refusal::digest_mismatch(&real)).await;
             }
         };
-        // Judged under the rules of this moment: they may have changed while the body came.
+        // Judged under the rules of this moment: they may have changed while the body came. Entered
+        // before they are read: see there. Not before the body is whole, as others wait for it.
+        let unjudged = self.rooms.judge.unjudged();
+        let unjudged = unjudged.enter(&self.key(&write.repository), &write.tags);
         let rules = self.rooms.rules.load_full();
         let rule = rules.protecting(&write.repository).cloned();
         let caller = self.caller(session.req_header(), passage, write.namespace.clone());
         let named = if write.by_digest { None } else { write.digest };
         let cargo = Cargo { caller, manifest, named };
         let rule = rule.as_ref();
-        let load = Load { content: content.clone(), cargo, place };
-        let verdict = self.judged(session, passage, &write, rule, load).await;
+        let load = Load { content: content.clone(), cargo, place, unjudged };
+        let identity = self.identity(session, passage);
+        let proven = self.has_let_in(identity, &write.repository, Right::Push);
+        let verdict = self.judged(session, passage, &write, rule, (load, proven)).await;
         passage.judged(verdict.label());
+        if matches!(verdict, Verdict::Admitted { .. } | Verdict::Refused(_) | Verdict::Unbound(_)) {
+            self.rooms.let_in.note(identity, &write.repository, Right::Push);
+        }
         self.answer(session, passage, &write, rule, &content, verdict).await
     }
 
-    /// Runs the judge in a task of its own: the client going away changes nothing then.
+    /// Reads the body to its end.
+    async fn take_in(
+        &self,
+        session: &mut Session,
+        passage: &mut Passage,
+        media_type: HeaderValue,
+    ) -> Result<Result<(Manifest, Place), Refusal>> {
+        let (max, time) = (self.config.max_manifest, self.config.manifest_time);
+        let (crowd, address) = (&self.rooms.crowd, passage.client.address);
+        let bounds = intake::Bounds { max, time, crowd, address };
+        let mut reading = std::pin::pin!(intake::read(session, media_type, bounds));
+        let read = match timeout(PROMPT, &mut reading).await {
+            Ok(read) => read,
+            Err(_) => {
+                // An upgrade does not wait for a body that may never come.
+                passage.protected = None;
+                reading.await
+            }
+        };
+        passage.protected.get_or_insert_with(|| self.rooms.metrics.protected().enter());
+        read
+    }
+
+    /// A write that could be bound to a digest under which the registry would not have it: most take a
+    /// manifest for its sha256, whatever is asked for, unless it is stored by another digest first.
+    fn unstorable(&self, write: &ManifestWrite) -> Option<Refusal> {
+        let digest = write.digest.filter(|digest| digest.algorithm() != Algorithm::Sha256)?;
+        let tagged = !write.tags.is_empty() && !self.config.options.stage;
+        tagged.then(|| Refusal::algorithm(&digest))
+    }
+
+    pub(super) fn identity(&self, session: &Session, passage: &Passage) -> Identity {
+        self.rooms.let_in.identity(passage.client.address, &session.req_header().headers)
+    }
+
+    pub(super) fn has_let_in(
+        &self,
+        identity: Identity,
+        repository: &RepositoryName,
+        right: Right,
+    ) -> bool {
+        self.rooms.let_in.until(identity, repository, right, Instant::now()).is_some()
+    }
+
+    /// Runs the judge in a task of its own: the client going away changes nothing then. `proven` where
+    /// the registry has lately let this client push.
     async fn judged(
         &self,
         session: &Session,
         passage: &mut Passage,
         write: &ManifestWrite,
         rule: Option<&Rule>,
-        load: Load,
+        (load, proven): (Load, bool),
     ) -> Verdict<Answer> {
-        let Load { content, cargo, place } = load;
+        let Load { content, cargo, place, mut unjudged } = load;
         let immutable =
             |tag: &Tag| rule.is_some_and(|rule| rule.mutability_of(tag) == Mutability::Immutable);
         let (protected, mutable): (Vec<_>, Vec<_>) =
             write.tags.iter().cloned().partition(immutable);
-        let mut unjudged = passage.unjudged.take();
-        if let Some(unjudged) = &mut unjudged {
-            unjudged.keep_only(&mutable);
-        }
+        unjudged.keep_only(&mutable);
         let decision = Decision {
             id: passage.id.to_string(),
             user: user_of(&session.req_header().headers),
@@ -115,7 +175,7 @@ impl Edge {
             content,
             attempt: AttemptId::random(),
             errand: AttemptId::random(),
-            options: self.config.options,
+            options: Options { proven, ..self.config.options },
         };
         let anchored = rule.filter(|rule| rule.except_must_be_bound).cloned();
         let task = tokio::spawn(async move {
@@ -125,8 +185,7 @@ impl Edge {
             let judged = !push.protected.is_empty();
             let outcome = match (judged, anchored) {
                 (false, None) => {
-                    let (key, stage) = (&push.repository, push.options.stage);
-                    judge.pass(key, by_digest, &push.mutable, stage, cargo).await
+                    judge.pass(&push.repository, by_digest, &push.mutable, cargo).await
                 }
                 (false, Some(rule)) => judge.pass_anchored(&rule, &push, by_digest, cargo).await,
                 (true, None) => judge.push(push, cargo).await,
@@ -140,7 +199,7 @@ impl Edge {
             Ok(verdict) => verdict,
             Err(error) => {
                 tracing::error!(%error, "a push's task ended without a verdict");
-                Verdict::Undecided(Undecided::OutcomeUnknown(Trouble::Garbage("taglock failed")))
+                Verdict::Undecided(Undecided::OutcomeUnknown(Trouble::Internal))
             }
         }
     }
@@ -180,8 +239,15 @@ impl Edge {
             Verdict::Relayed(answer) if answer.status.is_redirection() => {
                 self.refuse(session, passage, Refusal::redirected()).await
             }
-            Verdict::Relayed(answer) => self.relay(session, passage, answer).await,
-            Verdict::Unseeing(answer) => self.relay(session, passage, unseeing(answer)).await,
+            Verdict::Relayed(mut answer) => {
+                widen(&mut answer.headers, PUSH);
+                self.relay(session, passage, answer).await
+            }
+            Verdict::Unseeing(answer) => {
+                let mut answer = unseeing(answer);
+                widen(&mut answer.headers, PUSH);
+                self.relay(session, passage, answer).await
+            }
             Verdict::Refused(conflict) => {
                 // Only a tag that a rule protects is ever refused.
                 let refusal = rule.map_or_else(Refusal::internal, |rule| {
@@ -207,7 +273,7 @@ impl Edge {
         namespace: Option<String>,
     ) -> Caller {
         let headers = self.forwarding(passage).end_to_end(&header.headers);
-        Caller { headers, namespace, public: false }
+        Caller { headers, namespace, ..Caller::default() }
     }
 
     /// Passes on what the registry said.
@@ -291,15 +357,18 @@ fn outcome_of(verdict: &Verdict<Answer>) -> Outcome {
 /// The registry's 201 for a tag, or one in its stead where the tag was found in place without
 /// one. It has the digest in any case: docker fails without.
 fn created(answer: Option<Answer>, place: &str, digest: &Digest, tags: &[Tag]) -> Answer {
-    let mut answer = answer.unwrap_or_else(|| {
+    let answer = answer.unwrap_or_else(|| {
         let mut headers = HeaderMap::new();
         let location = format!("{place}/manifests/{digest}");
         headers.extend(HeaderValue::from_str(&location).map(|location| (LOCATION, location)));
         headers.insert("docker-distribution-api-version", HeaderValue::from_static("registry/2.0"));
         Answer { status: StatusCode::CREATED, headers, body: Bytes::new() }
     });
+    // Some clients take nothing else for success, whatever the registry says it with.
+    let mut answer = Answer { status: StatusCode::CREATED, ..answer };
+    // As the client names it: the registry's name of the same bytes may be of another algorithm.
     if let Ok(digest) = HeaderValue::from_str(&digest.to_string()) {
-        answer.headers.entry(CONTENT_DIGEST).or_insert(digest);
+        answer.headers.insert(CONTENT_DIGEST, digest);
     }
     if !tags.is_empty() {
         answer.headers.remove(OCI_TAG);
@@ -319,11 +388,17 @@ pub(super) fn legible(mut answer: Answer) -> Answer {
         StatusCode::FORBIDDEN => "DENIED",
         StatusCode::NOT_FOUND => "NAME_UNKNOWN",
         StatusCode::TOO_MANY_REQUESTS => "TOOMANYREQUESTS",
+        status if status.is_server_error() => "UNAVAILABLE",
+        status if status.is_client_error() => "UNSUPPORTED",
         _ => return answer,
     };
     if answer.body.is_empty() {
-        let message = "the registry said so without a word when taglock looked for this client";
-        answer.body = wire::error_document(code, message).into();
+        let status = answer.status.as_u16();
+        let message = format!(
+            "the registry answered {status} without a message to a request that taglock made for this \
+             client"
+        );
+        answer.body = wire::error_document(code, &message).into();
         answer.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     }
     answer

@@ -25,7 +25,7 @@ impl Judge {
         {
             return verdict.into();
         }
-        self.pass(&push.repository, by_digest, &push.mutable, push.options.stage, cargo).await
+        self.pass(&push.repository, by_digest, &push.mutable, cargo).await
     }
 
     /// A write that names protected tags and such mutable ones: those come last, and only if a
@@ -33,7 +33,7 @@ impl Judge {
     pub async fn push_anchored(&self, rule: &Rule, push: Push, cargo: Cargo) -> Judged {
         let (anchored, free) =
             push.mutable.iter().cloned().partition::<Vec<_>, _>(|tag| rule.must_be_bound(tag));
-        let (key, stage) = (push.repository.clone(), push.options.stage);
+        let key = push.repository.clone();
         let protected = push.protected.clone();
         let mut judged = self.push(Push { mutable: free, ..push }, cargo.clone()).await;
         let Verdict::Admitted { answer, tags, sealed: true } = &mut judged.verdict else {
@@ -42,7 +42,7 @@ impl Judge {
         if !tags.iter().any(|tag| protected.contains(tag)) {
             return judged;
         }
-        let moved = self.pass(&key, None, &anchored, stage, cargo).await;
+        let moved = self.pass(&key, None, &anchored, cargo).await;
         judged.superseded.extend(moved.superseded);
         match moved.verdict {
             Verdict::Admitted { answer: own, tags: moved, .. } => {
@@ -60,7 +60,7 @@ impl Judge {
     }
 
     /// Whether a protected tag of the repository is sealed with this image. Tags that were there
-    /// before taglock count; before any refusal the registry must have let this client in.
+    /// before taglock count; before the ledger's word shows the registry must have let this client in.
     async fn check_bound(
         &self,
         rule: &Rule,
@@ -69,11 +69,12 @@ impl Judge {
         cargo: &Cargo,
     ) -> Result<(), Verdict<Answer>> {
         let (key, content) = (&push.repository, &push.content);
-        if self.is_sealed(key, rule, content).await.map_err(undecided)? {
-            return Ok(());
-        }
-        if !push.options.shown {
+        let sealed = self.is_sealed(key, rule, content).await.map_err(undecided)?;
+        if !push.options.shown && !push.options.proven {
             self.let_push_in(push, tag, cargo).await?;
+        }
+        if sealed {
+            return Ok(());
         }
         match self.adopt_all(&cargo.caller, key, rule).await {
             // Too many to look through: once it is pushed under such a tag, the ledger knows it.
@@ -92,7 +93,8 @@ impl Judge {
         }
     }
 
-    /// By a look at the tag; where there is none, by what a push to it has to store first.
+    /// By what a push has to store first; where the registry takes nothing by digest, by a look at the
+    /// tag.
     async fn let_push_in(
         &self,
         push: &Push,
@@ -100,22 +102,21 @@ impl Judge {
         cargo: &Cargo,
     ) -> Result<(), Verdict<Answer>> {
         let name = &push.repository.repository;
-        match self.registry.look(&cargo.caller, name, &Reference::Tag(tag.clone())).await {
-            Sighting::Found(_) => Ok(()),
-            Sighting::NotFound(_) if push.options.stage => {
-                let place = Place::Digest(push.content.digest());
-                match self.registry.put(&cargo.caller, name, place, &cargo.manifest).await {
-                    Written::Created(_) => Ok(()),
-                    Written::Denied(answer) | Written::Refused(answer) => {
-                        Err(Verdict::Relayed(answer))
-                    }
-                    Written::Unknown(trouble) => {
-                        Err(Verdict::Undecided(Undecided::Registry(trouble)))
-                    }
-                }
-            }
-            Sighting::NotFound(answer) | Sighting::Denied(answer) => Err(Verdict::Relayed(answer)),
-            Sighting::Unclear(trouble) => Err(Verdict::Undecided(Undecided::Registry(trouble))),
+        if !push.options.stage {
+            let reference = Reference::Tag(tag.clone());
+            return match self.registry.look(&cargo.caller, name, &reference).await {
+                Sighting::Found(_) => Ok(()),
+                Sighting::NotFound(answer)
+                | Sighting::Denied(answer)
+                | Sighting::Failed(answer) => Err(Verdict::Relayed(answer)),
+                Sighting::Unclear(trouble) => Err(Verdict::Undecided(Undecided::Registry(trouble))),
+            };
+        }
+        let place = Place::Digest(push.content.digest());
+        match self.registry.put(&cargo.caller, name, place, &cargo.manifest).await {
+            Written::Created(_) => Ok(()),
+            Written::Denied(answer) | Written::Refused(answer) => Err(Verdict::Relayed(answer)),
+            Written::Unknown(trouble) => Err(Verdict::Undecided(Undecided::Registry(trouble))),
         }
     }
 

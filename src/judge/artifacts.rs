@@ -87,7 +87,9 @@ impl Desk {
     ) -> Result<Digest, Verdict<Answer>> {
         match self.api.look(caller, &key.repository, reference).await {
             Sighting::Found(digest) => Ok(digest),
-            Sighting::NotFound(answer) | Sighting::Denied(answer) => Err(Verdict::Relayed(answer)),
+            Sighting::NotFound(answer) | Sighting::Denied(answer) | Sighting::Failed(answer) => {
+                Err(Verdict::Relayed(answer))
+            }
             Sighting::Unclear(trouble) => Err(Verdict::Undecided(Undecided::Registry(trouble))),
         }
     }
@@ -117,7 +119,7 @@ impl Desk {
             Some(rule) => self.judge.pass_anchored(&rule, &push, None, cargo).await,
             None => {
                 let Push { repository, mutable, .. } = &push;
-                self.judge.pass(repository, None, mutable, false, cargo).await
+                self.judge.pass(repository, None, mutable, cargo).await
             }
         }
     }
@@ -130,7 +132,9 @@ impl Desk {
             Removal::Tag { artifact: reference, .. } | Removal::Artifact(reference) => {
                 match self.api.look(caller, &key.repository, reference).await {
                     Sighting::Found(digest) => Ok(Some(digest)),
-                    Sighting::NotFound(answer) | Sighting::Denied(answer) => Err(Ok(answer)),
+                    Sighting::NotFound(answer)
+                    | Sighting::Denied(answer)
+                    | Sighting::Failed(answer) => Err(Ok(answer)),
                     Sighting::Unclear(trouble) => Err(Err(trouble)),
                 }
             }

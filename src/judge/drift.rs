@@ -229,7 +229,7 @@ impl Drift {
             Sighting::Found(digest) => Some(digest),
             // It has just shown the digest itself, so this is no matter of rights.
             Sighting::NotFound(_) => None,
-            Sighting::Denied(_) | Sighting::Unclear(_) => return,
+            Sighting::Denied(_) | Sighting::Failed(_) | Sighting::Unclear(_) => return,
         };
         if seen == Some(bound) {
             return self.saw(key, tag, &bound, seen);

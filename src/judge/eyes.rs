@@ -11,7 +11,9 @@ use crate::registry::{Sighting, Written};
 impl<A: Clone> Machine<A> {
     pub(super) fn may_prove(&self) -> bool {
         let Options { stage, blind, .. } = self.push.options;
-        self.eyes == Eyes::Client && stage && blind != Blind::Relay
+        let staged = matches!(self.staging, Staging::Done(..));
+        // Who has stored nothing yet is told what the registry says to a push, not to a look.
+        self.eyes == Eyes::Client && stage && (blind != Blind::Relay || !staged) && !self.denied
     }
 
     pub(super) fn may_borrow(&self) -> bool {
@@ -30,11 +32,15 @@ impl<A: Clone> Machine<A> {
     }
 
     pub(super) fn proved(&mut self, phase: Phase<A>, answer: A, written: Written<A>) -> Step<A> {
-        if let Written::Created(created) = written {
-            self.staging = Staging::Done(created, *self.push.content.digest());
-            return self.proven(phase, answer);
+        match written {
+            Written::Created(created) => {
+                self.staging = Staging::Done(created, *self.push.content.digest());
+                self.push.options.proven = true;
+                self.proven(phase, answer)
+            }
+            Written::Denied(answer) | Written::Refused(answer) => self.denied(phase, answer),
+            Written::Unknown(_) => self.denied(phase, answer),
         }
-        self.denied(phase, answer)
     }
 
     fn proven(&mut self, phase: Phase<A>, answer: A) -> Step<A> {
@@ -43,8 +49,8 @@ impl<A: Clone> Machine<A> {
                 self.eyes = Eyes::Account;
                 self.act(phase, look)
             }
-            _ => {
-                self.unseeing = true;
+            (blind, _) => {
+                self.unseeing = blind != Blind::Relay;
                 self.denied(phase, answer)
             }
         }
@@ -52,7 +58,7 @@ impl<A: Clone> Machine<A> {
 
     /// Back to where the look was denied, for good.
     fn denied(&mut self, phase: Phase<A>, answer: A) -> Step<A> {
-        self.push.options.blind = Blind::Relay;
+        self.denied = true;
         self.phase = phase;
         self.on(Event::Seen(Sighting::Denied(answer)))
     }

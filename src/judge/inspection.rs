@@ -105,7 +105,7 @@ impl Judge {
                 imported.absent.push(tag);
                 return Ok(());
             }
-            Sighting::Denied(answer) => {
+            Sighting::Denied(answer) | Sighting::Failed(answer) => {
                 imported.unseen.push((tag, denied(&answer)?));
                 return Ok(());
             }
@@ -166,7 +166,9 @@ impl Judge {
         let seen = match registry.look(caller, &key.repository, &reference).await {
             Sighting::Found(digest) => Some(digest),
             Sighting::NotFound(_) => None,
-            Sighting::Denied(answer) => return Ok(Compared::Unseen(denied(&answer)?)),
+            Sighting::Denied(answer) | Sighting::Failed(answer) => {
+                return Ok(Compared::Unseen(denied(&answer)?));
+            }
             Sighting::Unclear(trouble) => return Ok(Compared::Unseen(trouble.to_string())),
         };
         let bound = sealed.digest;

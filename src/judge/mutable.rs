@@ -16,14 +16,6 @@ use crate::registry::{Answer, Place, Written};
 /// How long the ledger is waited for: with it down, mutable tags go on.
 pub(super) const BRIEF: Duration = Duration::from_millis(500);
 
-/// A write to mutable tags.
-pub(super) struct Write<'a> {
-    pub key: &'a RepositoryKey,
-    pub cargo: &'a Cargo,
-    /// Manifests may be put by digest (`upstream.stage`).
-    pub stage: bool,
-}
-
 impl Judge {
     /// Whether the ledger holds anything for tags that the rules leave mutable, so that a write to
     /// them must take its place. With the ledger down the answer is no: the write goes on, the
@@ -49,7 +41,6 @@ impl Judge {
         key: &RepositoryKey,
         by_digest: Option<&Digest>,
         tags: &[Tag],
-        stage: bool,
         cargo: Cargo,
     ) -> Judged {
         let mut answer = None;
@@ -60,12 +51,13 @@ impl Judge {
                 written => return unwritten(written).into(),
             }
         }
-        let write = Write { key, cargo: &cargo, stage };
+        let named = by_digest.or(cargo.named.as_ref()).copied();
+        let named = named.unwrap_or_else(|| cargo.manifest.digest());
         let mut superseded = Vec::new();
         let mut written_tags = Vec::new();
         for tag in tags {
-            let (written, held) =
-                self.publish_mutable(&write, Permit::mutable(tag), answer.is_some()).await;
+            let permit = Permit::mutable(tag);
+            let (written, held) = self.publish_mutable(key, &cargo, permit, &named).await;
             superseded.extend(held);
             match written {
                 Written::Created(created) => {
@@ -81,39 +73,22 @@ impl Judge {
         Judged { verdict, superseded }
     }
 
-    /// Publishes a mutable tag, and supersedes the entry it has, if any. Only a client that may
-    /// push drops an entry: what it stores by digest first proves it (`proven`), or, in a
-    /// registry that takes no such PUT, the write itself.
+    /// Publishes a mutable tag, and supersedes the entry it has, if any. Only a client that may push
+    /// drops an entry, which is shown by the write itself; and to one that may not, the registry says
+    /// the same whether there is an entry or not. A crash in between leaves the entry: the push was
+    /// not acknowledged then.
     pub(super) async fn publish_mutable(
         &self,
-        write: &Write<'_>,
+        key: &RepositoryKey,
+        cargo: &Cargo,
         permit: Permit,
-        proven: bool,
+        digest: &Digest,
     ) -> (Written, Vec<Holder>) {
-        let Write { key, cargo, stage } = write;
-        let (name, tag) = (&key.repository, permit.tag().clone());
-        if !self.holds_any(key, std::slice::from_ref(&tag)).await {
-            return (self.publish(cargo, name, permit).await, Vec::new());
-        }
-        if !stage {
-            let written = self.publish(cargo, name, permit).await;
-            let done = matches!(written, Written::Created(_));
-            let superseded = if done { self.supersede(key, tag).await } else { Vec::new() };
-            return (written, superseded);
-        }
-        if !proven {
-            let digest = Digest::of(crate::name::Algorithm::Sha256, &cargo.manifest.bytes);
-            let place = Place::Digest(&digest);
-            match self.registry.put(&cargo.caller, name, place, &cargo.manifest).await {
-                Written::Created(_) => {}
-                // Nothing was written under the tag, and its entry stays.
-                written => return (written, Vec::new()),
-            }
-        }
-        // Before the write: a crash in between leaves a tag without an entry, which is protected
-        // from where it stands in the registry as soon as a rule says so.
-        let superseded = self.supersede(key, tag).await;
-        (self.publish(cargo, name, permit).await, superseded)
+        let tags = [permit.tag().clone()];
+        let written = self.publish(cargo, &key.repository, permit, digest).await;
+        let moved = matches!(written, Written::Created(_)) && self.holds_any(key, &tags).await;
+        let superseded = if moved { self.supersede(key, &tags).await } else { Vec::new() };
+        (written, superseded)
     }
 
     /// Drops the entries of tags that a streamed push has moved, under a rule that is not enforced.
@@ -121,14 +96,10 @@ impl Judge {
         if tags.is_empty() || !self.holds_any(key, tags).await {
             return Vec::new();
         }
-        self.supersede_all(key, tags).await
+        self.supersede(key, tags).await
     }
 
-    async fn supersede(&self, key: &RepositoryKey, tag: Tag) -> Vec<Holder> {
-        self.supersede_all(key, &[tag]).await
-    }
-
-    async fn supersede_all(&self, key: &RepositoryKey, tags: &[Tag]) -> Vec<Holder> {
+    async fn supersede(&self, key: &RepositoryKey, tags: &[Tag]) -> Vec<Holder> {
         let superseded = self.ledger.supersede(key, tags).await;
         superseded.unwrap_or_else(|error| {
             tracing::warn!(repository = %key, %error, "an entry could not be superseded and stays");

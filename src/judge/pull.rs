@@ -157,9 +157,6 @@ impl<A: Clone> Machine<A> {
     }
 
     /// Takes the outcome of the last action.
-    ///
-    /// # Panics
-    /// When the event does not answer the action: a mistake of the driver, not of the world.
     pub fn on(&mut self, event: Event<A>) -> Step<A> {
         match (std::mem::replace(&mut self.phase, Phase::Ended), event) {
             (Phase::Recalling, Event::Known(known)) => self.known(known),
@@ -174,13 +171,18 @@ impl<A: Clone> Machine<A> {
             (Phase::LettingIn, Event::Seen(seen)) => match seen {
                 // The image may be there still, under another tag.
                 Sighting::Found(_) | Sighting::NotFound(_) => Step::Done(Pulled::Unknown),
-                Sighting::Denied(answer) => Step::Done(Pulled::Relayed(answer)),
+                Sighting::Denied(answer) | Sighting::Failed(answer) => {
+                    Step::Done(Pulled::Relayed(answer))
+                }
                 Sighting::Unclear(trouble) => self.unsure(trouble),
             },
             (Phase::Serving(digest, source), Event::Served(serving)) => {
                 self.served(digest, source, serving)
             }
-            (_, _) => panic!("an event that answers no action"),
+            (_, _) => {
+                tracing::error!("a pull was told of something that it did not ask for");
+                self.unsure(Trouble::Internal)
+            }
         }
     }
 
@@ -209,7 +211,9 @@ impl<A: Clone> Machine<A> {
             // this other image was acknowledged.
             Sighting::Found(_) => Step::Done(Pulled::Undecided(Unsure::Elsewhere)),
             Sighting::NotFound(_) => Step::Done(Pulled::Unknown),
-            Sighting::Denied(answer) => Step::Done(Pulled::Relayed(answer)),
+            Sighting::Denied(answer) | Sighting::Failed(answer) => {
+                Step::Done(Pulled::Relayed(answer))
+            }
             Sighting::Unclear(trouble) => self.unsure(trouble),
         }
     }
@@ -217,7 +221,7 @@ impl<A: Clone> Machine<A> {
     fn resolved(&mut self, seen: Sighting<A>) -> Step<A> {
         match seen {
             Sighting::Found(digest) => self.seal(digest, Origin::FirstSight),
-            Sighting::NotFound(answer) | Sighting::Denied(answer) => {
+            Sighting::NotFound(answer) | Sighting::Denied(answer) | Sighting::Failed(answer) => {
                 Step::Done(Pulled::Relayed(answer))
             }
             Sighting::Unclear(trouble) => self.unsure(trouble),

@@ -4,7 +4,9 @@
 //! what the promises rest on; `docs/decisions/0002-claim-protocol.md` argues it.
 //!
 //! 0. look up; 1. see what the registry has; 2. store the manifest by digest; 3. claim;
-//! 4. see again; 5. publish the tag, once; 6. seal.
+//! 4. see again; 5. publish the tag, once; 6. seal. From a client that the registry has not lately
+//! let push, the manifest is stored before anything else: it moves no tag, and a client that may not
+//! push is answered alike whatever the ledger holds.
 
 use super::permit::{Basis, Permit};
 use super::publish::{Doubt, Progress};
@@ -35,6 +37,8 @@ pub struct Machine<A> {
     pub(super) eyes: Eyes,
     /// The client may push, may not look, and nobody looks in its stead.
     pub(super) unseeing: bool,
+    /// A look was denied for good.
+    pub(super) denied: bool,
     /// The look under way.
     pub(super) look: Option<Action>,
     pub(super) rival_seen: bool,
@@ -82,6 +86,7 @@ pub(super) enum Phase<A> {
 /// What staging was for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Next {
+    LookUp,
     Claim,
     Refuse(Conflict),
     Roll(Rival),
@@ -109,6 +114,7 @@ impl<A: Clone> Machine<A> {
             let_in,
             eyes: Eyes::Client,
             unseeing: false,
+            denied: false,
             look: None,
             rival_seen: false,
             waits: 0,
@@ -127,9 +133,6 @@ impl<A: Clone> Machine<A> {
     }
 
     /// Takes the outcome of the last action.
-    ///
-    /// # Panics
-    /// When the event does not answer the action: a mistake of the driver, not of the world.
     pub fn on(&mut self, event: Event<A>) -> Step<A> {
         match (std::mem::replace(&mut self.phase, Phase::Ended), event) {
             (phase, Event::Seen(Sighting::Denied(answer))) if self.may_prove() => {
@@ -139,6 +142,8 @@ impl<A: Clone> Machine<A> {
                 self.proved(*phase, answer, written)
             }
             (Phase::LookingUp, Event::Entries(entries)) => match entries {
+                // What they say shows only once the registry has let this client push.
+                Ok(_) if self.is_unproven() => self.stage(Next::LookUp),
                 Ok(entries) => self.entries(entries),
                 Err(error) => self.undecided(error),
             },
@@ -169,8 +174,19 @@ impl<A: Clone> Machine<A> {
                 self.done(Verdict::Refused(Conflict { visible, ..conflict }))
             }
             (Phase::Rolling(rival, roll), event) => self.rolled(rival, roll, event),
-            (_, _) => panic!("an event that answers no action"),
+            (_, _) => self.astray(),
         }
+    }
+
+    /// Whether the registry has not lately let this client push, and can be asked by what is stored.
+    pub fn is_unproven(&self) -> bool {
+        self.push.options.stage && !self.push.options.proven
+    }
+
+    /// An event that answers no action: nothing is known to have been decided.
+    pub(super) fn astray(&mut self) -> Step<A> {
+        tracing::error!("a push was told of something that it did not ask for");
+        self.undecided(Undecided::OutcomeUnknown(Trouble::Internal))
     }
 
     // Step 0.
@@ -290,7 +306,7 @@ impl<A: Clone> Machine<A> {
                 rest.pop();
                 self.resolve(rest)
             }
-            Sighting::Denied(answer) => self.relay(answer),
+            Sighting::Denied(answer) | Sighting::Failed(answer) => self.relay(answer),
             Sighting::Unclear(trouble) => self.undecided(Undecided::Registry(trouble)),
         }
     }
@@ -304,6 +320,7 @@ impl<A: Clone> Machine<A> {
     pub(super) fn stage(&mut self, next: Next) -> Step<A> {
         match (&self.staging, next) {
             (Staging::Not, next) => self.act(Phase::Staging(next), Action::Stage),
+            (Staging::Done(..), Next::LookUp) => self.act(Phase::LookingUp, Action::Lookup),
             (Staging::Done(..), Next::Claim) => self.claim(),
             (Staging::Done(..), Next::Refuse(conflict)) => {
                 self.act(Phase::Showing(conflict), Action::LookStaged)
@@ -316,6 +333,7 @@ impl<A: Clone> Machine<A> {
         match written {
             Written::Created(answer) => {
                 self.staging = Staging::Done(answer, *self.push.content.digest());
+                self.push.options.proven = true;
                 self.stage(next)
             }
             Written::Denied(answer) | Written::Refused(answer) => self.relay(answer),
@@ -381,7 +399,9 @@ impl<A: Clone> Machine<A> {
                 }
             }
             (Sighting::Found(_) | Sighting::NotFound(_), _) => self.recheck(rest),
-            (Sighting::Denied(answer), _) => self.leave(After::Relay(answer)),
+            (Sighting::Denied(answer) | Sighting::Failed(answer), _) => {
+                self.leave(After::Relay(answer))
+            }
             (Sighting::Unclear(trouble), _) => {
                 self.leave(After::Undecided(Undecided::Registry(trouble)))
             }
@@ -402,7 +422,9 @@ impl<A: Clone> Machine<A> {
                 return self.leave(After::LookUp);
             }
             Sighting::NotFound(_) => Undecided::Invisible,
-            Sighting::Denied(answer) => return self.leave(After::Relay(answer)),
+            Sighting::Denied(answer) | Sighting::Failed(answer) => {
+                return self.leave(After::Relay(answer));
+            }
             Sighting::Unclear(trouble) => Undecided::Registry(trouble),
         };
         self.leave(After::Undecided(undecided))
@@ -446,7 +468,9 @@ impl<A: Clone> Machine<A> {
                 self.done(Verdict::Refused(Conflict { visible, ..conflict }))
             }
             Sighting::NotFound(_) if self.push.options.stage => self.stage(Next::Refuse(conflict)),
-            Sighting::NotFound(answer) | Sighting::Denied(answer) => self.relay(answer),
+            Sighting::NotFound(answer) | Sighting::Denied(answer) | Sighting::Failed(answer) => {
+                self.relay(answer)
+            }
             Sighting::Unclear(trouble) => self.undecided(Undecided::Registry(trouble)),
         }
     }

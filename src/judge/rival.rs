@@ -98,7 +98,7 @@ impl<A: Clone> Machine<A> {
                 Ok(_) => self.look_up(),
                 Err(error) => self.undecided(error),
             },
-            (_, _) => panic!("an event that answers no action"),
+            (_, _) => self.astray(),
         }
     }
 
@@ -115,7 +115,7 @@ impl<A: Clone> Machine<A> {
             }
             Sighting::NotFound(_) if self.may_wait() => self.wait(),
             Sighting::NotFound(_) => self.meet(rival),
-            Sighting::Denied(answer) => self.relay(answer),
+            Sighting::Denied(answer) | Sighting::Failed(answer) => self.relay(answer),
             Sighting::Unclear(trouble) => self.undecided(Undecided::Registry(trouble)),
         }
     }
@@ -150,7 +150,9 @@ impl<A: Clone> Machine<A> {
                 let fetch = Action::Fetch(rival.digest);
                 self.act(Phase::Rolling(rival, Roll::Fetching(permit)), fetch)
             }
-            Sighting::Denied(answer) => self.leave_claim(rival, After::Relay(answer)),
+            Sighting::Denied(answer) | Sighting::Failed(answer) => {
+                self.leave_claim(rival, After::Relay(answer))
+            }
             Sighting::Unclear(trouble) => {
                 self.leave_claim(rival, Undecided::Registry(trouble).into())
             }

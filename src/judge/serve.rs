@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use http::StatusCode;
 use tokio::time::Instant;
 
 use super::pull::{Action, Basis, Event, Machine, Pull, Pulled, Step, Unsure};
@@ -11,6 +12,7 @@ use crate::ledger::RepositoryKey;
 use crate::ledger::witness::Fresh;
 use crate::name::Reference;
 use crate::name::{Digest, Tag};
+use crate::registry::client::is_of;
 use crate::registry::{Answer, Caller, Reading, Serving};
 
 /// Where nobody looks for drift at all: as good as never.
@@ -42,13 +44,81 @@ impl Judge {
     }
 
     /// Takes a GET or HEAD of a protected tag to its end.
+    ///
+    /// A client that the registry has not lately let in is answered by the registry, to the request
+    /// that it made, before anything of the ledger shows. Where that answer is the bound image
+    /// already, nothing else is asked for.
     pub async fn pull(&self, pull: Pull, caller: &Caller, reading: Reading) -> Pulled<Answer> {
+        if caller.let_in {
+            return self.pull_let_in(pull, caller, reading).await;
+        }
+        let (name, reference) = (&pull.repository.repository, Reference::Tag(pull.tag.clone()));
+        let own = match self.registry.ask(caller, name, &reference, reading).await {
+            Ok(answer) => Some(answer),
+            // What everybody may pull may be in memory, whether the registry is there or not.
+            Err(_) if caller.public => None,
+            Err(trouble) => return Pulled::Undecided(trouble.into()),
+        };
+        let status = own.as_ref().map(|answer| answer.status);
+        let shown = status.is_none_or(|s| matches!(s, StatusCode::OK | StatusCode::NOT_MODIFIED));
+        // Which a narrow `Accept` may be the reason for, too.
+        let hidden = status == Some(StatusCode::NOT_FOUND);
+        let failed = status.is_some_and(|status| status.is_server_error()) && caller.public;
+        match own {
+            Some(answer) if !shown && !hidden && !failed => Pulled::Relayed(answer),
+            own => {
+                let (pulled, _) = self.pull_known(pull, caller, reading, own.as_ref()).await;
+                match (pulled, own) {
+                    (served @ Pulled::Served { .. }, _) => served,
+                    // Nothing that the registry has not said of this very request.
+                    (_, Some(answer)) if !shown => Pulled::Relayed(answer),
+                    (pulled, _) => pulled,
+                }
+            }
+        }
+    }
+
+    /// For a client that the registry has lately let in. Should that have changed, it is told what the
+    /// registry says to the request that it made.
+    async fn pull_let_in(&self, pull: Pull, caller: &Caller, reading: Reading) -> Pulled<Answer> {
+        let (name, tag) = (pull.repository.repository.clone(), pull.tag.clone());
+        let (pulled, by_digest) = self.pull_known(pull, caller, reading, None).await;
+        if !by_digest || !matches!(pulled, Pulled::Relayed(_)) {
+            return pulled;
+        }
+        match self.registry.ask(caller, &name, &Reference::Tag(tag), reading).await {
+            Ok(answer) if answer.status.is_client_error() || answer.status.is_server_error() => {
+                Pulled::Relayed(answer)
+            }
+            // It is let in, and what it was told of the digest stands.
+            Ok(_) => pulled,
+            Err(trouble) => Pulled::Undecided(trouble.into()),
+        }
+    }
+
+    /// By what the ledger knows; `own` is the answer to the client's own request, if it was asked. The
+    /// second is whether the registry was asked for a digest that the client did not name.
+    async fn pull_known(
+        &self,
+        pull: Pull,
+        caller: &Caller,
+        reading: Reading,
+        own: Option<&Answer>,
+    ) -> (Pulled<Answer>, bool) {
         let (mut machine, mut action) = Machine::new(pull);
-        let mut from_memory = false;
+        let (mut from_memory, mut by_digest) = (false, false);
         loop {
-            let event = match self.act_for_pull(machine.pull(), caller, reading, action).await {
-                Ok(event) => event,
-                Err(unsure) => return Pulled::Undecided(unsure),
+            by_digest |= matches!(action, Action::Serve(_) | Action::LookAt(_));
+            let event = match (action, own) {
+                (Action::Serve(digest), Some(own)) if is_of(own, &digest, reading) => {
+                    Event::Served(Serving::Good(own.clone()))
+                }
+                (action, _) => {
+                    match self.act_for_pull(machine.pull(), caller, reading, action).await {
+                        Ok(event) => event,
+                        Err(unsure) => return (Pulled::Undecided(unsure), by_digest),
+                    }
+                }
             };
             from_memory |= matches!(event, Event::Served(Serving::Kept(_)));
             match machine.on(event) {
@@ -63,7 +133,7 @@ impl Judge {
                         let caller = || caller.clone();
                         drift.look(&self.ledger, &self.registry, caller, pull, *digest);
                     }
-                    return pulled;
+                    return (pulled, by_digest);
                 }
             }
         }

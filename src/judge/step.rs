@@ -90,6 +90,10 @@ pub struct Options {
     pub blind: Blind,
     /// The registry has shown this client the image, and so let it in.
     pub shown: bool,
+    /// The registry has lately taken a manifest of the repository from this client. From any other
+    /// client the manifest is put by digest before anything else, so that the answer to who may not
+    /// push does not depend on what the ledger holds.
+    pub proven: bool,
 }
 
 /// Taglock looks at tags with the client's own credentials. A client that may push and not pull
@@ -114,7 +118,14 @@ pub enum Eyes {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { stage: true, abort: true, patience: 20, blind: Blind::Relay, shown: false }
+        Self {
+            stage: true,
+            abort: true,
+            patience: 20,
+            blind: Blind::Relay,
+            shown: false,
+            proven: false,
+        }
     }
 }
 
@@ -227,8 +238,10 @@ pub enum Undecided {
     OutcomeUnknown(Trouble),
     /// The staged manifest can't be seen, so a 404 for the tag proves nothing.
     #[error(
-        "the registry took the manifest but does not show it to this account; a push to an immutable tag \
-         needs the right to pull as well, or a service account for taglock"
+        "the registry took the manifest by its digest and answers 404 when taglock asks for it: the account \
+         may lack the right to pull (grant it, or set `upstream.credentials_file`), the registry may \
+         replicate slowly (push again), or it may not store manifests without a tag \
+         (`upstream.stage = false`)"
     )]
     Invisible,
     /// Other pushes of the same tags have not come to an end.

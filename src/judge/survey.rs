@@ -52,7 +52,9 @@ impl Judge {
             match self.registry.look(caller, &key.repository, &reference).await {
                 Sighting::Found(digest) => seen.push((tag, digest)),
                 Sighting::NotFound(_) => {}
-                Sighting::Denied(answer) => return Err(Missed::Denied(answer)),
+                Sighting::Denied(answer) | Sighting::Failed(answer) => {
+                    return Err(Missed::Denied(answer));
+                }
                 Sighting::Unclear(trouble) => return Err(Missed::Registry(trouble)),
             }
         }
@@ -123,7 +125,9 @@ impl Judge {
                     .map(drop)
                     .map_err(Missed::Ledger)?,
                 Sighting::NotFound(_) => {}
-                Sighting::Denied(answer) => return Err(Missed::Denied(answer)),
+                Sighting::Denied(answer) | Sighting::Failed(answer) => {
+                    return Err(Missed::Denied(answer));
+                }
                 Sighting::Unclear(trouble) => return Err(Missed::Registry(trouble)),
             }
         }

@@ -123,6 +123,27 @@ impl Registry for Shelf {
         self.resolve(caller, name, tag).await
     }
 
+    async fn ask(
+        &self,
+        _: &Caller,
+        _: &RepositoryName,
+        reference: &Reference,
+        _: Reading,
+    ) -> Result<Answer, Trouble> {
+        let digest = match reference {
+            Reference::Tag(tag) => self.tag(tag.as_str()),
+            Reference::Digest(digest) => Some(*digest),
+        };
+        let found = digest.and_then(|d| self.manifests.lock().unwrap().get(&d).cloned());
+        match (self.play("ask", &reference.to_string()), found) {
+            (Play::Deny, _) => Ok(answer(403)),
+            (Play::NotFound, _) | (_, None) => Ok(answer(404)),
+            (Play::Refuse, _) => Ok(answer(400)),
+            (Play::Unclear | Play::DoneButUnclear, _) => Err(Trouble::TimedOut),
+            (Play::Truth, Some(found)) => Ok(Answer { body: found.bytes, ..answer(200) }),
+        }
+    }
+
     async fn serve(&self, _: &Caller, _: &RepositoryName, digest: &Digest, _: Reading) -> Serving {
         let found = self.manifests.lock().unwrap().get(digest).cloned();
         match (self.play("serve", ""), found) {
@@ -307,14 +328,53 @@ fn relayed(verdict: &Verdict<Answer>, status: u16) {
 
 #[tokio::test(start_paused = true)]
 async fn a_push_of_the_bound_image_is_one_put_and_another_is_one_look() {
-    let house = House::new();
+    let mut house = House::new();
     assert!(admitted(&house.push(&["v1"], "one").await));
     assert!(matches!(house.entry("v1").await, Entry::Sealed(s) if s.origin == Origin::Push));
     house.shelf.calls();
+    // From a client of whom nothing is known, the image is stored first.
+    for (proven, first) in [(true, &[][..]), (false, &["stage "])] {
+        house.options.proven = proven;
+        assert!(admitted(&house.push(&["v1"], "one").await));
+        assert_eq!(house.shelf.calls(), [first, &["publish v1"]].concat());
+        refused(&house.push(&["v1"], "two").await, "v1", "one");
+        assert_eq!(house.shelf.calls(), [first, &["look v1"]].concat());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_may_not_push_is_answered_alike_whatever_the_ledger_holds() {
+    for (play, status) in [(Play::Deny, 403), (Play::Refuse, 400)] {
+        for state in ["absent", "pending", "bound", "bound to this", "withdrawn", "busy"] {
+            let house = House::new();
+            let name = if state == "bound to this" { "two" } else { "one" };
+            match state {
+                "absent" | "busy" => {}
+                "pending" => drop(house.claimed("v1", name).await),
+                _ => drop(house.push(&["v1"], name).await),
+            }
+            if state == "withdrawn" {
+                house.ledger.withdraw(&key(), &[tag("v1")], &digest("one")).await.unwrap();
+            }
+            let busy =
+                (state == "busy").then(|| house.judge.unjudged().enter(&key(), &[tag("v1")]));
+            house.shelf.calls();
+            house.shelf.plan("stage", &[play]);
+            relayed(&house.push(&["v1"], "two").await, status);
+            assert_eq!(house.shelf.calls(), ["stage "], "{state}");
+            drop(busy);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_may_push_no_more_is_told_so_by_the_registry() {
+    let mut house = House::new();
+    house.options.proven = true;
     assert!(admitted(&house.push(&["v1"], "one").await));
-    assert_eq!(house.shelf.calls(), ["publish v1"]);
-    refused(&house.push(&["v1"], "two").await, "v1", "one");
-    assert_eq!(house.shelf.calls(), ["look v1"]);
+    house.shelf.plan("look", &[Play::Deny]);
+    house.shelf.plan("stage", &[Play::Refuse]);
+    relayed(&house.push(&["v1"], "two").await, 400);
 }
 
 #[tokio::test(start_paused = true)]

@@ -75,7 +75,7 @@ pub(super) fn nobody(caller: &Caller) -> Caller {
     }
     let agent = concat!("taglock/", env!("CARGO_PKG_VERSION"));
     headers.insert(USER_AGENT, HeaderValue::from_static(agent));
-    Caller { headers, namespace: caller.namespace.clone(), public: false }
+    Caller { headers, namespace: caller.namespace.clone(), ..Caller::default() }
 }
 
 impl Account {
@@ -173,6 +173,22 @@ impl Registry for Account {
         _reading: Reading,
     ) -> Sighting {
         self.resolve(caller, name, tag).await
+    }
+
+    async fn ask(
+        &self,
+        caller: &Caller,
+        name: &RepositoryName,
+        reference: &Reference,
+        reading: Reading,
+    ) -> Result<Answer, Trouble> {
+        let own = self.caller(caller, name, Right::Pull);
+        let answer = self.client.ask(&own, name, reference, reading).await?;
+        if !self.accept(&answer, name, Right::Pull).await {
+            return Ok(answer);
+        }
+        let own = self.caller(caller, name, Right::Pull);
+        self.client.ask(&own, name, reference, reading).await
     }
 
     async fn serve(

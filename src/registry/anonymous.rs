@@ -56,7 +56,7 @@ impl Everybody for Anonymous {
 fn openness(seen: Sighting) -> Openness {
     match seen {
         Sighting::Found(_) => Openness::Open,
-        Sighting::Denied(answer) | Sighting::NotFound(answer) => {
+        Sighting::Denied(answer) | Sighting::NotFound(answer) | Sighting::Failed(answer) => {
             of_trouble(Trouble::Status(answer.status.as_u16()))
         }
         Sighting::Unclear(trouble) => of_trouble(trouble),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use http::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use http::header::{Entry, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::client::Client;
@@ -53,6 +53,44 @@ impl Challenge {
     }
 }
 
+/// Has the challenges of an answer ask for these actions, too, in the repository that they are about
+/// (`scope="repository:<name>:<actions>"`, the token specification's "Resource Scope").
+///
+/// taglock's own requests on behalf of a client need other rights than the client's request, and a
+/// client follows a challenge once.
+pub fn widen(headers: &mut HeaderMap, actions: &[&str]) {
+    let Entry::Occupied(mut challenges) = headers.entry(WWW_AUTHENTICATE) else { return };
+    for value in challenges.iter_mut() {
+        let widened = value.to_str().ok().and_then(|text| with_actions(text, actions));
+        if let Some(widened) = widened.and_then(|text| HeaderValue::from_str(&text).ok()) {
+            *value = widened;
+        }
+    }
+}
+
+/// `None` where nothing is to be added.
+fn with_actions(challenge: &str, actions: &[&str]) -> Option<String> {
+    const SCOPE: &str = "scope=\"";
+    let start = challenge.to_ascii_lowercase().find(SCOPE)? + SCOPE.len();
+    let end = start + challenge[start..].find('"')?;
+    let mut scopes = challenge[start..end].split(' ');
+    let mut changed = false;
+    let wide: Vec<_> = scopes
+        .by_ref()
+        .map(|scope| match scope.rsplit_once(':') {
+            Some((resource, has)) if resource.starts_with("repository:") && has != "*" => {
+                let has = has.split(',').filter(|action| !action.is_empty()).collect::<Vec<_>>();
+                let lacks = actions.iter().filter(|action| !has.contains(action)).copied();
+                let lacks: Vec<_> = lacks.collect();
+                changed |= !lacks.is_empty();
+                format!("{resource}:{}", [has, lacks].concat().join(","))
+            }
+            _ => scope.to_owned(),
+        })
+        .collect();
+    changed.then(|| format!("{}{}{}", &challenge[..start], wide.join(" "), &challenge[end..]))
+}
+
 impl Ask {
     /// An `Authorization` with a token that the service gives for these credentials, or to anybody,
     /// and how long it lives.
@@ -88,6 +126,47 @@ mod tests {
             headers.append(WWW_AUTHENTICATE, HeaderValue::from_static(value));
         }
         Challenge::of(&headers)
+    }
+
+    #[test]
+    fn a_challenge_asks_for_what_taglock_needs_as_well_and_stays_as_it_is_otherwise() {
+        let wide = |challenge: &'static str, actions: &[&str]| {
+            let mut headers = HeaderMap::new();
+            headers.append(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"x\""));
+            headers.append(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+            widen(&mut headers, actions);
+            let mut values = headers.get_all(WWW_AUTHENTICATE).iter();
+            assert_eq!(values.next().unwrap(), "Basic realm=\"x\"");
+            values.next().unwrap().to_str().unwrap().to_owned()
+        };
+        for (before, actions, after) in [
+            (
+                r#"Bearer realm="http://a/t",service="r",scope="repository:prod/app:pull""#,
+                &["pull", "delete"][..],
+                r#"Bearer realm="http://a/t",service="r",scope="repository:prod/app:pull,delete""#,
+            ),
+            (
+                r#"Bearer realm="http://a/t",Scope="repository:a:push repository:b:pull",error="x""#,
+                &["pull", "push"],
+                r#"Bearer realm="http://a/t",Scope="repository:a:push,pull repository:b:pull,push",error="x""#,
+            ),
+            (
+                r#"Bearer scope="repository:host:5000/a:pull""#,
+                &["push"],
+                r#"Bearer scope="repository:host:5000/a:pull,push""#,
+            ),
+        ] {
+            assert_eq!(wide(before, actions), after);
+        }
+        for same in [
+            r#"Bearer realm="http://a/t",scope="repository:a:pull,push""#,
+            r#"Bearer realm="http://a/t",scope="repository:a:*""#,
+            r#"Bearer realm="http://a/t",scope="registry:catalog:*""#,
+            r#"Bearer realm="http://a/t""#,
+            r#"Bearer scope="repository:a:pull"#,
+        ] {
+            assert_eq!(wide(same, &["pull", "push"]), same);
+        }
     }
 
     #[test]

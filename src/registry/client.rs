@@ -35,10 +35,10 @@ use super::{
     Sighting, Trouble, Written,
 };
 use crate::name::{Algorithm, Digest, Naming, Reference, RepositoryName, Tag};
-use meaning::{digest_of, is_redirect, sighted, written};
+use meaning::{digest_of, is_redirect, sighted, stored, written};
 pub use opening::{Begun, Opened, is_early};
 pub use relay::{Mark, Part, Relay, Relayed};
-pub use serving::UNSENT;
+pub use serving::{UNSENT, is_of};
 use target::with_query;
 
 pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -86,8 +86,10 @@ pub struct Client {
 /// Whether a request may be sent a second time after a pooled connection turned out dead.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Repeat {
-    /// A read, or a write of what is named by its own digest.
+    /// A read: registries fail in passing, too.
     Harmless,
+    /// A write of what is named by its own digest: only where nothing was answered.
+    Unanswered,
     /// Only when its body was never begun, so that it can't have been carried out.
     BeforeBody,
 }
@@ -200,7 +202,7 @@ impl Client {
                     // The pool may hold several dead connections; each is tried once and gone.
                     Err(failure)
                         if failure.reused
-                            && (repeat == Repeat::Harmless || !failure.body_begun)
+                            && (repeat != Repeat::BeforeBody || !failure.body_begun)
                             && failure.trouble == Trouble::Cut => {}
                     // Nothing was sent: a registry may have several addresses, not all of them well.
                     Err(failure) if !failure.connected && addresses < MAX_ADDRESSES => {
@@ -331,6 +333,17 @@ impl Registry for Client {
         }
     }
 
+    async fn ask(
+        &self,
+        caller: &Caller,
+        repository: &RepositoryName,
+        reference: &Reference,
+        reading: Reading,
+    ) -> Result<Answer, Trouble> {
+        let path = self.manifest_path(repository, reference);
+        self.read_as_client(caller, &path, reading).await
+    }
+
     async fn serve(
         &self,
         caller: &Caller,
@@ -349,11 +362,12 @@ impl Registry for Client {
         place: Place<'_>,
         manifest: &Manifest,
     ) -> Written {
+        let by_digest = matches!(place, Place::Digest(_));
         let (path, named, repeat) = match place {
             Place::Digest(digest) => (
                 self.manifest_path(repository, &Reference::Digest(*digest)),
                 None,
-                Repeat::Harmless,
+                Repeat::Unanswered,
             ),
             Place::Tag { tag, digest } => {
                 let path = self.manifest_path(repository, &Reference::Tag(tag.clone()));
@@ -370,6 +384,7 @@ impl Registry for Client {
             self.exchange(&self.peers, request, body, MAX_ANSWER, repeat).await
         };
         match sending.await {
+            Ok(answer) if by_digest => stored(answer, manifest),
             Ok(answer) => written(answer, manifest),
             Err(trouble) => Written::Unknown(trouble),
         }

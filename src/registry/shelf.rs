@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout};
 pub use kept::Kept;
 
 use super::{
-    Answer, Caller, Deleted, Fetched, Listing, Manifest, Place, Reading, Registry, Serving,
+    Answer, Caller, Deleted, Fetched, Listing, Manifest, Place, Reading, Registry, Said, Serving,
     Sighting, Trouble, Written,
 };
 use crate::name::{Digest, Reference, RepositoryName, Tag};
@@ -372,8 +372,8 @@ fn is_outage(serving: &Serving) -> bool {
         }
         Serving::Unclear(trouble) => match trouble {
             Trouble::Unreachable | Trouble::TimedOut | Trouble::Cut => true,
-            Trouble::Status(status) => *status >= 500,
-            Trouble::Garbage(_) => false,
+            Trouble::Status(status) | Trouble::Answered(Said { status, .. }) => *status >= 500,
+            Trouble::Garbage(_) | Trouble::Internal => false,
         },
         Serving::Good(_) | Serving::Kept(_) | Serving::NotFound(_) | Serving::Wrong(_) => false,
     }
@@ -410,6 +410,16 @@ impl Registry for Shelf {
             });
         }
         deleted
+    }
+
+    async fn ask(
+        &self,
+        caller: &Caller,
+        name: &RepositoryName,
+        reference: &Reference,
+        reading: Reading,
+    ) -> Result<Answer, Trouble> {
+        self.0.registry.ask(caller, name, reference, reading).await
     }
 
     async fn look(

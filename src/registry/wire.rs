@@ -22,6 +22,45 @@ pub fn error_document(code: &str, message: &str) -> Vec<u8> {
     serde_json::to_vec(&document).expect("two strings are JSON")
 }
 
+/// Of a registry's words, at most so many characters are repeated.
+const LONGEST_MESSAGE: usize = 400;
+
+#[derive(Deserialize)]
+struct Errors {
+    errors: Vec<OneError>,
+}
+
+#[derive(Deserialize)]
+struct OneError {
+    code: Option<String>,
+    message: Option<String>,
+}
+
+/// What an error says: the messages of an error document, or a short text; in one line. `None` where
+/// there are no words.
+pub fn error_message(body: &[u8]) -> Option<String> {
+    let words = match serde_json::from_slice::<Errors>(body) {
+        Ok(document) => {
+            let said = |error: OneError| match (error.code, error.message) {
+                (Some(code), Some(message)) if !message.is_empty() => {
+                    Some(format!("{code}: {message}"))
+                }
+                (code, message) => message.filter(|message| !message.is_empty()).or(code),
+            };
+            document.errors.into_iter().filter_map(said).collect::<Vec<_>>().join("; ")
+        }
+        // A page of HTML says nothing in a line of text.
+        Err(_) => {
+            let text = std::str::from_utf8(body).ok()?;
+            if text.trim_start().starts_with('<') { String::new() } else { text.to_owned() }
+        }
+    };
+    let line: Vec<_> = words.split(|c: char| c.is_whitespace() || c.is_control()).collect();
+    let line = line.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
+    let short: String = line.chars().take(LONGEST_MESSAGE).collect();
+    (!short.is_empty()).then_some(short)
+}
+
 #[derive(Deserialize)]
 struct TagList {
     /// Registries write `null` where there are none.
@@ -230,6 +269,29 @@ mod tests {
         for bad in ["", "7", r#"{"tags":"a"}"#, r#"{"tags":[1]}"#] {
             assert_eq!(list(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn the_words_of_an_error_are_one_line() {
+        use super::error_message;
+        let words = |text: &str| error_message(text.as_bytes());
+        for (text, expected) in [
+            (
+                r#"{"errors":[{"code":"DENIED","message":"quota\nis used up","detail":1}]}"#,
+                "DENIED: quota is used up",
+            ),
+            (
+                r#"{"errors":[{"code":"A","message":"b"},{"message":"c"},{"code":"D"},{}]}"#,
+                "A: b; c; D",
+            ),
+            ("upstream timed out\r\n", "upstream timed out"),
+        ] {
+            assert_eq!(words(text).as_deref(), Some(expected));
+        }
+        for none in ["", " \n", "<html><body>503</body></html>", r#"{"errors":[]}"#] {
+            assert_eq!(words(none), None, "{none}");
+        }
+        assert_eq!(words(&"é".repeat(1000)).map(|text| text.chars().count()), Some(400));
     }
 
     #[test]

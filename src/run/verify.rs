@@ -55,7 +55,10 @@ impl Verify {
                             "the tag is protected again, and the registry has another image under it"
                         );
                     }
-                    Sighting::NotFound(_) | Sighting::Denied(_) | Sighting::Unclear(_) => {
+                    Sighting::NotFound(_)
+                    | Sighting::Denied(_)
+                    | Sighting::Failed(_)
+                    | Sighting::Unclear(_) => {
                         unseen += 1;
                     }
                 }

@@ -217,10 +217,11 @@ async fn who_may_not_look_moves_nothing_and_hears_the_registry() {
         for reference in [Reference::Tag(tag("v1")), Reference::Digest(digest("one"))] {
             house.shelf.plan("look", &[Play::Deny]);
             house.shelf.plan("look-digest", &[Play::Deny]);
+            house.shelf.plan("ask", &[Play::Deny]);
             let ruling = house.delete(deletes, reference).await;
             assert!(matches!(ruling, Ruling::Relayed(a) if a.status == 403));
             house.shelf.script.lock().unwrap().clear();
-            assert_eq!(house.shelf.calls().len(), 1, "one look, and nothing else");
+            assert_eq!(house.shelf.calls().len(), 2, "one look, the words to it, and nothing else");
         }
         assert!(!house.withdrawn("v1").await);
         assert_eq!(house.entry("old").await, Entry::Absent);

@@ -6,7 +6,7 @@ use crate::ledger::Holder;
 impl House {
     async fn pass(&self, name: &str, seed: &str) -> Judged {
         let cargo = Cargo { caller: Caller::default(), manifest: manifest(seed), named: None };
-        self.judge.pass(&key(), None, &[tag(name)], self.options.stage, cargo).await
+        self.judge.pass(&key(), None, &[tag(name)], cargo).await
     }
 }
 
@@ -32,7 +32,7 @@ async fn who_may_not_push_supersedes_nothing() {
         house.options.stage = stage;
         assert!(admitted(&house.push(&["v1"], "one").await));
         let before = house.entry("v1").await;
-        house.shelf.plan(if stage { "stage" } else { "publish" }, &[Play::Deny]);
+        house.shelf.plan("publish", &[Play::Deny]);
         let Judged { verdict, superseded } = house.pass("v1", "two").await;
         relayed(&verdict, 403);
         assert_eq!((superseded, house.entry("v1").await), (vec![], before));
@@ -70,7 +70,8 @@ async fn with_the_ledger_down_a_mutable_push_goes_on() {
 
 #[tokio::test(start_paused = true)]
 async fn nothing_is_bound_while_an_unjudged_write_of_the_tag_is_under_way() {
-    let house = House::new();
+    let mut house = House::new();
+    house.options.proven = true;
     let write = house.judge.unjudged().enter(&key(), &[tag("v1")]);
     let verdict = house.push(&["v1"], "one").await;
     assert_eq!(verdict, Verdict::Undecided(Undecided::Busy(tag("v1"))));

@@ -11,7 +11,41 @@ impl House {
 
     async fn pull_with(&self, name: &str, strict: bool) -> Pulled<Answer> {
         let pull = Pull { repository: key(), tag: tag(name), strict };
+        let caller = Caller { let_in: true, ..Caller::default() };
+        self.judge.pull(pull, &caller, Reading::Get).await
+    }
+
+    /// By a client of whom nothing is known.
+    async fn pull_as_stranger(&self, name: &str) -> Pulled<Answer> {
+        let pull = Pull { repository: key(), tag: tag(name), strict: false };
         self.judge.pull(pull, &Caller::default(), Reading::Get).await
+    }
+
+    /// One for each thing that the ledger may hold of `v1`, all the same to the registry: it has
+    /// another image under the tag, and under no other.
+    async fn of_each_state() -> Vec<(&'static str, Self)> {
+        let mut houses = Vec::new();
+        for state in ["absent", "pending", "bound", "bound elsewhere", "withdrawn", "down"] {
+            let house = Self::new();
+            let name = if state == "bound" { "behind" } else { "one" };
+            match state {
+                "absent" => {}
+                "pending" => drop(house.claimed("v1", name).await),
+                _ => drop(house.push(&["v1"], name).await),
+            }
+            if state == "withdrawn" {
+                house.ledger.withdraw(&key(), &[tag("v1")], &digest("one")).await.unwrap();
+                house.judge.ledger.lookup(&key(), &[tag("v1")]).await.unwrap();
+            }
+            if state == "down" {
+                tokio::time::advance(Duration::from_secs(3600)).await;
+                house.ledger.close().await;
+            }
+            house.shelf.set("v1", &manifest("behind"));
+            house.shelf.calls();
+            houses.push((state, house));
+        }
+        houses
     }
 }
 
@@ -50,6 +84,64 @@ async fn a_tag_never_heard_of_is_bound_to_what_is_there_before_it_is_served() {
     house.shelf.set("v1", &manifest("two"));
     serves(&house.pull("v1").await, "one", Basis::Ledger);
     refused(&house.push(&["v1"], "two").await, "v1", "one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whom_the_registry_does_not_let_in_it_answers_alike_whatever_the_ledger_holds() {
+    for (play, status) in [(Play::Deny, 403), (Play::Refuse, 400)] {
+        for (state, house) in House::of_each_state().await {
+            house.shelf.plan("ask", &[play]);
+            let pulled = house.pull_as_stranger("v1").await;
+            assert!(matches!(&pulled, Pulled::Relayed(a) if a.status == status), "{pulled:?}");
+            assert_eq!(house.shelf.calls(), ["ask v1"], "{state}: one request, to what was asked");
+        }
+    }
+    for (state, house) in House::of_each_state().await {
+        house.shelf.plan("ask", &[Play::Unclear]);
+        let pulled = house.pull_as_stranger("v1").await;
+        let expected = Pulled::Undecided(Unsure::Registry(Trouble::TimedOut));
+        assert_eq!((pulled, house.shelf.calls()), (expected, vec!["ask v1".to_owned()]), "{state}");
+    }
+    // Some say 404 for "no access".
+    for (state, house) in House::of_each_state().await {
+        house.shelf.plan("ask", &[Play::NotFound]);
+        for call in ["look", "look-digest", "resolve", "serve"] {
+            house.shelf.plan(call, &[Play::NotFound]);
+        }
+        let pulled = house.pull_as_stranger("v1").await;
+        assert!(matches!(&pulled, Pulled::Relayed(a) if a.status == 404), "{state}: {pulled:?}");
+        let calls = house.shelf.calls().len();
+        // With the ledger down nothing is known to ask for.
+        assert_eq!(calls, if state == "down" { calls } else { 2 }, "{state}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whom_the_registry_lets_in_it_is_asked_once_where_its_tag_is_the_bound_image() {
+    let house = House::new();
+    house.push(&["v1"], "one").await;
+    house.shelf.calls();
+    serves(&house.pull_as_stranger("v1").await, "one", Basis::Ledger);
+    assert_eq!(house.shelf.calls(), ["ask v1"]);
+    house.shelf.set("v1", &manifest("behind"));
+    serves(&house.pull_as_stranger("v1").await, "one", Basis::Ledger);
+    assert_eq!(house.shelf.calls(), ["ask v1", "serve "]);
+    // A tag that is gone, or hidden by a narrow `Accept`.
+    house.shelf.tags.lock().unwrap().clear();
+    serves(&house.pull_as_stranger("v1").await, "one", Basis::Ledger);
+    assert_eq!(house.shelf.calls(), ["ask v1", "serve "]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_let_in_no_more_is_told_what_the_registry_says_to_the_tag() {
+    let house = House::new();
+    house.push(&["v1"], "one").await;
+    house.shelf.calls();
+    house.shelf.plan("serve", &[Play::Deny]);
+    house.shelf.plan("ask", &[Play::Refuse]);
+    let pulled = house.pull("v1").await;
+    assert!(matches!(&pulled, Pulled::Relayed(a) if a.status == 400), "{pulled:?}");
+    assert_eq!(house.shelf.calls(), ["serve ", "ask v1"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -33,7 +33,7 @@ pub(super) fn deleted(answer: Answer) -> Deleted {
     match answer.status.as_u16() {
         200..=299 => Deleted::Done(answer),
         // 408 is no word about the request.
-        status @ (408 | 500..) => Deleted::Unknown(Trouble::Status(status)),
+        408 | 500.. => Deleted::Unknown(Trouble::from(&answer)),
         _ => Deleted::Refused(answer),
     }
 }

@@ -66,6 +66,7 @@ impl Harbor {
                 Ok(answer) => answer,
                 Err(Sighting::NotFound(_)) => return Listing::All(all),
                 Err(Sighting::Denied(answer)) => return Listing::Denied(answer),
+                Err(Sighting::Failed(answer)) => return Listing::Unclear(Trouble::from(&answer)),
                 Err(Sighting::Unclear(trouble)) => return Listing::Unclear(trouble),
                 Err(Sighting::Found(_)) => return Listing::Unclear(Trouble::Garbage(PAGE)),
             };
@@ -109,7 +110,9 @@ impl Artifacts for Harbor {
         let answer = self.get(caller, &place(repository), MAX_ANSWER).await.map_err(Err)?;
         match sighted(answer) {
             Ok(_) | Err(Sighting::Found(_)) => Ok(()),
-            Err(Sighting::NotFound(answer) | Sighting::Denied(answer)) => Err(Ok(answer)),
+            Err(
+                Sighting::NotFound(answer) | Sighting::Denied(answer) | Sighting::Failed(answer),
+            ) => Err(Ok(answer)),
             Err(Sighting::Unclear(trouble)) => Err(Err(trouble)),
         }
     }
@@ -202,6 +205,16 @@ impl Registry for Harbor {
         _reading: Reading,
     ) -> Sighting {
         self.resolve(caller, repository, tag).await
+    }
+
+    async fn ask(
+        &self,
+        caller: &Caller,
+        repository: &RepositoryName,
+        reference: &Reference,
+        reading: Reading,
+    ) -> Result<Answer, Trouble> {
+        self.client.ask(caller, repository, reference, reading).await
     }
 
     async fn serve(

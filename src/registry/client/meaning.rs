@@ -15,7 +15,18 @@ pub(super) fn sighted(answer: Answer) -> Result<Answer, Sighting> {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS => {
             Err(Sighting::Denied(answer))
         }
+        status if status.as_u16() >= 400 => Err(Sighting::Failed(answer)),
         status => Err(Sighting::Unclear(Trouble::Status(status.as_u16()))),
+    }
+}
+
+/// What the answer to a PUT by digest says, which moves no tag: the answer is the registry's to give,
+/// whatever it is. Registries say success with 200, 202 or 204, too.
+pub(super) fn stored(answer: Answer, manifest: &Manifest) -> Written {
+    match answer.status.as_u16() {
+        200..=299 => created(answer, manifest),
+        401 | 403 | 429 => Written::Denied(answer),
+        _ => Written::Refused(answer),
     }
 }
 
@@ -23,15 +34,19 @@ pub(super) fn sighted(answer: Answer) -> Result<Answer, Sighting> {
 /// the request; a time-out or a failure on its side may still be carried out.
 pub(super) fn written(answer: Answer, manifest: &Manifest) -> Written {
     match answer.status.as_u16() {
-        201 => match answer.headers.get(CONTENT_DIGEST).map(digest_of).transpose() {
-            Ok(Some(digest)) if !digest.matches(&manifest.bytes) => {
-                tracing::error!(%digest, "the registry reports another digest than was pushed");
-                Written::Unknown(Trouble::Garbage("it reports another digest than was pushed"))
-            }
-            Err(trouble) => Written::Unknown(trouble),
-            Ok(_) => Written::Created(answer),
-        },
+        201 => created(answer, manifest),
         _ => told(answer),
+    }
+}
+
+fn created(answer: Answer, manifest: &Manifest) -> Written {
+    match answer.headers.get(CONTENT_DIGEST).map(digest_of).transpose() {
+        Ok(Some(digest)) if !digest.matches(&manifest.bytes) => {
+            tracing::error!(%digest, "the registry reports another digest than was pushed");
+            Written::Unknown(Trouble::Garbage("it reports another digest than was pushed"))
+        }
+        Err(trouble) => Written::Unknown(trouble),
+        Ok(_) => Written::Created(answer),
     }
 }
 
@@ -41,9 +56,16 @@ pub(super) fn told(answer: Answer) -> Written {
         201 => Written::Created(answer),
         401 | 403 | 429 => Written::Denied(answer),
         // A redirect of a write is "not written": taglock doesn't follow it, the client must not.
-        300..=399 | 400 | 404 | 405 | 409 | 412 | 413 | 415 | 422 => Written::Refused(answer),
-        status => Written::Unknown(Trouble::Status(status)),
+        300..=399 => Written::Refused(answer),
+        status if is_refusal(status) => Written::Refused(answer),
+        _ => Written::Unknown(Trouble::from(&answer)),
     }
+}
+
+/// A registered status of 400 to 499 says that the request was not carried out; 408 says nothing of
+/// it, nor does what is not registered (<https://www.iana.org/assignments/http-status-codes>).
+fn is_refusal(status: u16) -> bool {
+    matches!(status, 400..=407 | 409..=417 | 421..=426 | 428 | 429 | 431 | 451)
 }
 
 pub(super) fn digest_of(value: &HeaderValue) -> Result<Digest, Trouble> {

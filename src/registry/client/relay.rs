@@ -86,6 +86,11 @@ impl Relayed {
         }
     }
 
+    /// Whether its header names any manifest.
+    pub fn names_any(&self) -> bool {
+        self.head.named != Named::Nothing
+    }
+
     /// What has come of the body.
     pub fn body(&self) -> &[u8] {
         &self.read[self.head.length..]

@@ -46,7 +46,7 @@ impl Client {
         }
     }
 
-    async fn read_as_client(
+    pub(super) async fn read_as_client(
         &self,
         caller: &Caller,
         path: &str,
@@ -64,6 +64,18 @@ impl Client {
     }
 }
 
+/// Whether a client's own request, by whatever reference, was answered with the manifest of this
+/// digest: its bytes have it, or, to a HEAD, the registry names it.
+pub fn is_of(answer: &Answer, digest: &Digest, reading: Reading) -> bool {
+    let named = answer.headers.get(CONTENT_DIGEST).map(digest_of);
+    let is_named = |named: &Result<Digest, Trouble>| named.as_ref().is_ok_and(|n| n == digest);
+    answer.status == StatusCode::OK
+        && match reading {
+            Reading::Get => named.as_ref().is_none_or(is_named) && digest.matches(&answer.body),
+            Reading::Head => named.as_ref().is_some_and(is_named),
+        }
+}
+
 impl Relayed {
     /// Whether this is what a tag that is bound to the digest of this name may be answered with, if its
     /// bytes have that digest, as [`Registry::serve`](crate::registry::Registry::serve) finds it without
@@ -73,10 +85,9 @@ impl Relayed {
         good && !self.names_another(name)
     }
 
-    /// Whether the registry has said no, in words.
-    pub fn is_plain_no(&self, reading: Reading) -> bool {
-        let worded = reading == Reading::Head || !self.body().is_empty();
-        self.status().is_client_error() && self.status() != StatusCode::NOT_FOUND && worded
+    /// Whether this is a manifest whose digest the registry does not name.
+    pub fn is_unnamed(&self) -> bool {
+        self.status() == StatusCode::OK && !self.names_any()
     }
 }
 

@@ -44,6 +44,16 @@ impl Registry for Backend {
         }
     }
 
+    async fn ask(
+        &self,
+        _: &Caller,
+        _: &RepositoryName,
+        _: &Reference,
+        _: Reading,
+    ) -> Result<Answer, Trouble> {
+        unreachable!()
+    }
+
     async fn delete(&self, _: &Caller, _: &RepositoryName, _: &Reference) -> Deleted {
         Deleted::Unknown(Trouble::Cut)
     }
@@ -100,7 +110,7 @@ fn name(text: &str) -> RepositoryName {
 
 fn caller(accept: &'static str) -> Caller {
     let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(accept))]);
-    Caller { headers, namespace: None, public: true }
+    Caller { headers, public: true, ..Caller::default() }
 }
 
 impl House {
