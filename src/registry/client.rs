@@ -39,6 +39,7 @@ use meaning::{digest_of, is_redirect, sighted, stored, written};
 pub use opening::{Begun, Opened, is_early};
 pub use relay::{Mark, Part, Relay, Relayed};
 pub use serving::{UNSENT, is_of};
+use serving::is_schema1_of;
 use target::with_query;
 
 pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -459,8 +460,11 @@ impl Client {
             Err(trouble) => Sighting::Unclear(trouble),
             Ok(None) => Sighting::Found(Digest::of(Algorithm::Sha256, &answer.body)),
             Ok(Some(digest)) if digest.matches(&answer.body) => Sighting::Found(digest),
-            // The digest of schema 1 leaves the signatures out, so only its registry can tell it.
-            Ok(Some(digest)) if content_type.is_some_and(MediaTypes::is_schema1) => {
+            // The digest of schema 1 leaves the signatures out.
+            Ok(Some(digest))
+                if content_type.is_some_and(MediaTypes::is_schema1)
+                    && is_schema1_of(&answer.body, &digest) =>
+            {
                 Sighting::Found(digest)
             }
             Ok(Some(_)) => Sighting::Unclear(Trouble::Garbage(

@@ -1,6 +1,7 @@
 //! Documents of the distribution spec: the error document ("Error Codes") and the list of tags
 //! ("Listing Tags"); those of Harbor's API, as far as they matter.
 
+use base64::prelude::*;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
@@ -114,6 +115,49 @@ pub fn parts(manifest: &[u8]) -> Vec<String> {
     let index = serde_json::from_slice::<Index>(manifest).ok();
     let manifests = index.and_then(|index| index.manifests).unwrap_or_default();
     manifests.into_iter().map(|descriptor| descriptor.digest).collect()
+}
+
+#[derive(Deserialize)]
+struct Signed {
+    signatures: Vec<Signature>,
+}
+
+#[derive(Deserialize)]
+struct Signature {
+    protected: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Protected {
+    format_length: usize,
+    format_tail: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Versioned {
+    schema_version: u32,
+}
+
+/// What the digest of a signed manifest of schema 1 is of: the manifest before it was signed ("Image
+/// Manifest Version 2, Schema 1", "Signed Manifests"). `None` where the bytes are none, or where two
+/// signatures are about different ones.
+pub fn schema1_payload(body: &[u8]) -> Option<Vec<u8>> {
+    let decode = |text: &str| BASE64_URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).ok();
+    let signed = serde_json::from_slice::<Signed>(body).ok()?;
+    let payloads = signed.signatures.iter().map(|signature| {
+        let protected = decode(&signature.protected)?;
+        let protected = serde_json::from_slice::<Protected>(&protected).ok()?;
+        let mut payload = body.get(..protected.format_length)?.to_vec();
+        payload.extend(decode(&protected.format_tail)?);
+        Some(payload)
+    });
+    let mut payloads = payloads.collect::<Option<Vec<_>>>()?;
+    payloads.dedup();
+    let payload = payloads.pop().filter(|_| payloads.is_empty())?;
+    let version = serde_json::from_slice::<Versioned>(&payload).ok()?;
+    (version.schema_version == 1).then_some(payload)
 }
 
 /// Whether this is an index of referrers (distribution spec, "Referrers Tag Schema"): all it
@@ -256,6 +300,40 @@ mod tests {
         assert!(is_referrers_index(referrers) && is_referrers_index(br#"{"manifests":[]}"#));
         for other in [&image[..], index, b"nonsense"] {
             assert!(!is_referrers_index(other));
+        }
+    }
+
+    #[test]
+    fn the_payload_of_a_signed_manifest_is_what_was_signed() {
+        use base64::prelude::*;
+
+        use super::schema1_payload;
+        let encode = |text: &str| BASE64_URL_SAFE_NO_PAD.encode(text);
+        let signature = |length: usize, tail: &str| {
+            let tail = encode(tail);
+            let protected = format!(r#"{{"formatLength":{length},"formatTail":"{tail}"}}"#);
+            format!(r#"{{"header":{{}},"signature":"x","protected":"{}"}}"#, encode(&protected))
+        };
+        let payload = "{\n   \"schemaVersion\": 1,\n   \"tag\": \"v1\"\n}";
+        let length = payload.len() - 2;
+        let signed = |signatures: &str| {
+            format!("{},\n   \"signatures\": [{signatures}]\n}}", &payload[..length])
+        };
+        let good = signature(length, "\n}");
+        let read = |text: &str| schema1_payload(text.as_bytes());
+        assert_eq!(read(&signed(&good)).unwrap(), payload.as_bytes());
+        assert_eq!(read(&signed(&format!("{good},{good}"))).unwrap(), payload.as_bytes());
+        for bad in [
+            payload.to_owned(),
+            signed(""),
+            signed(&format!("{good},{}", signature(length, "\n} "))),
+            signed(&signature(1 << 20, "\n}")),
+            signed(r#"{"protected":"!"}"#),
+            signed(&signature(0, r#"{"schemaVersion":2}"#)),
+            signed(&signature(0, "nonsense")),
+            "nonsense".to_owned(),
+        ] {
+            assert_eq!(read(&bad), None, "{bad}");
         }
     }
 

@@ -7,7 +7,7 @@ use super::meaning::digest_of;
 use super::{CONTENT_DIGEST, Client, Relayed};
 use crate::name::Digest;
 use crate::registry::media::MediaTypes;
-use crate::registry::{Answer, Caller, Reading, Serving, Trouble};
+use crate::registry::{Answer, Caller, Reading, Serving, Trouble, wire};
 
 /// What taglock reads of a manifest at least, whatever `limits.manifest` says of pushes: it must
 /// never refuse what the registry serves. Registries take 4 MiB, few up to 32; each manifest is in
@@ -31,14 +31,13 @@ impl Client {
             Err(trouble) => return Serving::Unclear(trouble),
         };
         match checked(answer, digest, reading) {
-            // It names the manifest by another algorithm: only the bytes can tell.
-            Checked::OtherAlgorithm(answer) => {
+            Checked::Unproven(answer) => {
                 match self.read_as_client(caller, path, Reading::Get).await {
-                    Ok(whole) if whole.status == StatusCode::OK && digest.matches(&whole.body) => {
+                    Ok(whole) if whole.status == StatusCode::OK && has(&whole, digest) => {
                         Serving::Good(answer)
                     }
                     Ok(whole) if whole.status == StatusCode::OK => Serving::Wrong(BYTES),
-                    Ok(other) => Serving::Unclear(Trouble::Status(other.status.as_u16())),
+                    Ok(other) => Serving::Unclear(Trouble::from(&other)),
                     Err(trouble) => Serving::Unclear(trouble),
                 }
             }
@@ -72,8 +71,25 @@ pub fn is_of(answer: &Answer, digest: &Digest, reading: Reading) -> bool {
     answer.status == StatusCode::OK
         && match reading {
             Reading::Get => named.as_ref().is_none_or(is_named) && digest.matches(&answer.body),
-            Reading::Head => named.as_ref().is_some_and(is_named),
+            Reading::Head => named.as_ref().is_some_and(is_named) && !is_schema1(answer),
         }
+}
+
+fn is_schema1(answer: &Answer) -> bool {
+    let content_type = answer.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    content_type.is_some_and(MediaTypes::is_schema1)
+}
+
+/// Whether these are the bytes of a signed manifest of schema 1 whose digest this is: such a digest
+/// leaves the signatures out.
+pub(super) fn is_schema1_of(body: &[u8], digest: &Digest) -> bool {
+    wire::schema1_payload(body).is_some_and(|payload| digest.matches(&payload))
+}
+
+/// Whether an answer's bytes have this digest. What a registry says of their type switches nothing off:
+/// a tag that was bound by a push is of no schema 1, and its payload has another digest.
+fn has(answer: &Answer, digest: &Digest) -> bool {
+    digest.matches(&answer.body) || is_schema1(answer) && is_schema1_of(&answer.body, digest)
 }
 
 impl Relayed {
@@ -96,7 +112,9 @@ const NAMED: &str = "its Docker-Content-Digest names another manifest";
 
 enum Checked {
     Serving(Serving),
-    OtherAlgorithm(Answer),
+    /// To a HEAD, of a manifest that is named by another algorithm, or is of schema 1: only the bytes
+    /// can tell.
+    Unproven(Answer),
 }
 
 fn checked(answer: Answer, digest: &Digest, reading: Reading) -> Checked {
@@ -107,20 +125,17 @@ fn checked(answer: Answer, digest: &Digest, reading: Reading) -> Checked {
                 Err(trouble) => return Checked::Serving(Serving::Unclear(trouble)),
             };
             let whole = answer.status == StatusCode::OK && reading == Reading::Get;
-            let content_type = answer.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
+            let head = answer.status == StatusCode::OK && reading == Reading::Head;
             match named {
-                // The digest of schema 1 leaves the signatures out, so only its registry can tell it.
-                Some(named)
-                    if named == *digest && content_type.is_some_and(MediaTypes::is_schema1) =>
-                {
-                    Serving::Good(answer)
-                }
-                _ if whole && !digest.matches(&answer.body) => Serving::Wrong(BYTES),
+                _ if whole && !has(&answer, digest) => Serving::Wrong(BYTES),
                 None => Serving::Good(answer),
+                Some(named) if named == *digest && head && is_schema1(&answer) => {
+                    return Checked::Unproven(answer);
+                }
                 Some(named) if named == *digest => Serving::Good(answer),
                 Some(named) if whole && named.matches(&answer.body) => Serving::Good(answer),
                 Some(named) if named.algorithm() != digest.algorithm() && !whole => {
-                    return Checked::OtherAlgorithm(answer);
+                    return Checked::Unproven(answer);
                 }
                 Some(_) => Serving::Wrong(NAMED),
             }
@@ -152,7 +167,7 @@ mod tests {
 
     fn label(checked: &Checked) -> &'static str {
         match checked {
-            Checked::OtherAlgorithm(_) => "other algorithm",
+            Checked::Unproven(_) => "unproven",
             Checked::Serving(Serving::Good(_) | Serving::Kept(_)) => "good",
             Checked::Serving(Serving::NotFound(_)) => "not found",
             Checked::Serving(Serving::Other(_)) => "other",
@@ -177,13 +192,15 @@ mod tests {
             (get, 200, None, OCI, "two", "wrong"),
             (get, 200, Some(&two), OCI, "two", "wrong"),
             (get, 200, Some(&two), OCI, "one", "wrong"),
-            (get, 200, Some(&one), SCHEMA1, "one and signatures", "good"),
+            (get, 200, Some(&one), SCHEMA1, "one and signatures", "wrong"),
+            (get, 200, Some(&one), SCHEMA1, "one", "good"),
             (get, 200, Some(&two), SCHEMA1, "one and signatures", "wrong"),
             (get, 200, None, SCHEMA1, "one and signatures", "wrong"),
             (head, 200, Some(&one), OCI, "", "good"),
             (head, 200, None, OCI, "", "good"),
             (head, 200, Some(&two), OCI, "", "wrong"),
-            (head, 200, Some(&long), OCI, "", "other algorithm"),
+            (head, 200, Some(&long), OCI, "", "unproven"),
+            (head, 200, Some(&one), SCHEMA1, "", "unproven"),
             (get, 304, None, OCI, "", "good"),
             (get, 304, Some(&one), OCI, "", "good"),
             (get, 304, Some(&two), OCI, "", "wrong"),
