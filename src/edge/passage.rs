@@ -28,6 +28,8 @@ pub struct Passage {
     pub route: &'static str,
     /// Addresses of the registry that could not be connected to.
     pub addresses: u32,
+    /// Informational answers (1xx) of the registry so far, where pingora streams.
+    pub early: usize,
     /// Bytes of a body that streams.
     pub received: u64,
     /// pingora has seen some of that body with its chunks' sizes, and counted those.
@@ -169,6 +171,7 @@ impl Passage {
             client: Client::unknown(),
             route: "rejected",
             addresses: 0,
+            early: 0,
             received: 0,
             unparsed: false,
             unjudged: None,

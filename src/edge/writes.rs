@@ -22,6 +22,7 @@ use crate::judge::{Cargo, Content, Judged, Push, Undecided, Verdict};
 use crate::ledger::{AttemptId, Holder};
 use crate::name::{Digest, RepositoryName, Tag};
 use crate::registry::client::CONTENT_DIGEST;
+use crate::registry::framing;
 use crate::registry::{Answer, Caller, Trouble, wire};
 use crate::route::ManifestWrite;
 use crate::rules::{Mutability, Rule};
@@ -366,6 +367,5 @@ pub(super) fn title_case(name: &HeaderName) -> Bytes {
 }
 
 pub(super) fn is_of_the_connection(name: &HeaderName) -> bool {
-    matches!(*name, CONTENT_LENGTH | TRANSFER_ENCODING | http::header::CONNECTION)
-        || name.as_str() == "keep-alive"
+    matches!(*name, CONTENT_LENGTH | TRANSFER_ENCODING) || framing::is_hop_by_hop(name)
 }
