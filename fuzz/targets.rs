@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use http::header::{HeaderName, HeaderValue, LOCATION, WWW_AUTHENTICATE};
+use http::header::{HeaderName, HeaderValue, LINK, LOCATION, REFRESH, WWW_AUTHENTICATE};
 use http::{HeaderMap, Method};
 use taglock::edge::Asked;
 use taglock::edge::chunks::Chunks;
@@ -272,7 +272,7 @@ pub fn headers(data: &[u8]) {
     let Ok(value) = HeaderValue::from_bytes(data) else { return };
     let registry = Origin { tls: false, host: "registry.internal".into(), port: 5001 };
     let client = Origin { tls: true, host: "registry.example.com".into(), port: 443 };
-    for name in [LOCATION, WWW_AUTHENTICATE] {
+    for name in [LOCATION, LINK, REFRESH, WWW_AUTHENTICATE] {
         let mut headers = HeaderMap::from_iter([(name.clone(), value.clone())]);
         Rewriting::new(&registry, Some(&client)).apply_to(&mut headers);
         check_rewritten(&name, &value, &headers);
@@ -296,18 +296,16 @@ fn check_rewritten(name: &HeaderName, before: &HeaderValue, after: &HeaderMap) {
     if after == before {
         return;
     }
-    let (before, after) = (before.to_str().expect("it was read"), after.to_str().expect("text"));
-    let named = "https://registry.example.com";
-    let at = after.find(named).expect("the client's host");
-    let (head, tail) = (&after[..at], &after[at + named.len()..]);
-    assert!(before.starts_with(head) && before.ends_with(tail), "{before} {after}");
-    let middle = &before[head.len()..before.len() - tail.len()];
-    let lower = middle.to_ascii_lowercase();
-    assert!(
-        ["http://registry.internal:5001", "https://registry.internal:5001"].contains(&&*lower),
-        "{before} became {after}"
-    );
-    assert!(tail.is_empty() || tail.starts_with(['/', '?', '#', '"']), "{before} {after}");
+    // Each URL that is gone from one is in the other. Quoted values lose their backslashes.
+    let text = |value: &HeaderValue| {
+        String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase().replace('\\', "")
+    };
+    let (before, after) = (text(before), text(after));
+    let count = |text: &str, host: &str| text.matches(host).count();
+    let came = count(&after, "registry.example.com") - count(&before, "registry.example.com");
+    let went = count(&before, "registry.internal") - count(&after, "registry.internal");
+    assert!(came >= 1 && came == went, "{before} became {after}");
+    assert!(after.contains("https://"), "{before} became {after}");
 }
 
 /// Documents of the registry and of its token service.

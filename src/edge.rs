@@ -66,6 +66,7 @@ use crate::ledger::RepositoryKey;
 use crate::name::{RepositoryName, UpstreamName};
 use crate::registry::Home;
 use crate::registry::client::{Client, MAX_ADDRESSES};
+use crate::registry::framing;
 use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Peers};
 use crate::registry::shelf::Shelf;
@@ -467,7 +468,11 @@ impl ProxyHttp for Edge {
         response: &mut ResponseHeader,
         passage: &mut Passage,
     ) -> Result<()> {
-        admission::admit_answer(response.status, &response.headers)?;
+        framing::settle(response)?;
+        if response.status.is_informational() {
+            passage.early += 1;
+            framing::check_early(passage.early)?;
+        }
         self.rewriting(passage).apply(response)?;
         if let Some(warning) = &passage.warning {
             response.append_header("Warning", warning.clone())?;

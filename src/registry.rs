@@ -6,6 +6,7 @@ pub mod catalogue;
 mod challenge;
 pub mod client;
 pub mod clock;
+pub mod framing;
 mod idle;
 pub mod media;
 pub mod peer;

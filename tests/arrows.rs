@@ -55,6 +55,7 @@ const LIBRARIES: [(&str, &[&str]); 23] = [
             "src/registry/client.rs",
             "src/registry/client/opening.rs",
             "src/registry/client/relay.rs",
+            "src/registry/framing.rs",
             "src/registry/idle.rs",
             "src/registry/peer.rs",
             "src/admin",

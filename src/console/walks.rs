@@ -1,7 +1,7 @@
 //! Commands that walk through many tags: several requests at once, each of few tags, so that a command
 //! that is broken off has lost nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -178,6 +178,7 @@ fn bring_repositories(
         return Ok(());
     }
     let (mut after, mut all) = (None::<String>, 0);
+    let mut pages = HashSet::new();
     loop {
         let query: Vec<_> = after.iter().map(|after| ("after", after.as_str())).collect();
         let page: RepositoryPage = patiently(|| client.get("/v1/catalogue", &query))?;
@@ -190,7 +191,11 @@ fn bring_repositories(
             queue.bring(Task::Repository(name));
         }
         match page.next {
-            Some(next) => after = Some(next),
+            Some(next) if pages.insert(next.clone()) => after = Some(next),
+            Some(_) => {
+                let circle = "the pages of the registry's catalogue lead in a circle";
+                return Err(Failure::Unknown(circle.into()));
+            }
             None => break,
         }
     }

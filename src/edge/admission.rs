@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, StatusCode, Version};
-use pingora::ErrorType::InvalidHTTPHeader;
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 
 use super::passage::Client;
 use super::{Config, unknown_address};
+use crate::registry::framing::is_length;
 use crate::registry::peer::Origin;
 use crate::route::{ErrorCode, Rejection};
 
@@ -103,20 +103,6 @@ fn check_size(headers: &HeaderMap, max: usize) -> Result<(), Rejection> {
     if size > max { Err(too_large()) } else { Ok(()) }
 }
 
-/// A registry's answer must have one framing, too, or its end is another one for the client.
-pub fn admit_answer(status: StatusCode, headers: &HeaderMap) -> pingora::Result<()> {
-    let refused = |why| Err(pingora::Error::explain(InvalidHTTPHeader, why).into_up());
-    if status == StatusCode::SWITCHING_PROTOCOLS {
-        return refused("a protocol is switched that nobody asked to be");
-    }
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    let chunked = |coding: &http::HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
-    if codings.next().is_none_or(chunked) && codings.next().is_none() {
-        return Ok(());
-    }
-    refused("an answer with a Transfer-Encoding other than `chunked`")
-}
-
 fn check_framing(version: Version, headers: &HeaderMap) -> Result<(), Rejection> {
     let count = |name: HeaderName| headers.get_all(name).iter().count();
     check_counts(count(CONTENT_LENGTH), count(TRANSFER_ENCODING))?;
@@ -151,11 +137,6 @@ fn check_framing(version: Version, headers: &HeaderMap) -> Result<(), Rejection>
         return Err(bad("no request is upgraded to another protocol"));
     }
     Ok(())
-}
-
-/// A plain number. Some servers take a leading zero for the sign of an octal one.
-pub fn is_length(text: &[u8]) -> bool {
-    text.iter().all(u8::is_ascii_digit) && !text.is_empty() && (text[0] != b'0' || text.len() == 1)
 }
 
 /// The one authority of a request: `Host`, and in HTTP/2 `:authority`, which must agree.
@@ -422,23 +403,6 @@ mod tests {
         assert_eq!(seen("10.0.0.1", &["6.6.6.6, 1.2.3.4, 10.0.0.2"]).0, "1.2.3.4");
         // From anybody else it is not looked at.
         assert_eq!(seen("9.9.9.9", &["1.2.3.4"]), ("9.9.9.9".into(), None));
-    }
-
-    #[test]
-    fn answers_have_one_coding_or_none() {
-        let check = |codings: &[&'static str]| {
-            let mut headers = HeaderMap::new();
-            for coding in codings {
-                headers.append(TRANSFER_ENCODING, http::HeaderValue::from_static(coding));
-            }
-            admit_answer(StatusCode::OK, &headers).is_ok()
-        };
-        assert!(admit_answer(StatusCode::SWITCHING_PROTOCOLS, &HeaderMap::new()).is_err());
-        assert!(check(&[]));
-        assert!(check(&["Chunked"]));
-        for bad in [&["xchunked"][..], &["gzip, chunked"], &["identity"], &["chunked", "chunked"]] {
-            assert!(!check(bad), "{bad:?}");
-        }
     }
 
     #[test]

@@ -28,8 +28,9 @@ use pingora::{Error, ErrorType, Result};
 
 use super::passage::{Passage, Sent};
 use super::refusal::INCOMPLETE_BODY;
-use super::{CLIENT_WRITE, Edge, admission};
+use super::{CLIENT_WRITE, Edge};
 use crate::registry::client::Opened;
+use crate::registry::framing;
 pub(super) use pipe::keep_none as keep_no_pipes;
 use socket::{Heed, Patience, Stopped};
 pub(super) use socket::{Socket, in_time, second_descriptor, send_now};
@@ -80,7 +81,7 @@ impl Edge {
 
     /// What the client is told of the registry's answer.
     fn told(&self, passage: &Passage, mut header: ResponseHeader) -> Result<ResponseHeader> {
-        admission::admit_answer(header.status, &header.headers)?;
+        framing::settle(&mut header)?;
         self.rewriting(passage).apply(&mut header)?;
         Ok(header)
     }
@@ -212,7 +213,7 @@ impl Edge {
     ) -> Result<()> {
         let mut header = Box::new(opened.header.clone());
         let length = header.headers.get(CONTENT_LENGTH);
-        let bodiless = matches!(header.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let bodiless = framing::is_bodiless(header.status);
         let (endless, empty) = (length.is_none(), length.is_some_and(|length| length == "0"));
         let empty = bodiless || empty;
         if !bodiless && endless && !header.headers.contains_key(TRANSFER_ENCODING) {
@@ -301,7 +302,7 @@ fn body_length(header: &ResponseHeader) -> Option<u64> {
         return None;
     }
     let mut lengths = header.headers.get_all(CONTENT_LENGTH).iter();
-    let length = lengths.next().filter(|length| admission::is_length(length.as_bytes()))?;
+    let length = lengths.next().filter(|length| framing::is_length(length.as_bytes()))?;
     let length = length.to_str().ok()?.parse().ok()?;
     lengths.next().is_none().then_some(length)
 }

@@ -29,6 +29,8 @@ pub struct Passage {
     pub route: &'static str,
     /// Addresses of the registry that could not be connected to.
     pub addresses: u32,
+    /// Informational answers (1xx) of the registry so far, where pingora streams.
+    pub early: usize,
     /// Bytes of a body that streams.
     pub received: u64,
     /// How much of the body was read along with the header, in HTTP/1.1.
@@ -196,6 +198,7 @@ impl Passage {
             client: Client::unknown(),
             route: "rejected",
             addresses: 0,
+            early: 0,
             received: 0,
             body_received: 0,
             body_is_whole: false,

@@ -436,6 +436,9 @@ impl Edge {
         session.write_response_header(Box::new(header), head).await?;
         if !head {
             session.write_response_body(Some(body.into()), true).await?;
+        } else if session.is_http2() {
+            // pingora's writer does not end the stream with the header, nor does it after an error.
+            session.write_response_body(None, true).await?;
         }
         // Who waits for a "100 Continue" has sent nothing, and will not now.
         let waits = session.req_header().headers.contains_key(EXPECT)

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{LOCATION, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use pingora::protocols::Stream;
 use pingora::{Error, Result};
@@ -29,7 +28,7 @@ use crate::judge::pull::{Pull, Unsure};
 use crate::ledger::RepositoryKey;
 use crate::name::{RepositoryName, Tag};
 use crate::registry::Reading;
-use crate::registry::client::{Mark, Part, Relay, Relayed, trouble_of};
+use crate::registry::client::{Part, Relay, Relayed, trouble_of};
 use crate::registry::clock::Clock;
 use crate::route::namespace;
 use crate::spare::Spare;
@@ -239,12 +238,7 @@ impl Edge {
         for part in answer.header() {
             match part {
                 Part::Plain(lines) => out.extend_from_slice(lines),
-                // Of the registry's connection, or said by taglock itself.
-                Part::Marked(Mark::Date | Mark::Connection | Mark::KeepAlive, _) => {}
-                Part::Marked(Mark::Location, line) => rewriting.line(&LOCATION, line, &mut out),
-                Part::Marked(Mark::Challenge, line) => {
-                    rewriting.line(&WWW_AUTHENTICATE, line, &mut out);
-                }
+                Part::Marked(mark, line) => rewriting.line(mark, line, &mut out),
             }
         }
         if let Some(digest) = digest {

@@ -25,6 +25,7 @@ use crate::judge::{Cargo, Content, Judged, Options, Push, Undecided, Verdict};
 use crate::ledger::{AttemptId, Holder};
 use crate::name::{Algorithm, Digest, RepositoryName, Tag};
 use crate::registry::client::CONTENT_DIGEST;
+use crate::registry::framing;
 use crate::registry::{Answer, Caller, Manifest, Trouble, widen, wire};
 use crate::route::ManifestWrite;
 use crate::rules::{Mutability, Rule};
@@ -291,7 +292,9 @@ impl Edge {
                 header.append_header(title_case(name), value.clone())?;
             }
         }
-        header.insert_header(CONTENT_LENGTH, body.len())?;
+        if !framing::is_bodiless(status) {
+            header.insert_header(CONTENT_LENGTH, body.len())?;
+        }
         session.write_response_header(Box::new(header), body.is_empty()).await?;
         if !body.is_empty() {
             session.write_response_body(Some(body), true).await?;
@@ -441,6 +444,5 @@ pub(super) fn title_case(name: &HeaderName) -> Bytes {
 }
 
 pub(super) fn is_of_the_connection(name: &HeaderName) -> bool {
-    matches!(*name, CONTENT_LENGTH | TRANSFER_ENCODING | http::header::CONNECTION)
-        || name.as_str() == "keep-alive"
+    matches!(*name, CONTENT_LENGTH | TRANSFER_ENCODING) || framing::is_hop_by_hop(name)
 }

@@ -15,6 +15,7 @@ use super::survey::Missed;
 use super::{Content, Judge};
 use crate::ledger::{Entry, Ledger, Release, RepositoryKey, Token, Unavailable};
 use crate::name::{Digest, Reference, Tag};
+use crate::registry::client::{OTHER_BYTES, SCHEMA1};
 use crate::registry::{Answer, Caller, Deleted, Fetched, Manifest, Trouble, wire};
 use crate::rules::{Deletes, Mutability, Rule};
 
@@ -224,7 +225,7 @@ impl Judge {
         let manifest = match self.registry.fetch(caller, &key.repository, digest).await {
             Fetched::Found(manifest) => Some(manifest),
             // Gone by now, or nothing that could be hashed: its own name must do.
-            Fetched::NotFound | Fetched::Unclear(Trouble::Garbage(_)) => None,
+            Fetched::NotFound | Fetched::Unclear(Trouble::Garbage(SCHEMA1 | OTHER_BYTES)) => None,
             Fetched::Unclear(trouble) => {
                 return Err(Ruling::Undecided(Unsettled::Registry(trouble)));
             }
@@ -329,13 +330,17 @@ impl Judge {
             }
             match self.registry.fetch(caller, &key.repository, digest).await {
                 Fetched::Found(whole) => {
-                    let mut parts = wire::parts(&whole.bytes).into_iter();
+                    let Some(parts) = wire::parts(&whole.bytes) else {
+                        let trouble = Trouble::Garbage("an image whose parts can't be read");
+                        return Err(Ruling::Undecided(Unsettled::Registry(trouble)));
+                    };
+                    let mut parts = parts.into_iter();
                     if parts.any(|part| Digest::parse(&part).is_ok_and(|d| digests.contains(&d))) {
                         return Err(NoDelete::Part(tag.clone()).into());
                     }
                 }
                 // Deleted, or of a kind that has no parts.
-                Fetched::NotFound | Fetched::Unclear(Trouble::Garbage(_)) => {}
+                Fetched::NotFound | Fetched::Unclear(Trouble::Garbage(SCHEMA1)) => {}
                 Fetched::Unclear(trouble) => {
                     return Err(Ruling::Undecided(Unsettled::Registry(trouble)));
                 }

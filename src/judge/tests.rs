@@ -10,6 +10,7 @@ use crate::ledger::memory::Memory;
 use crate::ledger::witness::{Remembering, Witness};
 use crate::ledger::{AttemptId, Entry, Origin, RepositoryKey, Seal};
 use crate::name::{Algorithm, Tag, UpstreamName};
+use crate::registry::client::{OTHER_BYTES, SCHEMA1};
 use crate::registry::{Deleted, Listing, Reading, Serving};
 
 mod anchored;
@@ -34,7 +35,7 @@ struct Shelf {
 
 type Behind = Box<dyn FnOnce() -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Play {
     Truth,
     Deny,
@@ -229,7 +230,13 @@ impl Registry for Shelf {
     }
 
     async fn fetch(&self, _: &Caller, _: &RepositoryName, digest: &Digest) -> Fetched {
-        self.play("fetch", "");
+        let garbage = |why| Fetched::Unclear(Trouble::Garbage(why));
+        match self.play("fetch", "") {
+            Play::Unclear => return garbage("too large"),
+            Play::Refuse => return garbage(OTHER_BYTES),
+            Play::Deny => return garbage(SCHEMA1),
+            _ => {}
+        }
         let found = self.manifests.lock().unwrap().get(digest).cloned();
         found.map_or(Fetched::NotFound, Fetched::Found)
     }

@@ -5,10 +5,12 @@
 
 mod deletes;
 mod elsewhere;
+mod fetching;
 pub mod harbor;
 mod listing;
 mod meaning;
 mod opening;
+mod paging;
 mod relay;
 mod serving;
 mod target;
@@ -22,7 +24,7 @@ use http::header::{
     ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, FORWARDED, HOST, IF_NONE_MATCH, LOCATION,
     USER_AGENT,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use pingora::ErrorType;
 use pingora::http::RequestHeader;
 use tokio::time::{sleep, timeout};
@@ -35,7 +37,9 @@ use super::{
     Sighting, Trouble, Written,
 };
 use crate::name::{Algorithm, Digest, Naming, Reference, RepositoryName, Tag};
+pub use fetching::{OTHER_BYTES, SCHEMA1};
 use meaning::{digest_of, is_redirect, sighted, stored, written};
+use opening::read_header;
 pub use opening::{Begun, Opened, is_early};
 pub use relay::{Mark, Part, Relay, Relayed};
 pub use serving::{UNSENT, is_of};
@@ -237,14 +241,7 @@ impl Client {
                 session.write_request_body(body, true).await?;
             }
             session.finish_request_body().await?;
-            let (status, headers) = loop {
-                session.read_response_header().await?;
-                match session.response_header() {
-                    Some(header) if header.status.is_informational() => {}
-                    Some(header) => break (header.status, header.headers.clone()),
-                    None => return pingora::Error::e_explain(ErrorType::H1Error, "no header"),
-                }
-            };
+            let header = read_header(&mut session).await?;
             let mut content = BytesMut::new();
             if method != Method::HEAD {
                 while let Some(chunk) = session.read_response_body().await? {
@@ -255,6 +252,7 @@ impl Client {
                     content.extend_from_slice(&chunk);
                 }
             }
+            let http::response::Parts { status, headers, .. } = header.into();
             Ok(Answer { status, headers, body: content.freeze() })
         }
         .await;
@@ -421,25 +419,7 @@ impl Registry for Client {
         repository: &RepositoryName,
         digest: &Digest,
     ) -> Fetched {
-        let path = self.manifest_path(repository, &Reference::Digest(*digest));
-        let answer = match self.read(caller, &Method::GET, &path, self.max_manifest).await {
-            Ok(answer) => answer,
-            Err(trouble) => return Fetched::Unclear(trouble),
-        };
-        match answer.status {
-            StatusCode::OK if digest.matches(&answer.body) => {
-                let unnamed = Trouble::Garbage("a manifest without a Content-Type");
-                match answer.headers.get(CONTENT_TYPE).cloned() {
-                    Some(media_type) => Fetched::Found(Manifest { bytes: answer.body, media_type }),
-                    None => Fetched::Unclear(unnamed),
-                }
-            }
-            StatusCode::OK => {
-                Fetched::Unclear(Trouble::Garbage("a manifest that does not have its digest"))
-            }
-            StatusCode::NOT_FOUND => Fetched::NotFound,
-            status => Fetched::Unclear(Trouble::Status(status.as_u16())),
-        }
+        self.fetch_manifest(caller, repository, digest).await
     }
 }
 

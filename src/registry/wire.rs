@@ -1,6 +1,8 @@
 //! Documents of the distribution spec: the error document ("Error Codes") and the list of tags
 //! ("Listing Tags"); those of Harbor's API, as far as they matter.
 
+use std::collections::HashMap;
+
 use base64::prelude::*;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
@@ -64,7 +66,8 @@ pub fn error_message(body: &[u8]) -> Option<String> {
 
 #[derive(Deserialize)]
 struct TagList {
-    /// Registries write `null` where there are none.
+    /// Registries write `null` where there are none. A document without it is another one.
+    #[serde(deserialize_with = "Option::deserialize")]
     tags: Option<Vec<String>>,
 }
 
@@ -75,6 +78,7 @@ pub fn tag_list(body: &[u8]) -> Option<Vec<String>> {
 
 #[derive(Deserialize)]
 struct Catalogue {
+    #[serde(deserialize_with = "Option::deserialize")]
     repositories: Option<Vec<String>>,
 }
 
@@ -110,11 +114,38 @@ struct Descriptor {
     artifact_type: Option<String>,
 }
 
-/// The manifests an index or a list is made of; none where it is neither.
-pub fn parts(manifest: &[u8]) -> Vec<String> {
-    let index = serde_json::from_slice::<Index>(manifest).ok();
-    let manifests = index.and_then(|index| index.manifests).unwrap_or_default();
-    manifests.into_iter().map(|descriptor| descriptor.digest).collect()
+/// The manifests an index or a list is made of; none where it is neither. `None` where what it is made
+/// of can't be told: it is no document, or its parts have no digests.
+pub fn parts(manifest: &[u8]) -> Option<Vec<String>> {
+    let manifest = manifest.trim_ascii_start();
+    // An array would be read as the index's fields in their order.
+    let index = Some(manifest).filter(|text| text.starts_with(b"{"))?;
+    let index = serde_json::from_slice::<Index>(index).ok()?;
+    if index.manifests.is_none() && names_parts(manifest) {
+        return None;
+    }
+    let manifests = index.manifests.unwrap_or_default().into_iter();
+    Some(manifests.map(|descriptor| descriptor.digest).collect())
+}
+
+/// Whether a field may be the index's, in another case: Go takes it for the same.
+fn names_parts(manifest: &[u8]) -> bool {
+    let named = |field: &String| field != "manifests" && field.eq_ignore_ascii_case("manifests");
+    let fields = serde_json::from_slice::<HashMap<String, IgnoredAny>>(manifest);
+    fields.is_ok_and(|fields| fields.keys().any(named))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Version {
+    schema_version: u64,
+}
+
+/// Whether this is a manifest of schema 1: it is made of layers alone.
+pub fn is_schema1(manifest: &[u8]) -> bool {
+    let version = serde_json::from_slice::<Version>(manifest);
+    version.is_ok_and(|version| version.schema_version == 1)
+        && parts(manifest).is_some_and(|parts| parts.is_empty())
 }
 
 #[derive(Deserialize)]
@@ -134,12 +165,6 @@ struct Protected {
     format_tail: String,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Versioned {
-    schema_version: u32,
-}
-
 /// What the digest of a signed manifest of schema 1 is of: the manifest before it was signed ("Image
 /// Manifest Version 2, Schema 1", "Signed Manifests"). `None` where the bytes are none, or where two
 /// signatures are about different ones.
@@ -156,7 +181,7 @@ pub fn schema1_payload(body: &[u8]) -> Option<Vec<u8>> {
     let mut payloads = payloads.collect::<Option<Vec<_>>>()?;
     payloads.dedup();
     let payload = payloads.pop().filter(|_| payloads.is_empty())?;
-    let version = serde_json::from_slice::<Versioned>(&payload).ok()?;
+    let version = serde_json::from_slice::<Version>(&payload).ok()?;
     (version.schema_version == 1).then_some(payload)
 }
 
@@ -291,12 +316,39 @@ mod tests {
 
     #[test]
     fn parts_of_an_index_are_read_and_referrers_told_apart() {
-        use super::{is_referrers_index, parts};
+        use super::{is_referrers_index, is_schema1, parts};
         let image = br#"{"config":{"digest":"c"},"layers":[]}"#;
         let index = br#"{"manifests":[{"digest":"a","size":1},{"digest":"b","artifactType":"t"}]}"#;
         let referrers = br#"{"manifests":[{"digest":"b","artifactType":"t"}]}"#;
-        assert_eq!(parts(index), ["a", "b"]);
-        assert!(parts(image).is_empty() && parts(b"nonsense").is_empty());
+        assert_eq!(parts(index), Some(vec!["a".to_owned(), "b".to_owned()]));
+        let none: [&[u8]; 4] = [image, b" {}", br#"{"manifests":null}"#, br#"{"manifests":[]}"#];
+        for none in none {
+            assert_eq!(parts(none), Some(vec![]));
+        }
+        for unreadable in [
+            "",
+            "nonsense",
+            "7",
+            "null",
+            "[]",
+            r#"[[{"digest":"a"}]]"#,
+            r#"{"manifests":7}"#,
+            r#"{"manifests":[{}]}"#,
+            r#"{"manifests":[{"digest":1}]}"#,
+            r#"{"manifests":[{"digest":"a"}],"manifests":[]}"#,
+            r#"{"Manifests":[{"digest":"a"}]}"#,
+            r#"{"manifests":[{"digest":"a"}]"#,
+        ] {
+            assert_eq!(parts(unreadable.as_bytes()), None, "{unreadable}");
+        }
+        assert!(is_schema1(br#"{"schemaVersion":1,"fsLayers":[]}"#));
+        for other in [
+            r#"{"schemaVersion":1,"manifests":[{"digest":"a"}]}"#,
+            r#"{"schemaVersion":2}"#,
+            "nonsense",
+        ] {
+            assert!(!is_schema1(other.as_bytes()), "{other}");
+        }
         assert!(is_referrers_index(referrers) && is_referrers_index(br#"{"manifests":[]}"#));
         for other in [&image[..], index, b"nonsense"] {
             assert!(!is_referrers_index(other));
@@ -344,9 +396,11 @@ mod tests {
         let two = Some(vec!["a".to_owned(), "b".to_owned()]);
         assert_eq!(list(r#"{"name":"x","tags":["a","b"],"more":1}"#), two);
         assert_eq!(list(r#"{"name":"x","tags":null}"#), Some(vec![]));
-        for bad in ["", "7", r#"{"tags":"a"}"#, r#"{"tags":[1]}"#] {
+        for bad in ["", "7", "{}", r#"{"errors":[]}"#, r#"{"tags":"a"}"#, r#"{"tags":[1]}"#] {
             assert_eq!(list(bad), None, "{bad}");
         }
+        assert_eq!(super::catalogue(br#"{"repositories":null}"#), Some(vec![]));
+        assert_eq!(super::catalogue(br#"{"errors":[]}"#), None);
     }
 
     #[test]

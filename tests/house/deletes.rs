@@ -376,3 +376,106 @@ fn the_registry_decides_who_may_delete() {
         assert_eq!(done.status, 202, "{}", done.text());
     }
 }
+
+/// A repository whose list comes as this: `DELETE` of the image of a tag on its second page.
+fn delete_with_list(
+    (fake, taglock): (&Fake, &Taglock),
+    repository: &str,
+    headers: &[(&'static str, &str)],
+    body: &'static str,
+) -> Answer {
+    let image = manifest("from before taglock");
+    put(&fake.address, repository, "t3", &image);
+    let list = format!("{repository}/tags/list");
+    let headers = headers.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+    fake.plan("GET", &list, Fault::Answer(200, headers, body), 1);
+    delete(&taglock.address, repository, &digest(&image))
+}
+
+const FIRST_PAGE: &str = r#"{"name":"x","tags":["t0","t1"]}"#;
+
+#[test]
+fn a_list_of_tags_that_may_go_on_lets_no_image_go() {
+    let fake = Fake::start();
+    let taglock = Taglock::before(&fake.address);
+    let on = (&fake, &taglock);
+    for (n, link) in [
+        r#"</v2/x/tags/list?last=t1&n=2>; rel="next""#,
+        r#"<?last=t1>; title="a, <b>; rel=x" ; REL = "prefetch Next""#,
+        r#"<http://elsewhere/?last=t1>; rel=next, <?x=y>; rel=prev"#,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let repository = format!("all/understood-{n}");
+        let answer = delete_with_list(on, &repository, &[("link", link)], FIRST_PAGE);
+        assert_eq!(answer.status, 405, "{link} {answer:?}");
+        assert!(answer.message().contains("'t3'"), "{}", answer.text());
+    }
+    for (n, (headers, body)) in [
+        (vec![("link", r#"/v2/x/tags/list?last=t1&n=2; rel="next""#)], FIRST_PAGE),
+        (vec![("link", "</v2/x/tags/list>; rel=next")], FIRST_PAGE),
+        (vec![("link", "<?last=t1>; rel=\"next")], FIRST_PAGE),
+        (vec![("link", "<?n=1>; rel=prev"), ("link", "next")], FIRST_PAGE),
+        (vec![("x-total-count", "3")], FIRST_PAGE),
+        (vec![("x-next-page", "2")], FIRST_PAGE),
+        (vec![], "{}"),
+        (vec![], r#"{"errors":[{"code":"UNKNOWN"}]}"#),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let repository = format!("all/odd-{n}");
+        let answer = delete_with_list(on, &repository, &headers, body);
+        assert_eq!(answer.status, 502, "{headers:?} {body} {answer:?}");
+    }
+    // A page that is not found is not the end of a list that has begun.
+    let list = "all/lost/tags/list";
+    put(&fake.address, "all/lost", "t3", &manifest("from before taglock"));
+    let link = vec![("link", "<?last=t1>; rel=next".to_owned())];
+    fake.plan("GET", list, Fault::Answer(200, link, FIRST_PAGE), 1);
+    fake.plan("GET", list, Fault::Answer(404, vec![], "{}"), 1);
+    let answer = delete(&taglock.address, "all/lost", &digest(&manifest("from before taglock")));
+    assert_eq!(answer.status, 502, "{answer:?}");
+    assert_eq!(fake.count("DELETE", ""), 0);
+}
+
+#[test]
+fn an_image_whose_parts_are_not_known_keeps_what_may_be_one() {
+    let fake = Fake::start();
+    let taglock = Taglock::before(&fake.address);
+    // Not an empty index, which would be one of referrers.
+    let part = format!(r#"{{"schemaVersion":2,"mediaType":"{OCI}","layers":[]}}"#).into_bytes();
+    put(&fake.address, "all/app", &digest(&part), &part);
+    let whole = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":[{{"mediaType":"{OCI}","digest":"{}","size":{}}}]}}"#,
+        digest(&part),
+        part.len()
+    );
+    assert_eq!(put(&taglock.address, "all/app", "v1", whole.as_bytes()).status, 201);
+    let text: &'static str = Box::leak(whole.clone().into_boxed_str());
+    let by_digest = format!("manifests/{}", digest(text.as_bytes()));
+    for fault in [
+        // Without a type, cut, longer than it may be, other bytes.
+        Fault::Answer(200, vec![], text),
+        Fault::Answer(200, vec![("content-type", INDEX.to_owned())], "{}"),
+        Fault::Answer(200, vec![("content-length", "010".to_owned())], "0123456789"),
+        Fault::Answer(206, vec![("content-type", INDEX.to_owned())], text),
+        // A type alone does not make it one of schema 1.
+        Fault::Answer(
+            200,
+            vec![(
+                "content-type",
+                "application/vnd.docker.distribution.manifest.v1+prettyjws".to_owned(),
+            )],
+            r#"{"schemaVersion":1,"manifests":[{"digest":"sha256:0"}]}"#,
+        ),
+    ] {
+        fake.plan("GET", &by_digest, fault.clone(), 9);
+        let answer = delete(&taglock.address, "all/app", &digest(&part));
+        assert_eq!(answer.status, 502, "{fault:?} {answer:?}");
+        fake.recover();
+    }
+    assert_eq!(fake.count("DELETE", ""), 0);
+    assert_eq!(delete(&taglock.address, "all/app", &digest(&part)).status, 405);
+}

@@ -456,3 +456,32 @@ fn everything_else_of_harbors_passes_untouched() {
     let taglock = Taglock::before(&fake.address);
     assert_eq!(request(&taglock.address, "POST", "/c/login", &[], b"").status, 403);
 }
+
+#[test]
+fn pages_of_its_api_that_may_go_on_let_nothing_go() {
+    let harbor = Harbor::start();
+    let taglock = before(&harbor, "refuse");
+    let one = format!("{APP}/artifacts/{}", harbor.store("prod/app", &manifest("one"), &["v1"]));
+    let tags = |headers: &[(&'static str, &str)], body| {
+        let headers = headers.iter().map(|(name, value)| (*name, (*value).to_owned()));
+        harbor.plan("GET", "/tags", Fault::Answer(200, headers.collect(), body));
+    };
+    // A page that is smaller than asked for, and where it goes on, is followed; or it is said so.
+    for (header, next, status) in [
+        (("x-total-count", "2"), Some(r#"[{"name":"v1"}]"#), 403),
+        (("link", "</api?page=2>; rel=next"), Some(r#"[{"name":"v1"}]"#), 403),
+        (("x-total-count", "2"), Some("[]"), 502),
+        (("x-total-count", "many"), Some("[]"), 502),
+        (("x-total-count", "2"), None, 502),
+    ] {
+        tags(&[header], r#"[{"name":"dev-9"}]"#);
+        match next {
+            Some(body) => tags(&[], body),
+            None => harbor.plan("GET", "/tags", Fault::Answer(404, vec![], "{}")),
+        }
+        let answer = delete(&taglock, &one, ALICE);
+        assert_eq!(answer.status, status, "{header:?} {next:?} {answer:?}");
+        harbor.recover();
+    }
+    assert!(harbor.tag("prod/app", "v1").is_some());
+}

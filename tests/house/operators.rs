@@ -7,6 +7,7 @@ use std::thread;
 
 use serde_json::Value;
 
+use crate::fake::{Fake, Fault};
 use crate::harness::*;
 use crate::http;
 
@@ -515,4 +516,36 @@ fn completions_and_manual_pages_know_all_commands() {
         let text = fs::read_to_string(folder.path().join(format!("man/{page}.1"))).unwrap();
         assert!(text.contains(".SH DESCRIPTION") && text.contains("Exit status"), "{page}");
     }
+}
+
+#[test]
+fn an_import_of_lists_that_are_not_known_to_their_end_is_told_to_be_incomplete() {
+    let fake = Fake::start();
+    let taglock = started(&fake.address, "", "");
+    let config = config(&taglock);
+    for (n, (header, value)) in
+        [("link", "nonsense; rel=next"), ("x-total-count", "7")].into_iter().enumerate()
+    {
+        let repository = format!("all/app-{n}");
+        put(&fake.address, &repository, "v1", &manifest("one"));
+        let list = r#"{"name":"x","tags":["v1"]}"#;
+        let odd = Fault::Answer(200, vec![(header, value.to_owned())], list);
+        fake.plan("GET", &format!("{repository}/tags/list"), odd.clone(), 99);
+        let (_, err) = expect(&config, &["ledger", "import", &repository], 3);
+        assert!(err.contains(&repository) && err.contains("not understood"), "{err}");
+        fake.recover();
+        expect(&config, &["ledger", "import", &repository], 0);
+    }
+    let catalogue = r#"{"repositories":["all/app-0"]}"#;
+    let odd = vec![("link", "</v2/_catalog>; rel=next".to_owned())];
+    fake.plan("GET", "/v2/_catalog", Fault::Answer(200, odd, catalogue), 99);
+    expect(&config, &["ledger", "import"], 3);
+    fake.recover();
+    // Pages that lead in a circle.
+    for (n, next) in ["<?a=1>; rel=next", "<?a=2>; rel=next", "<?a=1>; rel=next"].iter().enumerate()
+    {
+        let link = vec![("link", (*next).to_owned())];
+        fake.plan("GET", "/v2/_catalog", Fault::Answer(200, link, catalogue), 1 + n as u32 / 2 * 9);
+    }
+    expect(&config, &["ledger", "import"], 3);
 }

@@ -258,3 +258,99 @@ fn the_registry_is_told_who_asks_and_every_header_of_the_client() {
         assert!(!sent.iter().any(|h| h.contains("evil") || h.contains("original")), "{sent:?}");
     }
 }
+
+/// Answers of a registry that names itself in other fields than `Location`.
+#[test]
+fn fields_that_name_the_registry_name_the_proxy_on_every_route() {
+    let fake = Fake::start();
+    let own = &fake.address;
+    let (host, port) = own.split_once(':').unwrap();
+    let headers = |status: u16| {
+        let texts = [
+            ("link", format!("<HTTP://{own}/v2/a?last=b>; rel=\"next\", </v2/a>; rel=first")),
+            ("link", format!("<//{own}/v2/a>; rel=self; title=\"<http://{own}/>\"")),
+            // With the date, no more than are relayed without pingora.
+            ("location", format!("http://{own}/v2/a")),
+            ("content-location", format!("http://{own}/v2/a")),
+            ("refresh", format!("5; url=http://{own}/v2/a")),
+            ("alt-svc", format!("h2=\"{host}:{port}\"")),
+            (
+                "www-authenticate",
+                format!(
+                    "Basic realm=\"x\", Bearer realm=\"http://{own}/t\",service=\"http://{own}\""
+                ),
+            ),
+        ];
+        Fault::Answer(status, texts.to_vec(), "{\"name\":\"x\",\"tags\":[]}")
+    };
+    for fast in [true, false] {
+        let taglock = Taglock::with(own, &format!("fast_path = {fast}"), RULES);
+        let proxy = format!("http://{}", taglock.address);
+        let expected = [
+            ("link", format!("<{proxy}/v2/a?last=b>; rel=\"next\", </v2/a>; rel=first")),
+            ("link", format!("<{proxy}/v2/a>; rel=self; title=\"<http://{own}/>\"")),
+            ("location", format!("{proxy}/v2/a")),
+            ("content-location", format!("{proxy}/v2/a")),
+            ("refresh", format!("5; url={proxy}/v2/a")),
+            (
+                "www-authenticate",
+                format!("Basic realm=\"x\", Bearer realm=\"{proxy}/t\",service=\"http://{own}\""),
+            ),
+        ];
+        let blob = format!("/v2/other/app/blobs/{}", digest(b"blob"));
+        for (method, target, status) in [
+            ("GET", "/v2/other/app/tags/list", 200),
+            ("HEAD", "/v2/other/app/tags/list", 200),
+            ("GET", "/v2/_catalog", 200),
+            ("GET", "/v2/other/app/referrers/sha256:0", 200),
+            ("GET", "/v2/other/app/manifests/v1", 200),
+            ("HEAD", "/v2/other/app/manifests/v1", 200),
+            ("GET", &blob, 200),
+            ("HEAD", &blob, 200),
+            ("DELETE", "/v2/other/app/manifests/v1", 202),
+            ("POST", "/v2/other/app/blobs/uploads/", 202),
+            ("GET", "/v2/prod/app/tags/list", 200),
+            // By taglock's own requests.
+            ("GET", "/v2/prod/app/manifests/v1", 403),
+            ("PUT", "/v2/prod/app/manifests/v1", 403),
+        ] {
+            fake.plan("GET", "", headers(status), 1);
+            for other in ["HEAD", "PUT", "POST", "DELETE"] {
+                fake.plan(other, "", headers(status), 1);
+            }
+            let body = if method == "PUT" { manifest("one") } else { vec![] };
+            let answer = request(&taglock.address, method, target, &[("Content-Type", OCI)], &body);
+            fake.recover();
+            assert_eq!(answer.status, status, "{fast} {method} {target} {answer:?}");
+            let mut found: Vec<_> = answer.headers.iter().collect();
+            found.retain(|(name, _)| {
+                name.eq_ignore_ascii_case("alt-svc")
+                    || expected.iter().any(|(known, _)| name.eq_ignore_ascii_case(known))
+            });
+            let lower = |(name, value): &&(String, String)| (name.to_lowercase(), value.clone());
+            let mut found: Vec<_> = found.iter().map(lower).collect();
+            let mut wanted: Vec<_> =
+                expected.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+            // The order of values of one name counts, that of names does not.
+            found.sort_by(|a, b| a.0.cmp(&b.0));
+            wanted.sort_by(|a, b| a.0.cmp(&b.0));
+            assert_eq!(found, wanted, "{fast} {method} {target}");
+        }
+    }
+}
+
+#[test]
+fn a_registry_that_names_itself_with_another_port_is_told_of_once() {
+    let fake = Fake::start();
+    let taglock = Taglock::before(&fake.address);
+    let other = "http://127.0.0.1:1/v2/other/app/tags/list?last=b";
+    for (name, value) in
+        [("location", other.to_owned()), ("link", format!("<{other}>; rel=\"next\""))]
+    {
+        fake.plan("GET", "", Fault::Answer(200, vec![(name, value.clone())], "{}"), 1);
+        let answer = http::get(&taglock.address, "/v2/other/app/tags/list");
+        assert_eq!(answer.header(name), Some(value.as_str()));
+    }
+    let log = taglock.process.log();
+    assert_eq!(log.matches("the registry names itself as `127.0.0.1:1`").count(), 1, "{log}");
+}

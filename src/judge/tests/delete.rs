@@ -68,14 +68,15 @@ fn deleted(ruling: &Ruling, expected: &[&str]) {
 #[tokio::test(start_paused = true)]
 async fn refuse_sends_no_delete_of_what_an_immutable_tag_is_bound_to() {
     let house = House::new();
-    house.push(&["v1"], "one").await;
+    let (one, old) = (r#"{"n":1}"#, r#"{"n":2}"#);
+    house.push(&["v1"], one).await;
     let no = Ruling::Refused(NoDelete::Immutable(tag("v1")));
     assert_eq!(house.delete(Deletes::Refuse, tag("v1")).await, no);
-    assert_eq!(house.delete(Deletes::Refuse, digest("one")).await, no);
+    assert_eq!(house.delete(Deletes::Refuse, digest(one)).await, no);
     // A tag from before taglock counts like any other.
-    house.shelf.set("old", &manifest("old"));
+    house.shelf.set("old", &manifest(old));
     let no = Ruling::Refused(NoDelete::Immutable(tag("old")));
-    assert_eq!(house.delete(Deletes::Refuse, digest("old")).await, no);
+    assert_eq!(house.delete(Deletes::Refuse, digest(old)).await, no);
     assert_eq!(house.deletes_sent(), 0);
     // What only a mutable tag has may go.
     house.shelf.set("dev-1", &manifest("dev"));
@@ -97,6 +98,40 @@ async fn refuse_keeps_the_parts_of_an_image_too() {
     deleted(&house.delete(Deletes::Refuse, referrers).await, &[]);
     assert_eq!(house.shelf.calls().iter().filter(|call| call.starts_with("fetch")).count(), 1);
     deleted(&house.delete(Deletes::Keep, part).await, &[]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn parts_that_can_t_be_read_are_not_none() {
+    let undecided = |why| Ruling::Undecided(Unsettled::Registry(Trouble::Garbage(why)));
+    let part = manifest("part");
+    for image in ["nonsense", r#"{"manifests":[{}]}"#, r#"{"Manifests":[]}"#] {
+        let house = House::new();
+        let part = house.shelf.store(&part);
+        house.push(&["v1"], image).await;
+        let ruling = house.delete(Deletes::Refuse, part).await;
+        assert_eq!(ruling, undecided("an image whose parts can't be read"), "{image}");
+        assert_eq!(house.deletes_sent(), 0);
+    }
+    // The first is the part itself, the second the tag's image.
+    for (plays, why) in [
+        (&[Play::Unclear][..], "too large"),
+        (&[Play::Truth, Play::Unclear], "too large"),
+        (&[Play::Truth, Play::Refuse], OTHER_BYTES),
+    ] {
+        let house = House::new();
+        let part = house.shelf.store(&part);
+        house.push(&["v1"], "{}").await;
+        house.shelf.plan("fetch", plays);
+        assert_eq!(house.delete(Deletes::Refuse, part).await, undecided(why), "{plays:?}");
+        assert_eq!(house.deletes_sent(), 0);
+    }
+    for plays in [&[Play::Refuse][..], &[Play::Truth, Play::Deny]] {
+        let house = House::new();
+        let part = house.shelf.store(&part);
+        house.push(&["v1"], "{}").await;
+        house.shelf.plan("fetch", plays);
+        deleted(&house.delete(Deletes::Refuse, part).await, &[]);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderValue, Method};
 
 use super::deletes::deleted;
 use super::meaning::{sighted, told};
+use super::paging::{Next, Progress, UNREADABLE};
 use super::{Client, MAX_ANSWER, Repeat, request};
 use crate::name::{Algorithm, Digest, Reference, RepositoryName, Tag};
 use crate::registry::{
@@ -54,6 +55,7 @@ impl Harbor {
         read: impl Fn(&[u8]) -> Option<(usize, Vec<T>)>,
     ) -> Listing<Answer, T> {
         let mut all = Vec::new();
+        let mut progress = Progress::default();
         // Each page has something that counts, or is the last.
         for page in 1..=at_most / AT_ONCE + 2 {
             // Sorted by what is unique: otherwise pages might leave something out between them.
@@ -64,6 +66,10 @@ impl Harbor {
             };
             let answer = match sighted(answer) {
                 Ok(answer) => answer,
+                // Of a list that has begun, it says nothing.
+                Err(Sighting::NotFound(answer)) if progress.pages > 0 => {
+                    return Listing::Unclear(Trouble::Status(answer.status.as_u16()));
+                }
                 Err(Sighting::NotFound(_)) => return Listing::All(all),
                 Err(Sighting::Denied(answer)) => return Listing::Denied(answer),
                 Err(Sighting::Failed(answer)) => return Listing::Unclear(Trouble::from(&answer)),
@@ -77,8 +83,13 @@ impl Harbor {
             if all.len() > at_most {
                 return Listing::TooMany;
             }
-            if length < AT_ONCE {
-                return Listing::All(all);
+            // Pages may be smaller than asked for, and the next one is known by its number.
+            match progress.next(&answer.headers, length) {
+                Next::End if length < AT_ONCE => return Listing::All(all),
+                Next::Query(_) | Next::Unreadable if length == 0 => {
+                    return Listing::Unclear(Trouble::Garbage(UNREADABLE));
+                }
+                _ => {}
             }
         }
         Listing::TooMany

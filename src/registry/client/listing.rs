@@ -1,10 +1,10 @@
 //! The tags of a repository, page by page (distribution spec, "Listing Tags"), and the catalogue.
 
 use async_trait::async_trait;
-use http::header::LINK;
 use http::{HeaderMap, Method, StatusCode};
 
 use super::Client;
+use super::paging::{Next, Progress, UNREADABLE, next_of_any};
 use crate::name::{RepositoryName, Tag};
 use crate::registry::catalogue::{Catalogue, Repositories};
 use crate::registry::{Caller, Listing, Trouble, wire};
@@ -25,6 +25,7 @@ impl Client {
         at_most: usize,
     ) -> Listing {
         let mut tags = Vec::new();
+        let mut progress = Progress::default();
         let mut query = format!("n={}", at_most.min(AT_ONCE));
         for _ in 0..MAX_PAGES {
             let path = format!("{}/tags/list?{query}", self.naming.place(repository));
@@ -37,8 +38,10 @@ impl Client {
             };
             match answer.status {
                 StatusCode::OK => {}
-                // A repository whose manifests have no tags.
-                StatusCode::NOT_FOUND => return Listing::All(distinct(tags)),
+                // A repository whose manifests have no tags; of one that has some, it says nothing.
+                StatusCode::NOT_FOUND if progress.pages == 0 => {
+                    return Listing::All(distinct(tags));
+                }
                 StatusCode::UNAUTHORIZED
                 | StatusCode::FORBIDDEN
                 | StatusCode::TOO_MANY_REQUESTS => return Listing::Denied(answer),
@@ -47,18 +50,20 @@ impl Client {
             let Some(page) = wire::tag_list(&answer.body) else {
                 return Listing::Unclear(Trouble::Garbage("its list of tags is none"));
             };
+            let next = progress.next(&answer.headers, page.len());
             // What is no tag by the grammar can't have come through taglock, nor be pulled.
             let page = page.iter().filter_map(|text| Tag::parse(text).ok());
             tags.extend(page.map(|tag| self.naming.tag(tag)));
             if tags.len() > at_most {
                 return Listing::TooMany;
             }
-            match next_query(&answer.headers) {
-                None => return Listing::All(distinct(tags)),
-                Some(next) if next == query => {
+            match next {
+                Next::End => return Listing::All(distinct(tags)),
+                Next::Unreadable => return Listing::Unclear(Trouble::Garbage(UNREADABLE)),
+                Next::Query(next) if next == query => {
                     return Listing::Unclear(Trouble::Garbage("its list of tags has no end"));
                 }
-                Some(next) => query = next,
+                Next::Query(next) => query = next,
             }
         }
         Listing::TooMany
@@ -92,10 +97,18 @@ impl Catalogue for Client {
         let Some(listed) = wire::catalogue(&answer.body) else {
             return Repositories::Unclear(Trouble::Garbage("its catalogue is none"));
         };
-        let next = next_query(&answer.headers);
-        if next.as_deref() == Some(query) {
-            return Repositories::Unclear(Trouble::Garbage("its catalogue has no end"));
-        }
+        let next = match page {
+            None => Progress::default().next(&answer.headers, listed.len()),
+            Some(_) => next_of_any(&answer.headers),
+        };
+        let next = match next {
+            Next::End => None,
+            Next::Unreadable => return Repositories::Unclear(Trouble::Garbage(UNREADABLE)),
+            Next::Query(next) if next == query => {
+                return Repositories::Unclear(Trouble::Garbage("its catalogue has no end"));
+            }
+            Next::Query(next) => Some(next),
+        };
         let (mut names, mut odd) = (Vec::new(), Vec::new());
         for text in listed {
             match RepositoryName::parse(&text) {
@@ -105,58 +118,5 @@ impl Catalogue for Client {
             }
         }
         Repositories::Page { names, odd, next }
-    }
-}
-
-/// The query of the next page. The path is known, and whatever host a registry names in its
-/// `Link`, it is the registry itself that is asked on.
-fn next_query(headers: &HeaderMap) -> Option<String> {
-    let mut links = headers.get_all(LINK).iter().filter_map(|value| value.to_str().ok());
-    links.find_map(|mut text| {
-        // `<target>; parameter, <target>; parameter`; a target may hold commas.
-        while let Some((_, rest)) = text.split_once('<') {
-            let (target, rest) = rest.split_once('>')?;
-            let (parameters, others) = rest.split_at(rest.find('<').unwrap_or(rest.len()));
-            let is_next = parameters.split([';', ',']).any(|parameter| {
-                let parameter = parameter.trim();
-                parameter.eq_ignore_ascii_case("rel=next")
-                    || parameter.eq_ignore_ascii_case("rel=\"next\"")
-            });
-            if is_next {
-                // The caller's own namespace is named with each request.
-                let pairs = target.split_once('?')?.1.split('&');
-                let query = pairs.filter(|pair| !pair.starts_with("ns=")).collect::<Vec<_>>();
-                let query = query.join("&");
-                let plain = query.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
-                return (plain && query.len() <= 2048).then_some(query);
-            }
-            text = others;
-        }
-        None
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_next_page_is_found_in_every_form_of_link() {
-        for (link, expected) in [
-            ("</v2/a/tags/list?last=b&n=2>; rel=\"next\"", Some("last=b&n=2")),
-            ("<http://elsewhere/x?n=2&last=b>; rel=next", Some("n=2&last=b")),
-            ("<?last=b>;rel=\"next\"", Some("last=b")),
-            ("<?a=1,2>; rel=\"prev\", <?b=3>; rel=\"next\"", Some("b=3")),
-            ("<?last=b&ns=docker.io>; rel=\"next\"", Some("last=b")),
-            ("<?last=b>; rel=\"prev\"", None),
-            ("</v2/a/tags/list>; rel=\"next\"", None),
-            ("<?last=a b>; rel=\"next\"", None),
-            ("nonsense", None),
-            ("<unclosed", None),
-        ] {
-            let headers = HeaderMap::from_iter([(LINK, link.parse().unwrap())]);
-            assert_eq!(next_query(&headers).as_deref(), expected, "{link}");
-        }
-        assert_eq!(next_query(&HeaderMap::new()), None);
     }
 }

@@ -14,11 +14,9 @@ use tokio::time::Instant;
 use super::{Client, MAX_ADDRESSES, trouble_of};
 use crate::registry::Trouble;
 use crate::registry::clock::{Clock, Time};
+use crate::registry::framing::{check_early, settle};
 use crate::registry::idle::Home;
 use crate::registry::peer::Way;
-
-/// More of them before an answer are no registry's.
-const MAX_EARLY: usize = 16;
 
 /// An answer of which only the header was read.
 pub struct Opened {
@@ -74,10 +72,7 @@ impl Begun {
         let header = self.session.resp_header().cloned();
         let header = header.ok_or_else(|| Error::explain(H1Error, "no header").into_up())?;
         self.early += usize::from(is_early(&header));
-        if self.early > MAX_EARLY {
-            let error = Error::explain(H1Error, "one informational answer after the other");
-            return Err(error.into_up());
-        }
+        check_early(self.early)?;
         Ok(header)
     }
 
@@ -91,6 +86,26 @@ impl Begun {
 /// Whether another answer follows. Nobody asks to switch protocols, so that is the last one here.
 pub fn is_early(header: &ResponseHeader) -> bool {
     header.status.is_informational() && header.status != StatusCode::SWITCHING_PROTOCOLS
+}
+
+/// The header of the final answer, once it is fit to be passed on.
+pub(super) async fn read_header(session: &mut HttpSession) -> Result<ResponseHeader> {
+    let mut early = 0;
+    loop {
+        session.read_response_header().await?;
+        match session.response_header() {
+            Some(header) if is_early(header) => {
+                early += 1;
+                check_early(early)?;
+            }
+            Some(header) => {
+                let mut header = header.clone();
+                settle(&mut header)?;
+                return Ok(header);
+            }
+            None => return Error::e_explain(H1Error, "no header"),
+        }
+    }
 }
 
 impl Client {

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use http::StatusCode;
+use http::header::ALT_SVC;
+use http::{HeaderName, StatusCode};
 use memchr::memchr;
 use pingora::ErrorType::{ConnectionClosed, ReadError, ReadTimedout};
 use pingora::ErrorType::{WriteError, WriteTimedout};
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 
 use super::Client;
 use crate::registry::clock::Time;
+use crate::registry::framing::{is_bodiless, is_hop_by_hop, is_length};
 use crate::registry::idle::Home;
 use crate::registry::peer::Way;
 use crate::spare::Spare;
@@ -114,11 +116,13 @@ pub enum Part<'a> {
 /// What a proxy says itself, does not pass on, or may change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mark {
+    /// Of the registry's connection, said by taglock itself, or not for clients.
     #[default]
-    Date,
-    Connection,
-    KeepAlive,
+    Dropped,
     Location,
+    ContentLocation,
+    Link,
+    Refresh,
     Challenge,
 }
 
@@ -185,6 +189,13 @@ enum Named {
     Several,
 }
 
+impl Named {
+    /// With one more name.
+    fn and(self, at: Range<usize>) -> Self {
+        if self == Self::Nothing { Self::One(at) } else { Self::Several }
+    }
+}
+
 /// What the first bytes of an answer are.
 #[derive(Debug, PartialEq, Eq)]
 enum Reading {
@@ -210,6 +221,7 @@ fn read_head(bytes: &[u8], bodiless: bool) -> Reading {
     };
     let place = |part: &[u8]| part.as_ptr().addr() - bytes.as_ptr().addr();
     let whole = |end: usize| bytes[..end].ends_with(b"\r\n");
+    let none = is_bodiless(status);
     let (mut body, mut keeps, mut named) = (None, true, Named::Nothing);
     let mut marks = Marks::default();
     for header in response.headers.iter() {
@@ -223,52 +235,68 @@ fn read_head(bytes: &[u8], bodiless: bool) -> Reading {
         }
         // Nearly all names are told apart by their length.
         let mark = match header.name.len() {
-            4 if is("Date") => Some(Mark::Date),
-            8 if is("Location") => Some(Mark::Location),
             10 if is("Connection") => {
-                keeps &= header.value.eq_ignore_ascii_case(b"keep-alive");
-                Some(Mark::Connection)
+                let Some(kept) = is_kept(header.value) else { return Reading::Unfit };
+                keeps &= kept;
+                Some(Mark::Dropped)
             }
-            10 if is("Keep-Alive") => Some(Mark::KeepAlive),
-            14 if is("Content-Length") => match plain_length(header.value) {
-                Some(length) if body.is_none() => {
-                    body = Some(length);
-                    None
-                }
-                _ => return Reading::Unfit,
-            },
-            16 if is("Www-Authenticate") => Some(Mark::Challenge),
+            14 if is("Content-Length") => {
+                let length = plain_length(header.value).filter(|_| body.is_none());
+                let Some(length) = length else { return Reading::Unfit };
+                body = Some(length);
+                none.then_some(Mark::Dropped)
+            }
             17 if is("Transfer-Encoding") => return Reading::Unfit,
             21 if is("Docker-Content-Digest") => {
-                named = match named {
-                    Named::Nothing => Named::One(place(header.value)..end),
-                    _ => Named::Several,
-                };
+                named = named.and(place(header.value)..end);
                 None
             }
-            _ => None,
+            _ => mark_of(header.name),
         };
         if let Some(mark) = mark {
-            let Some(length) = memchr(b'\n', &bytes[end..]) else { return Reading::Unfit };
-            let line = start..end + length + 1;
-            let Some(()) = marks.add(mark, &line) else { return Reading::Unfit };
+            let length = memchr(b'\n', &bytes[end..]);
+            let added = length.and_then(|length| marks.add(mark, &(start..end + length + 1)));
+            if added.is_none() {
+                return Reading::Unfit;
+            }
         }
     }
     // Nor any line's end that is but a line feed, nor empty lines before the first.
     if !bytes[..length].ends_with(b"\r\n\r\n") || !bytes.starts_with(b"HTTP/1.1 ") {
         return Reading::Unfit;
     }
-    let none = bodiless || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let none = none || bodiless;
     let Some(body) = body.filter(|_| !none).or(none.then_some(0)) else { return Reading::Unfit };
     Reading::Whole(Head { status, length, body, keeps, named, marks })
 }
 
+/// Whether a `Connection` keeps the connection. `None` where it may name other headers of the answer.
+fn is_kept(value: &[u8]) -> Option<bool> {
+    let kept = value.eq_ignore_ascii_case(b"keep-alive");
+    (kept || value.eq_ignore_ascii_case(b"close")).then_some(kept)
+}
+
+/// Of lines that leave the frame of an answer alone. Nearly all names are told apart by their length.
+fn mark_of(name: &str) -> Option<Mark> {
+    let is = |other: &str| name.eq_ignore_ascii_case(other);
+    match name.len() {
+        4 if is("Date") => Some(Mark::Dropped),
+        4 if is("Link") => Some(Mark::Link),
+        7 if is("Refresh") => Some(Mark::Refresh),
+        8 if is("Location") => Some(Mark::Location),
+        16 if is("Content-Location") => Some(Mark::ContentLocation),
+        16 if is("WWW-Authenticate") => Some(Mark::Challenge),
+        2 | 7 | 10 | 14 | 16 | 18 | 25 => {
+            let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+            (is_hop_by_hop(&name) || name == ALT_SVC).then_some(Mark::Dropped)
+        }
+        _ => None,
+    }
+}
+
 /// One number, as everybody reads it.
 fn plain_length(value: &[u8]) -> Option<u64> {
-    let octal = value.len() > 1 && value.starts_with(b"0");
-    if octal || !value.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
+    let value = Some(value).filter(|value| is_length(value))?;
     std::str::from_utf8(value).ok()?.parse().ok()
 }
 
@@ -470,11 +498,11 @@ mod tests {
         let marked = |mark, line: &'static str| Part::Marked(mark, line.as_bytes());
         let expected = [
             plain("HTTP/1.1 200 OK\r\n"),
-            marked(Mark::Date, "DATE: x\r\n"),
+            marked(Mark::Dropped, "DATE: x\r\n"),
             plain("Content-Length: 2\r\nX-Odd:  a:b \r\nempty:\r\n"),
             marked(Mark::Location, "location:\r\n"),
             plain(""),
-            marked(Mark::Connection, "Connection:\t keep-alive \r\n"),
+            marked(Mark::Dropped, "Connection:\t keep-alive \r\n"),
             plain("dates: y\r\n"),
         ];
         assert_eq!(parts, expected);
@@ -486,7 +514,7 @@ mod tests {
         let text = format!("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n{lines}\r\n");
         let Reading::Whole(head) = read(&text) else { panic!("{text}") };
         let marks: Vec<_> = head.marks.places[..2].iter().map(|place| place.mark).collect();
-        assert_eq!((marks, head.marks.count), (vec![Mark::KeepAlive, Mark::Challenge], 2));
+        assert_eq!((marks, head.marks.count), (vec![Mark::Dropped, Mark::Challenge], 2));
         let (bare, none) = ("HTTP/1.1 204 No Content\r\n\r\n", "HTTP/1.1 204 No Content\r\n");
         let Reading::Whole(head) = read(bare) else { panic!("{bare}") };
         assert!(head.marks.parts(none.as_bytes()).eq([plain(none)]));
@@ -506,6 +534,9 @@ mod tests {
             "HTTP/1.1 200 OK\r\nContent-Length: +1\r\n\r\n",
             "HTTP/1.1 200 OK\r\nContent-Length: 01\r\n\r\n",
             "HTTP/1.1 200 OK\r\nContent-Length:\r\n\r\n",
+            "HTTP/1.1 304 Not Modified\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nConnection: keep-alive, X-Y\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nConnection: Content-Length\r\nContent-Length: 0\r\n\r\n",
             "HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n",
             "HTTP/1.1 200 OK\r\nContent-Length : 0\r\n\r\n",
             "HTTP/1.1 200 OK\nContent-Length: 0\r\n\r\n",
@@ -548,6 +579,30 @@ mod tests {
     }
 
     #[test]
+    fn what_is_of_the_connection_or_leads_past_taglock_is_marked() {
+        for (status, line, mark) in [
+            ("200 OK", "TE: trailers", Mark::Dropped),
+            ("200 OK", "trailer: X", Mark::Dropped),
+            ("200 OK", "Upgrade: h2", Mark::Dropped),
+            ("200 OK", "Keep-Alive: timeout=5", Mark::Dropped),
+            ("200 OK", "Proxy-Connection: keep-alive", Mark::Dropped),
+            ("200 OK", "Proxy-Authenticate: Basic", Mark::Dropped),
+            ("200 OK", "Proxy-Authentication-Info: x", Mark::Dropped),
+            ("200 OK", "Alt-Svc: h2=\":443\"", Mark::Dropped),
+            ("304 Not Modified", "Content-Length: 7", Mark::Dropped),
+            ("204 No Content", "Content-Length: 7", Mark::Dropped),
+            ("200 OK", "LINK: <x>; rel=next", Mark::Link),
+            ("200 OK", "Refresh: 0; url=x", Mark::Refresh),
+            ("200 OK", "Content-Location: x", Mark::ContentLocation),
+        ] {
+            let length = if status.starts_with("200") { "Content-Length: 0\r\n" } else { "" };
+            let text = format!("HTTP/1.1 {status}\r\n{length}{line}\r\n\r\n");
+            let Reading::Whole(head) = read(&text) else { panic!("{text}") };
+            assert_eq!((head.marks.count, head.marks.places[0].mark), (1, mark), "{line}");
+        }
+    }
+
+    #[test]
     fn only_a_connection_that_both_keep_is_kept() {
         let keeps = |lines: &str| match read(&format!(
             "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n{lines}\r\n"
@@ -556,7 +611,7 @@ mod tests {
             other => panic!("{lines:?}: {other:?}"),
         };
         assert!(keeps("") && keeps("Connection: Keep-Alive\r\n"));
-        assert!(!keeps("Connection: close\r\n") && !keeps("connection: keep-alive, X-Y\r\n"));
+        assert!(!keeps("Connection: close\r\n") && !keeps("connection: Close\r\n"));
         assert!(!keeps("Connection: keep-alive\r\nConnection: close\r\n"));
     }
 

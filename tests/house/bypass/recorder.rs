@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use crate::harness::listener;
 
+/// Stands in an answer for a pause of 30 ms.
+pub const PAUSE: &[u8] = b"{pause}";
+
 /// The bytes of each connection so far.
 type Log = Arc<Mutex<Vec<Vec<u8>>>>;
 
@@ -75,8 +78,18 @@ fn serve(mut stream: TcpStream, number: usize, log: &Log, answer: &dyn Fn(&str) 
             unread = rest.to_vec();
             let answer = answer(&line);
             let closes = answer.windows(17).any(|part| part == b"Connection: close");
-            if stream.write_all(&answer).is_err() || closes {
+            let late = answer.windows(PAUSE.len()).position(|part| part == PAUSE);
+            let (first, late) = match late {
+                Some(at) => (&answer[..at], Some(&answer[at + PAUSE.len()..])),
+                None => (&answer[..], None),
+            };
+            if stream.write_all(first).is_err() || closes {
                 let _ = stream.shutdown(std::net::Shutdown::Write);
+            }
+            if let Some(late) = late {
+                thread::sleep(Duration::from_millis(30));
+                // The connection may be closed by then.
+                let _ = stream.write_all(late);
             }
         }
     }

@@ -192,6 +192,9 @@ async fn answer(state: Arc<Mutex<State>>, behind: String, request: Request<Incom
     let plain = |status| Ok(response(Told { status, headers: Vec::new(), body: Vec::new() }));
     match fault {
         None => Ok(response(act().await)),
+        Some(Fault::Answer(status, headers, body)) if !body.is_empty() => {
+            Ok(response(Told { status, headers, body: body.into() }))
+        }
         Some(Fault::Answer(status, ..)) => plain(status),
         Some(Fault::DoneBut(status)) => {
             act().await;
