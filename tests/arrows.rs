@@ -253,6 +253,24 @@ fn the_judge_and_the_names_do_no_input_or_output() {
     }
 }
 
+/// A parser of URIs drops a fragment, completes an empty path and replaces what is no text: decisions go
+/// by the raw target, which is what is forwarded. What is logged may be the parsed one.
+#[test]
+fn no_request_is_decided_by_its_parsed_uri() {
+    // The access log, the trace, and the page of refusals.
+    let told = [("src/edge.rs", 2), ("src/edge/refusal.rs", 1)];
+    for (path, text) in sources() {
+        if !matches!(room(&path).as_str(), "edge" | "route" | "judge") || is_test(&path) {
+            continue;
+        }
+        let parsed = ["uri.query()", "uri.path()", "path_and_query", "uri.to_string()"];
+        let uses = |line: &&&str| parsed.iter().any(|word| line.contains(word));
+        let found = code(&text).iter().filter(uses).count();
+        let allowed = told.iter().find(|(file, _)| path == Path::new(file)).map_or(0, |(_, n)| *n);
+        assert_eq!(found, allowed, "{}: the parsed URI is used", path.display());
+    }
+}
+
 #[test]
 fn no_file_is_long_and_no_module_is_a_mod_rs() {
     let mut lengths = Vec::new();
