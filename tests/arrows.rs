@@ -303,6 +303,28 @@ fn nothing_is_left_for_later_or_left_unsafe() {
     }
 }
 
+/// Two runs of the tests try the same inputs: a seed is a constant, or given (CONTRIBUTING.md, "Seeds").
+#[test]
+fn no_test_draws_a_seed_of_its_own() {
+    let drawn = ["Rng::new()", "fastrand::", "thread_rng", "from_entropy", "RngSeed::Random"];
+    let own =
+        |line: &str| line.contains("use fastrand::Rng") || line.trim_start().starts_with("//");
+    for (path, text) in sources().into_iter().chain(below("tests/house")) {
+        for line in text.lines().filter(|line| !own(line)) {
+            let found = drawn.iter().any(|word| line.contains(word));
+            assert!(!found, "{}: {}", path.display(), line.trim());
+        }
+    }
+    let searches = fs::read_to_string("src/judge/simulation/searches.rs").unwrap();
+    assert!(!searches.contains("new_v4"), "a seed is drawn for the schedules");
+    let cargo = fs::read_to_string(".cargo/config.toml").unwrap();
+    assert!(cargo.contains("\nPROPTEST_RNG_SEED = \""), "property tests draw a seed");
+    // What cargo makes of it, where it is cargo that runs this.
+    let seed = std::env::var("PROPTEST_RNG_SEED");
+    let sound = seed.is_ok_and(|seed| seed.parse::<u64>().is_ok());
+    assert!(sound || std::env::var_os("CARGO").is_none(), "cargo sets no seed");
+}
+
 /// A door of the threat model without its test would be a promise of nobody's.
 #[test]
 fn every_test_the_threat_model_names_exists() {
