@@ -70,7 +70,7 @@ use crate::registry::framing;
 use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Peers};
 use crate::registry::shelf::Shelf;
-use crate::route::{Doors, Rejection, Route, check_namespace};
+use crate::route::{Doors, Rejection, Route, check_namespace, query_of};
 use crate::rules::{Mutability, Rules};
 use crate::telemetry::Metrics;
 use crate::telemetry::audit::Audit;
@@ -91,7 +91,7 @@ const CLIENT_WRITE: Duration = Duration::from_secs(60);
 pub struct Config {
     pub upstream: UpstreamName,
     pub doors: Doors,
-    /// The only `?ns=` that is taken in protected scope.
+    /// The only `?ns=` that is taken in protected repositories; without one, none is.
     pub namespace: Option<String>,
     /// Hosts that are answered, lower-case; empty for any.
     pub hosts: Vec<String>,
@@ -290,10 +290,11 @@ impl Edge {
             passage.unjudged = Unjudged::Coming { key, tags };
             passage.protected = Some(self.rooms.metrics.protected().enter());
         }
-        if let (Some(own), Some(repository)) = (&self.config.namespace, route.repository())
+        // Of the target that is forwarded, not of the parsed URI, which may differ from it.
+        if let (Some(query), Some(repository)) = (query_of(header.raw_path()), route.repository())
             && self.rooms.rules.load().protecting(repository).is_some()
         {
-            check_namespace(header.uri.query(), own)?;
+            check_namespace(Some(query), self.config.namespace.as_deref())?;
         }
         let course = self.course(route);
         if course.needs_the_ledger() && passage.protected.is_none() {

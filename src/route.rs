@@ -11,7 +11,7 @@ mod rejection;
 mod target;
 
 pub use harbor::Harbor;
-pub use query::{ManifestQuery, check_namespace, namespace};
+pub use query::{ManifestQuery, check_namespace, namespace, query_of};
 pub use rejection::{ErrorCode, Rejection};
 
 use std::sync::Arc;
@@ -37,10 +37,10 @@ pub enum Route {
     /// DELETE of a blob (end-10).
     DeleteBlob { repository: RepositoryName, digest: Digest },
     /// Any request of an upload's session (end-4, 5, 6, 11, 13, 14). Never touches a tag.
-    Upload,
+    Upload(Option<RepositoryName>),
     /// A read below `/v2/` that is about no manifest and no blob: the base, the catalogue, tag
     /// lists, referrers, and what registries have added of their own.
-    ReadOther,
+    ReadOther(Option<RepositoryName>),
     /// The token service on the registry's own host.
     Token,
     /// OPTIONS, which changes nothing.
@@ -151,20 +151,18 @@ impl Route {
                 }
             }
             Shape::Upload { name } => {
-                name_of(name)?;
-                upload(method)
+                let repository = name_of(name)?;
+                upload(method, Some(repository))
             }
             Shape::Listing { name } => {
-                if let Some(name) = name {
-                    name_of(name)?;
-                }
+                let repository = name.map(name_of).transpose()?;
                 if reading {
-                    Ok(Self::ReadOther)
+                    Ok(Self::ReadOther(repository))
                 } else {
                     Err(Rejection::method("this endpoint takes GET and HEAD", "GET, HEAD"))
                 }
             }
-            Shape::Unknown if reading => Ok(Self::ReadOther),
+            Shape::Unknown if reading => Ok(Self::ReadOther(None)),
             Shape::Unknown => Err(Rejection::method(
                 "this is no endpoint of the distribution spec; only GET and HEAD are forwarded",
                 "GET, HEAD",
@@ -172,7 +170,7 @@ impl Route {
         }
     }
 
-    /// The repository whose manifests or blobs are asked for.
+    /// The repository that the request names.
     pub fn repository(&self) -> Option<&RepositoryName> {
         match self {
             Self::ReadManifest { repository, .. }
@@ -181,9 +179,8 @@ impl Route {
             | Self::DeleteManifest { repository, .. }
             | Self::ReadBlob { repository }
             | Self::DeleteBlob { repository, .. } => Some(repository),
-            Self::Upload
-            | Self::ReadOther
-            | Self::Token
+            Self::Upload(repository) | Self::ReadOther(repository) => repository.as_ref(),
+            Self::Token
             | Self::Options
             | Self::ReadOutside
             | Self::WriteOutside
@@ -197,7 +194,11 @@ impl Route {
             if path.split('/').any(target::is_manifests) {
                 return Err(Rejection::target("an upload's path may not hold `manifests`"));
             }
-            return if *method == Method::OPTIONS { Ok(Self::Options) } else { upload(method) };
+            return if *method == Method::OPTIONS {
+                Ok(Self::Options)
+            } else {
+                upload(method, None)
+            };
         }
         match *method {
             Method::GET | Method::HEAD => return Ok(Self::ReadOutside),
@@ -292,14 +293,14 @@ fn shape(below: &str) -> Result<Shape<'_>, Rejection> {
     Ok(Shape::Unknown)
 }
 
-fn upload(method: &Method) -> Result<Route, Rejection> {
+fn upload(method: &Method, repository: Option<RepositoryName>) -> Result<Route, Rejection> {
     match *method {
         Method::GET
         | Method::HEAD
         | Method::POST
         | Method::PATCH
         | Method::PUT
-        | Method::DELETE => Ok(Route::Upload),
+        | Method::DELETE => Ok(Route::Upload(repository)),
         _ => Err(Rejection::method(
             "an upload takes GET, HEAD, POST, PATCH, PUT and DELETE",
             "GET, HEAD, POST, PATCH, PUT, DELETE",

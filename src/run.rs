@@ -119,6 +119,7 @@ fn settings_of(serve: Serve) -> Result<Settings, Failure> {
 fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
     logging::start(&settings.log.filter, settings.log.format == LogFormat::Json)
         .map_err(Failure::Start)?;
+    reload::warn_of_exposed(&settings);
     // Both TLS sides use ring; an error says that it was chosen before.
     let _ = rustls::crypto::ring::default_provider().install_default();
     shutdown::keep_from_ending();
@@ -275,7 +276,9 @@ fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
         let mut service = Service::new("admin".into(), app);
         service.add_tcp(&admin.address.to_string());
         service.threads = Some(1);
-        server.add_service(sockets.door(service, &[admin.address], 0)?);
+        // Who is answered there may send SIGHUP, which must be caught by then.
+        let door = sockets.door(service, &[admin.address], 0)?;
+        server.add_service(door).add_dependency(&reload);
     }
 
     for address in &settings.listen.addresses {

@@ -4,6 +4,7 @@
 
 mod check;
 mod doors;
+mod exposed;
 mod file;
 mod flags;
 mod ledger;
@@ -14,8 +15,9 @@ mod rules;
 mod secret;
 mod values;
 
-pub use check::describe;
+pub use check::{describe, warnings};
 pub use doors::Kind;
+pub use exposed::Exposed;
 pub use file::{read, read_file};
 pub use flags::{Flags, from_flags};
 pub use pem::{Authorities, KeyPair};
@@ -61,6 +63,8 @@ pub struct Settings {
     pub upgrade_timeout: Duration,
     /// Worker threads of the proxy.
     pub threads: usize,
+    /// Files with secrets that too many users may read or change.
+    pub exposed: Vec<Exposed>,
 }
 
 #[derive(Clone, Debug)]
@@ -94,7 +98,7 @@ pub struct Upstream {
     pub client: Option<Arc<KeyPair>>,
     pub timeouts: Timeouts,
     pub kind: Kind,
-    /// The only `?ns=` that is taken in protected scope.
+    /// The only `?ns=` that is taken in protected repositories; without one, none is.
     pub namespace: Option<String>,
     pub doors: Doors,
     pub redirect_hosts: Vec<String>,

@@ -260,6 +260,24 @@ fn the_judge_and_the_names_do_no_input_or_output() {
     }
 }
 
+/// A parser of URIs drops a fragment, completes an empty path and replaces what is no text: decisions go
+/// by the raw target, which is what is forwarded. What is logged may be the parsed one.
+#[test]
+fn no_request_is_decided_by_its_parsed_uri() {
+    // The access log, the trace, and the page of refusals.
+    let told = [("src/edge.rs", 2), ("src/edge/refusal.rs", 1)];
+    for (path, text) in sources() {
+        if !matches!(room(&path).as_str(), "edge" | "route" | "judge") || is_test(&path) {
+            continue;
+        }
+        let parsed = ["uri.query()", "uri.path()", "path_and_query", "uri.to_string()"];
+        let uses = |line: &&&str| parsed.iter().any(|word| line.contains(word));
+        let found = code(&text).iter().filter(uses).count();
+        let allowed = told.iter().find(|(file, _)| path == Path::new(file)).map_or(0, |(_, n)| *n);
+        assert_eq!(found, allowed, "{}: the parsed URI is used", path.display());
+    }
+}
+
 #[test]
 fn no_file_is_long_and_no_module_is_a_mod_rs() {
     let mut lengths = Vec::new();
@@ -290,6 +308,28 @@ fn nothing_is_left_for_later_or_left_unsafe() {
             assert!(!text.contains(word), "{}: {word}", path.display());
         }
     }
+}
+
+/// Two runs of the tests try the same inputs: a seed is a constant, or given (CONTRIBUTING.md, "Seeds").
+#[test]
+fn no_test_draws_a_seed_of_its_own() {
+    let drawn = ["Rng::new()", "fastrand::", "thread_rng", "from_entropy", "RngSeed::Random"];
+    let own =
+        |line: &str| line.contains("use fastrand::Rng") || line.trim_start().starts_with("//");
+    for (path, text) in sources().into_iter().chain(below("tests/house")) {
+        for line in text.lines().filter(|line| !own(line)) {
+            let found = drawn.iter().any(|word| line.contains(word));
+            assert!(!found, "{}: {}", path.display(), line.trim());
+        }
+    }
+    let searches = fs::read_to_string("src/judge/simulation/searches.rs").unwrap();
+    assert!(!searches.contains("new_v4"), "a seed is drawn for the schedules");
+    let cargo = fs::read_to_string(".cargo/config.toml").unwrap();
+    assert!(cargo.contains("\nPROPTEST_RNG_SEED = \""), "property tests draw a seed");
+    // What cargo makes of it, where it is cargo that runs this.
+    let seed = std::env::var("PROPTEST_RNG_SEED");
+    let sound = seed.is_ok_and(|seed| seed.parse::<u64>().is_ok());
+    assert!(sound || std::env::var_os("CARGO").is_none(), "cargo sets no seed");
 }
 
 /// A door of the threat model without its test would be a promise of nobody's.

@@ -125,7 +125,7 @@ impl Asked {
             return None;
         };
         self.header.set_method(Method::from_bytes(method.as_bytes()).ok()?);
-        self.header.set_raw_path(path.as_bytes()).ok()?;
+        self.header.set_raw_path(complete(path)?).ok()?;
         self.keeps = self.manner.keeps;
         Some(self)
     }
@@ -142,7 +142,7 @@ impl Asked {
             return None;
         };
         let count = Some(request.headers.len());
-        let mut header = RequestHeader::build_no_case(method, path.as_bytes(), count).ok()?;
+        let mut header = RequestHeader::build_no_case(method, complete(path)?, count).ok()?;
         header.set_version(Version::HTTP_11);
         // Values are parts of it, by their place.
         let lines = Bytes::copy_from_slice(&raw[first..]);
@@ -221,6 +221,12 @@ impl Asked {
         };
         passed.as_deref().unwrap_or_default()
     }
+}
+
+/// A target that a parsed header keeps whole: of one with a `#`, what follows that would be gone
+/// before anybody has judged it. Pingora's header is no different, so admission looks at the bytes.
+fn complete(target: &str) -> Option<&[u8]> {
+    memchr::memchr(b'#', target.as_bytes()).is_none().then_some(target.as_bytes())
 }
 
 /// What the first bytes of a request are.

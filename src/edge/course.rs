@@ -115,7 +115,7 @@ impl Edge {
             }
             Route::Harbor(harbor) => harbor::course(harbor, &rules, |name| self.key(name)),
             Route::ReadBlob { .. } if self.config.swift => Course::Blob,
-            Route::Upload if self.config.swift && !self.config.registry_tls => Course::Upload,
+            Route::Upload(_) if self.config.swift && !self.config.registry_tls => Course::Upload,
             _ => Course::Stream,
         }
     }

@@ -21,7 +21,7 @@ use crate::name::{Digest, RepositoryName, Tag};
 use crate::registry::client::CONTENT_DIGEST;
 use crate::registry::clock::Clock;
 use crate::registry::{Answer, Caller, Reading};
-use crate::route::namespace;
+use crate::route::{namespace, query_of};
 use crate::telemetry::audit::{Decision, Outcome, Subject, user_of};
 
 /// RFC 7234, section 5.5.7: a miscellaneous persistent warning, of an agent with no name.
@@ -48,7 +48,8 @@ impl Edge {
         let started = Instant::now();
         let header = session.req_header();
         let reading = reading(&header.method);
-        let caller = self.caller(session.req_header(), passage, namespace(header.uri.query()));
+        let caller =
+            self.caller(session.req_header(), passage, namespace(query_of(header.raw_path())));
         let identity = self.identity(session, passage);
         let let_in = self.has_let_in(identity, repository, Right::Pull);
         let caller = Caller { public, let_in, ..caller };

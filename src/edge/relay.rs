@@ -30,7 +30,7 @@ use crate::name::{RepositoryName, Tag};
 use crate::registry::Reading;
 use crate::registry::client::{Part, Relay, Relayed, trouble_of};
 use crate::registry::clock::Clock;
-use crate::route::namespace;
+use crate::route::{namespace, query_of};
 use crate::spare::Spare;
 
 /// Of a body that is copied, to go out with its header.
@@ -91,7 +91,7 @@ impl Edge {
         };
         let digest = face.bound.digest;
         let reading = reading(&asked.header.method);
-        let namespace = namespace(asked.header.uri.query());
+        let namespace = namespace(query_of(asked.header.raw_path()));
         let of_namespace = namespace
             .as_deref()
             .map(|namespace| client.manifest_target(&key.repository, &face.name, Some(namespace)));

@@ -15,7 +15,7 @@ use super::refusal::Refusal;
 use crate::name::{Digest, RepositoryName, Tag};
 use crate::registry::shelf::Kept;
 use crate::registry::{Caller, Registry, Serving, Trouble};
-use crate::route::namespace;
+use crate::route::{namespace, query_of};
 
 impl Edge {
     /// The shortest way there is: nothing is asked of anybody. False where something must be.
@@ -84,7 +84,8 @@ impl Edge {
             return Ok(true);
         }
         let reading = reading(&header.method);
-        let caller = self.caller(session.req_header(), passage, namespace(header.uri.query()));
+        let caller =
+            self.caller(session.req_header(), passage, namespace(query_of(header.raw_path())));
         let caller = Caller { public: true, ..caller };
         match shelf.serve(&caller, repository, digest, reading).await {
             Serving::Good(answer)

@@ -42,8 +42,8 @@ use meaning::{digest_of, is_redirect, sighted, stored, written};
 use opening::read_header;
 pub use opening::{Begun, Opened, is_early};
 pub use relay::{Mark, Part, Relay, Relayed};
-pub use serving::{UNSENT, is_of};
 use serving::is_schema1_of;
+pub use serving::{UNSENT, is_of};
 use target::with_query;
 
 pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");

@@ -68,23 +68,57 @@ pub fn namespace(raw: Option<&str>) -> Option<String> {
     values.into_iter().find(|value| is_host(value))
 }
 
-/// Refuses a query that asks a mirror for another registry than its own (`upstream.namespace`).
+/// The query of a raw target, as it is sent on. A parsed URI may have dropped or replaced bytes of it.
+pub fn query_of(target: &[u8]) -> Option<&str> {
+    let (_, query) = std::str::from_utf8(target).ok()?.split_once('?')?;
+    Some(query)
+}
+
+/// Refuses a query that asks for another registry than the one that tags are bound for
+/// (`upstream.namespace`). Where none is set, there is no value that a tag could be bound for.
 ///
 /// # Errors
-/// Where `ns` has another value, in any spelling of key or value.
-pub fn check_namespace(raw: Option<&str>, own: &str) -> Result<(), Rejection> {
-    let other = || Err(Rejection::target("`ns` names another registry (`upstream.namespace`)"));
-    for pair in raw.unwrap_or_default().split(['&', ';']) {
+/// Where `ns` has another value, or where no value is its own, in any spelling of key or value.
+pub fn check_namespace(raw: Option<&str>, own: Option<&str>) -> Result<(), Rejection> {
+    let Some(raw) = raw else { return Ok(()) };
+    // Some servers also split at `;`, or at a second `?`.
+    for pair in raw.split(['&', ';', '?']) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        // What is no text after decoding is no `ns` of anybody's.
-        let Ok(key) = decode(key) else { return other() };
-        if key.trim().eq_ignore_ascii_case("ns")
-            && !decode(value).is_ok_and(|value| value.eq_ignore_ascii_case(own))
-        {
-            return other();
+        let is_own = |own: &str| decode(value).is_ok_and(|value| value.eq_ignore_ascii_case(own));
+        if may_be_ns(key) && !own.is_some_and(is_own) {
+            return Err(Rejection::target(match own {
+                Some(_) => "`ns` names another registry (`upstream.namespace`)",
+                None => {
+                    "`ns` is not taken in a repository with immutable tags: \
+                         `upstream.namespace` names no registry"
+                }
+            }));
         }
     }
     Ok(())
+}
+
+/// How often a key is decoded to see whether some server reads it as `ns`.
+const LAYERS: usize = 4;
+
+/// Whether some server may read this key as `ns`: decoded more than once, in another case, with white
+/// space or control characters around it, or as the name of a list (`ns[]`). A key that is no text
+/// after decoding may be anything.
+fn may_be_ns(key: &str) -> bool {
+    let mut key = key.replace('+', " ");
+    for _ in 0..LAYERS {
+        let name = key.split(['[', '\0']).next().unwrap_or_default();
+        let name = name.trim_matches(|c: char| c.is_whitespace() || c.is_control());
+        if name.eq_ignore_ascii_case("ns") {
+            return true;
+        }
+        match decode(&key) {
+            Ok(decoded) if decoded == key => return false,
+            Ok(decoded) => key = decoded,
+            Err(_) => return true,
+        }
+    }
+    true
 }
 
 fn decode(text: &str) -> Result<String, Rejection> {

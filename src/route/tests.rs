@@ -73,32 +73,51 @@ fn names_are_parsed_from_the_right() {
             other => panic!("{target}: {other:?}"),
         }
     }
-    assert_eq!(parse("GET", "/v2/a/manifests/tags/list").unwrap(), Route::ReadOther);
+    assert_eq!(
+        parse("GET", "/v2/a/manifests/tags/list").unwrap(),
+        Route::ReadOther(Some(repository("a/manifests")))
+    );
 }
 
 #[test]
 fn the_endpoints_of_the_spec_are_known() {
     for (method, target, expected) in [
-        ("GET", "/v2/", Route::ReadOther),
-        ("GET", "/v2", Route::ReadOther),
-        ("HEAD", "/v2/", Route::ReadOther),
-        ("GET", "/v2/_catalog?n=10", Route::ReadOther),
-        ("GET", "/v2/app/tags/list?n=1&last=v%2f", Route::ReadOther),
-        ("GET", &format!("/v2/app/referrers/{D}?artifactType=a%2Fb"), Route::ReadOther),
-        ("GET", "/v2/_zot/ext/search?query=x", Route::ReadOther),
+        ("GET", "/v2/", Route::ReadOther(None)),
+        ("GET", "/v2", Route::ReadOther(None)),
+        ("HEAD", "/v2/", Route::ReadOther(None)),
+        ("GET", "/v2/_catalog?n=10", Route::ReadOther(None)),
+        ("GET", "/v2/app/tags/list?n=1&last=v%2f", Route::ReadOther(Some(repository("app")))),
+        (
+            "GET",
+            &format!("/v2/app/referrers/{D}?artifactType=a%2Fb"),
+            Route::ReadOther(Some(repository("app"))),
+        ),
+        ("GET", "/v2/_zot/ext/search?query=x", Route::ReadOther(None)),
         ("GET", &format!("/v2/app/blobs/{D}"), Route::ReadBlob { repository: repository("app") }),
         (
             "DELETE",
             &format!("/v2/app/blobs/{D}"),
             Route::DeleteBlob { repository: repository("app"), digest: Digest::parse(D).unwrap() },
         ),
-        ("POST", "/v2/app/blobs/uploads/", Route::Upload),
-        ("POST", "/v2/app/blobs/uploads", Route::Upload),
-        ("POST", &format!("/v2/app/blobs/uploads/?mount={D}&from=a/b"), Route::Upload),
-        ("PATCH", "/v2/app/blobs/uploads/0f3a-1?_state=a%3D%3D", Route::Upload),
-        ("PUT", "/v2/app/blobs/uploads/0f3a-1?_state=a&digest=sha256%3Ae3", Route::Upload),
-        ("PUT", "/v2/app/blobs/upload/7", Route::Upload),
-        ("PATCH", "/artifacts-uploads/namespaces/x/uploads/7", Route::Upload),
+        ("POST", "/v2/app/blobs/uploads/", Route::Upload(Some(repository("app")))),
+        ("POST", "/v2/app/blobs/uploads", Route::Upload(Some(repository("app")))),
+        (
+            "POST",
+            &format!("/v2/app/blobs/uploads/?mount={D}&from=a/b"),
+            Route::Upload(Some(repository("app"))),
+        ),
+        (
+            "PATCH",
+            "/v2/app/blobs/uploads/0f3a-1?_state=a%3D%3D",
+            Route::Upload(Some(repository("app"))),
+        ),
+        (
+            "PUT",
+            "/v2/app/blobs/uploads/0f3a-1?_state=a&digest=sha256%3Ae3",
+            Route::Upload(Some(repository("app"))),
+        ),
+        ("PUT", "/v2/app/blobs/upload/7", Route::Upload(Some(repository("app")))),
+        ("PATCH", "/artifacts-uploads/namespaces/x/uploads/7", Route::Upload(None)),
         ("POST", "/service/token", Route::Token),
         ("POST", "/v2/token", Route::Token),
         ("GET", "/v2/token?scope=repository%3Aapp%3Apull", Route::Token),
@@ -318,8 +337,12 @@ fn every_spelling_of_a_name_is_one_route() {
     }
     for (method, target, expected) in [
         ("POST", "/repository/hosted/v2/token", Route::Token),
-        ("GET", "/repository/hosted/v2", Route::ReadOther),
-        ("PATCH", "/repository/hosted/v2/app/blobs/uploads/1", Route::Upload),
+        ("GET", "/repository/hosted/v2", Route::ReadOther(None)),
+        (
+            "PATCH",
+            "/repository/hosted/v2/app/blobs/uploads/1",
+            Route::Upload(Some(repository("hosted/app"))),
+        ),
         ("GET", "/repository/other/x.json", Route::ReadOutside),
     ] {
         assert_eq!(parse_named(method, target), Ok(expected), "{method} {target}");
@@ -383,21 +406,72 @@ fn what_is_opened_is_open_and_nothing_else() {
     }
 }
 
+/// Spellings that some server may read as `ns`, whatever the value.
+const OTHER_NAMESPACES: &[&str] = &[
+    "ns=quay.io",
+    "ns",
+    "ns=",
+    "ns=docker.io&ns=quay.io",
+    "ns=docker.io;ns=quay.io",
+    "ns=docker.io?ns=quay.io",
+    "%6es=quay.io",
+    "%256es=quay.io",
+    "%25256Es=quay.io",
+    "NS=quay.io",
+    "Ns=quay.io",
+    "a=b&ns=quay%2eio",
+    "a=b;nS=quay.io",
+    "ns=%ff",
+    "ns[]=quay.io",
+    "ns%5b0%5d=quay.io",
+    "+ns=quay.io",
+    "%20ns=quay.io",
+    "ns%00=quay.io",
+    "%0ans=quay.io",
+    "%ffns=quay.io",
+    "&&ns=quay.io",
+];
+
 #[test]
 fn another_namespace_is_seen_in_every_spelling() {
-    for query in ["", "x=1", "ns=docker.io", "n%73=docker%2eio&ns=Docker.io"] {
-        assert!(check_namespace(Some(query), "docker.io").is_ok(), "{query}");
+    for query in ["", "x=1", "ns=docker.io", "n%73=docker%2eio&ns=Docker.io", "nsx=a", "xns=a"] {
+        assert!(check_namespace(Some(query), Some("docker.io")).is_ok(), "{query}");
     }
-    for query in [
-        "ns=quay.io",
-        "ns",
-        "ns=docker.io&ns=quay.io",
-        "ns=docker.io;ns=quay.io",
-        "%6es=quay.io",
-        "NS=quay.io",
-        "a=b&ns=quay%2eio",
-        "ns=%ff",
+    for query in OTHER_NAMESPACES {
+        let refused =
+            check_namespace(Some(query), Some("docker.io")).map_err(|r| r.status.as_u16());
+        assert_eq!(refused, Err(400), "{query}");
+    }
+}
+
+#[test]
+fn where_no_namespace_is_set_every_one_is_another() {
+    for query in ["", "x=1&last=ns", "nsx=a", "_state=a%3D%3D&digest=sha256%3Aab", "n=5;s=ns"] {
+        assert!(check_namespace(Some(query), None).is_ok(), "{query}");
+    }
+    assert!(check_namespace(None, None).is_ok());
+    for query in OTHER_NAMESPACES.iter().chain(&["ns=docker.io", "n%73=docker.io&ns=docker.io"]) {
+        let refused = check_namespace(Some(query), None).map_err(|r| r.status.as_u16());
+        assert_eq!(refused, Err(400), "{query}");
+    }
+}
+
+#[test]
+fn the_repository_of_every_route_below_v2_is_known() {
+    for (method, target) in [
+        ("GET", "/v2/prod/app/manifests/v1".to_owned()),
+        ("GET", "/v2/prod/app/manifests/.odd".to_owned()),
+        ("PUT", "/v2/prod/app/manifests/v1".to_owned()),
+        ("DELETE", "/v2/prod/app/manifests/v1".to_owned()),
+        ("GET", format!("/v2/prod/app/blobs/{D}")),
+        ("DELETE", format!("/v2/prod/app/blobs/{D}")),
+        ("GET", "/v2/prod/app/tags/list".to_owned()),
+        ("GET", format!("/v2/prod/app/referrers/{D}")),
+        ("POST", "/v2/prod/app/blobs/uploads/".to_owned()),
+        ("PATCH", "/v2/prod/app/blobs/uploads/7".to_owned()),
+        ("PUT", "/v2/prod/app/blobs/upload/7".to_owned()),
     ] {
-        assert_eq!(check_namespace(Some(query), "docker.io").unwrap_err().status.as_u16(), 400);
+        let route = parse(method, &target).unwrap();
+        assert_eq!(route.repository(), Some(&repository("prod/app")), "{method} {target}");
     }
 }

@@ -50,12 +50,17 @@ pub fn remarks(rules: &Rules) -> Vec<Remark> {
         lint.one_component(n);
         lint.exceptions(n);
     }
+    // Once for the file: one mutable rule answers it for all.
+    let _ = (0..lint.rules.len()).any(|n| lint.caches(n));
     if lint.walks.exhausted() {
         let text = "the rules are too many to compare each with each; some may never decide";
         lint.say(lint.rules.len() - 1, Weight::Note, text.to_owned());
     }
     lint.out
 }
+
+/// Tags of kaniko's cache: the SHA-256 of what a layer was made from.
+const CACHE_TAGS: &str = "^[0-9a-f]{64}$";
 
 struct Lint<'a> {
     rules: Vec<&'a Rule>,
@@ -155,7 +160,8 @@ impl Lint<'_> {
             let (Some(own), Some(language)) = (&self.languages[n], &self.languages[other]) else {
                 continue;
             };
-            if same_decisions(self.rules[n], self.rules[other]) {
+            if same_decisions(self.rules[n], self.rules[other]) || is_for_caches(self.rules[other])
+            {
                 continue;
             }
             let Found::Text(both) = self.walks.find(&[&self.names, own, language], &[]) else {
@@ -200,6 +206,55 @@ impl Lint<'_> {
         }
     }
 
+    /// `prod/app/cache`, where kaniko keeps its cache of `prod/app` unless it is told another place, is
+    /// immutable like `prod/app`.
+    fn caches(&mut self, n: usize) -> bool {
+        let rule = self.rules[n];
+        if !self.holds_cache_tags(rule) {
+            return false;
+        }
+        let below: Vec<_> = rule
+            .repositories
+            .iter()
+            .map(|p| RepositoryPattern::parse(&format!("{p}/cache")))
+            .collect();
+        let below: Vec<_> = below.into_iter().flatten().collect();
+        let caches = Rule { repositories: below, ..rule.clone() };
+        // Exactly those of its names: `prod/**/cache` would match `prod/cache`, too.
+        let of_each = rule.repositories.iter().map(RepositoryPattern::anchored);
+        let of_each = of_each.map(|all| format!("{}/cache$", all.trim_end_matches('$')));
+        let of_own = Language::new(&of_each.collect::<Vec<_>>().join("|"));
+        let (Some(of_own), Some(own)) = (of_own, &self.languages[n]) else {
+            return false;
+        };
+        let earlier: Vec<_> = (0..n)
+            .filter(|other| may_meet(&caches, self.rules[*other]))
+            .filter_map(|other| self.languages[other].as_ref())
+            .collect();
+        let within = [&self.names, own, &of_own];
+        let Found::Text(example) = self.walks.find(&within, &earlier) else { return false };
+        let text = format!(
+            "`{example}` is immutable, too: kaniko keeps its cache there by default and writes its tags \
+             again; a mutable rule for `**/cache` before this one leaves caches mutable"
+        );
+        self.say(n, Weight::Note, text);
+        true
+    }
+
+    /// Whether a tag of kaniko's cache may be immutable by this rule.
+    fn holds_cache_tags(&mut self, rule: &Rule) -> bool {
+        let Some(tags) = Language::new(CACHE_TAGS) else { return false };
+        let all: Vec<_> = rule.except.iter().map(TagPattern::anchored).collect();
+        let except = if all.is_empty() { None } else { Language::new(&all.join("|")) };
+        let found = match (rule.mutability, &except) {
+            (Mutability::Immutable, None) => return true,
+            (Mutability::Immutable, Some(except)) => self.walks.find(&[&tags], &[except]),
+            (Mutability::Mutable, Some(except)) => self.walks.find(&[&tags, except], &[]),
+            (Mutability::Mutable, None) => return false,
+        };
+        matches!(found, Found::Text(_))
+    }
+
     fn exceptions(&mut self, n: usize) {
         let rule = self.rules[n];
         for pattern in &rule.except {
@@ -223,6 +278,14 @@ impl Lint<'_> {
             }
         }
     }
+}
+
+/// Whether a rule leaves caches mutable and nothing else, wherever they are: meant to overlap.
+fn is_for_caches(rule: &Rule) -> bool {
+    let cache = |pattern: &RepositoryPattern| pattern.as_str().ends_with("/cache");
+    rule.mutability == Mutability::Mutable
+        && rule.except.is_empty()
+        && rule.repositories.iter().all(cache)
 }
 
 fn same_decisions(one: &Rule, other: &Rule) -> bool {
@@ -297,10 +360,17 @@ mod tests {
         rule(name, Mutability::Mutable, repositories, &[])
     }
 
-    fn said(rules: Vec<Rule>) -> Vec<String> {
+    fn all_said(rules: Vec<Rule>) -> Vec<String> {
         let remarks = remarks(&Rules::new(rules).unwrap());
         let line = |r: Remark| format!("{} {}: {}", r.weight.as_str(), r.rule, r.text);
         remarks.into_iter().map(line).collect()
+    }
+
+    /// But for caches.
+    fn said(rules: Vec<Rule>) -> Vec<String> {
+        let mut said = all_said(rules);
+        said.retain(|line| !line.contains("kaniko"));
+        said
     }
 
     fn one(rules: Vec<Rule>, expected: &str) {
@@ -318,6 +388,47 @@ mod tests {
             immutable("versions", &["**"], &[r"regex:v[0-9]+\.[0-9]+", "regex:^edge|nightly$"]),
         ];
         assert_eq!(said(usual), none);
+    }
+
+    #[test]
+    fn caches_that_lie_inside_what_is_immutable_are_noted_once() {
+        let noted = |rules: Vec<Rule>| {
+            let mut said = all_said(rules);
+            said.retain(|line| line.contains("kaniko"));
+            said
+        };
+        let releases = || immutable("releases", &["immutable-repo", "prod/**"], &["latest"]);
+        let caches = || mutable("caches", &["**/cache"]);
+        for rules in [
+            vec![releases()],
+            vec![releases(), caches()],
+            vec![mutable("scratch", &["prod/scratch/**"]), releases()],
+            vec![mutable("shallow", &["prod/*/cache"]), releases()],
+            vec![releases(), immutable("all", &["**"], &[])],
+            vec![rule("most", Mutability::Mutable, &["prod/**"], &["regex:[0-9a-f]+"])],
+        ] {
+            let said = noted(rules);
+            assert!(matches!(said.as_slice(), [one] if one.starts_with("note ")), "{said:#?}");
+            assert!(said[0].contains("/cache` is immutable, too"), "{said:#?}");
+        }
+        // The second rule's are found, too.
+        let second = noted(vec![immutable("one", &["a"], &[]), releases()]);
+        assert!(second[0].starts_with("note releases: `prod/a/cache`"), "{second:#?}");
+        for rules in [
+            vec![],
+            vec![caches(), releases()],
+            vec![mutable("deep", &["prod/**/cache"]), releases()],
+            // A cache of no repository that is protected: `prod/cache` may be one of `prod`.
+            vec![immutable("one", &["prod/*"], &[]), mutable("rest", &["**"])],
+            vec![immutable("one", &["prod/app"], &[])],
+            vec![immutable("some", &["prod/**"], &["regex:[0-9a-f]{64}"])],
+            vec![rule("versions", Mutability::Mutable, &["**"], &[r"regex:v\d+\.\d+"])],
+        ] {
+            assert_eq!(noted(rules), [""; 0]);
+        }
+        // The rule that is asked for brings no remark of its own.
+        assert_eq!(all_said(vec![caches(), releases()]), [""; 0]);
+        assert_eq!(all_said(vec![mutable("deep", &["prod/**/cache"]), releases()]), [""; 0]);
     }
 
     #[test]

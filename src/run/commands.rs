@@ -178,6 +178,7 @@ fn checked(result: Result<(&Settings, &[Remark]), &Problems>) -> String {
                 "ok": true,
                 "fingerprint": settings.rules.fingerprint().to_string(),
                 "remarks": remarks.collect::<Vec<_>>(),
+                "warnings": settings::warnings(settings),
             })
         }
         Err(Problems(problems)) => {

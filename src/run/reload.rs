@@ -86,6 +86,7 @@ impl Reload {
         let (result, path) = (settings::read_file(file), file.display());
         match result {
             Ok(settings) => {
+                warn_of_exposed(&settings);
                 let fingerprint = settings.rules.fingerprint();
                 let before = self.rules.swap(Arc::clone(&settings.rules));
                 self.notices.clear(Topic::Configuration);
@@ -123,11 +124,18 @@ impl Reload {
     }
 }
 
+/// Files with secrets that too many users may read or change.
+pub(super) fn warn_of_exposed(settings: &Settings) {
+    for exposed in &settings.exposed {
+        tracing::warn!("{exposed}");
+    }
+}
+
 /// Everything that a reload doesn't change, as text. Secrets don't print.
 fn fixed(settings: &Settings) -> String {
     let none = Rules::new(Vec::new()).map(Arc::new);
     let rules = none.unwrap_or_else(|_| Arc::clone(&settings.rules));
-    format!("{:?}", Settings { rules, ..settings.clone() })
+    format!("{:?}", Settings { rules, exposed: Vec::new(), ..settings.clone() })
 }
 
 #[async_trait]

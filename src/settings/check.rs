@@ -25,6 +25,7 @@ pub fn describe(settings: &Settings) -> String {
         shutdown_timeout,
         upgrade_timeout,
         threads,
+        exposed: _,
     } = settings;
     let join = |items: &mut dyn Iterator<Item = String>| items.collect::<Vec<_>>().join(", ");
     let mut line = |name: &str, value: String| {
@@ -48,6 +49,7 @@ pub fn describe(settings: &Settings) -> String {
     if upstream.kind != Kind::Generic {
         line("kind", upstream.kind.as_str().to_owned());
     }
+    line("ns", namespace(upstream.namespace.as_deref()));
     if !upstream.doors.open_paths.is_empty() {
         line("open", format!("{}, to every method", upstream.doors.open_paths.join(", ")));
     }
@@ -130,10 +132,35 @@ pub fn describe(settings: &Settings) -> String {
     out
 }
 
-/// Patterns that can match nothing, because the registry knows what they name by another name.
-fn warnings(settings: &Settings) -> Vec<String> {
+/// What becomes of `?ns=`, which clients send to a mirror.
+fn namespace(own: Option<&str>) -> String {
+    let place = "in repositories with immutable tags";
+    match own {
+        Some(own) => format!("`?ns={own}` alone is taken {place}; any other is refused (400)"),
+        None => format!(
+            "`?ns=` is refused (400) {place}; where taglock stands before a mirror, \
+             `upstream.namespace` names the registry that it mirrors"
+        ),
+    }
+}
+
+/// Docker Hub, or what stands in front of it, by its name.
+fn is_docker_hub(host: &str) -> bool {
+    host == "docker.io" || host.ends_with(".docker.io")
+}
+
+/// Files that too many can read, a mirror without its namespace, and patterns that can match nothing,
+/// because the registry knows what they name by another name.
+pub fn warnings(settings: &Settings) -> Vec<String> {
     let naming = &settings.upstream.doors.naming;
-    let mut warnings = Vec::new();
+    let mut warnings: Vec<_> = settings.exposed.iter().map(ToString::to_string).collect();
+    let upstream = &settings.upstream;
+    if upstream.namespace.is_none() && is_docker_hub(&upstream.origin.host) {
+        let why = "clients of a mirror of Docker Hub send `?ns=docker.io`, which is refused in \
+                   repositories with immutable tags: set `upstream.kind = \"docker-hub\"` or \
+                   `upstream.namespace = \"docker.io\"`";
+        warnings.push(why.to_owned());
+    }
     for rule in settings.rules.iter() {
         let mut warn = |pattern: &str, why: &str| {
             let Rule { name, source, .. } = rule;

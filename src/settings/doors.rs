@@ -50,6 +50,14 @@ impl Kind {
         }
     }
 
+    /// The registry that clients of such a mirror name in `?ns=`.
+    pub(super) fn mirrored(self) -> Option<&'static str> {
+        match self {
+            Self::DockerHub => Some("docker.io"),
+            _ => None,
+        }
+    }
+
     fn implied_namespace(self) -> Option<&'static str> {
         match self {
             Self::Quay | Self::DockerHub => Some("library"),

@@ -121,6 +121,7 @@ fn document(reader: &Reader<'_>, file: &str) -> Option<Settings> {
         shutdown_timeout: shutdown_timeout.unwrap_or(Duration::from_secs(60)),
         upgrade_timeout: upgrade_timeout.unwrap_or(Duration::from_secs(3600)),
         threads,
+        exposed: reader.exposed(),
     })
 }
 
@@ -191,7 +192,7 @@ fn key_pair(
     key: &'static str,
     required: bool,
 ) -> Option<Arc<KeyPair>> {
-    let pair = (table.text(certificate, values::path), table.text(key, values::path));
+    let pair = (table.text(certificate, values::path), table.secret_path(key));
     match pair {
         (Some(certificate), Some(key)) => match KeyPair::load(&certificate, &key) {
             Ok(pair) => Some(Arc::new(pair)),
@@ -265,7 +266,7 @@ fn one_upstream(mut table: Table<'_>) -> Option<Upstream> {
     // Parsed for the day when several upstreams are told apart by them.
     table.texts("hosts", values::host);
     let abort = [("refused", true), ("never", false)];
-    let account = table.text("credentials_file", |text| match values::secret_file(text)? {
+    let account = table.secret("credentials_file", |account| match account {
         account if account.contains(':') => Ok(Secret::new(account)),
         _ => Err("the file holds no `user:password`".to_owned()),
     });
@@ -278,7 +279,7 @@ fn one_upstream(mut table: Table<'_>) -> Option<Upstream> {
         client: key_pair(&mut table, "client_certificate", "client_key", false),
         timeouts,
         kind,
-        namespace: table.text("namespace", values::host),
+        namespace: namespace(&mut table, kind),
         doors: doors::doors(&mut table, kind),
         redirect_hosts: table.texts("redirect_hosts", values::host).unwrap_or_default(),
         options: Options {
@@ -298,6 +299,12 @@ fn one_upstream(mut table: Table<'_>) -> Option<Upstream> {
     };
     table.finish();
     Some(upstream)
+}
+
+/// The registry that `?ns=` may name: its own key, or else what the kind says.
+fn namespace(table: &mut Table<'_>, kind: Kind) -> Option<String> {
+    let usual = || kind.mirrored().map(str::to_owned);
+    table.text("namespace", values::host).or_else(usual)
 }
 
 /// An upstream with nothing but its origin, as on the command line.
@@ -347,7 +354,7 @@ fn admin(mut table: Table<'_>) -> Option<Admin> {
         let hint = "without one the admin listener may only be on a loopback address";
         table.problem("token_file", "this key is missing", hint);
     }
-    let token = table.text("token_file", |text| match values::secret_file(text)? {
+    let token = table.secret("token_file", |token| match token {
         token if token.len() < 16 => {
             Err("the token has less than 16 characters; `openssl rand -hex 32` makes one"
                 .to_owned())

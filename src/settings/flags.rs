@@ -82,6 +82,7 @@ pub fn from_flags(flags: Flags) -> Result<Settings, Problems> {
             rules: Arc::new(rules),
             shutdown_timeout: Duration::from_secs(60),
             upgrade_timeout: Duration::from_secs(3600),
+            exposed: Vec::new(),
             threads: std::thread::available_parallelism().map_or(2, usize::from),
         }),
         _ => Err(Problems(problems)),

@@ -47,8 +47,8 @@ fn redis(table: &mut Table<'_>, wanted: bool) -> Option<Redis> {
             table.problem(key, "the Redis is spoken to without TLS", "use `rediss://`");
         }
     }
-    let username = table.text("username_file", secret);
-    let password = table.text("password_file", secret);
+    let username = table.secret("username_file", secret);
+    let password = table.secret("password_file", secret);
     let ca_file = table.text("ca_file", |text| match plain {
         false => Authorities::load(Path::new(text)).map(|authorities| authorities.file),
         true => Ok(PathBuf::new()),
@@ -60,14 +60,13 @@ fn redis(table: &mut Table<'_>, wanted: bool) -> Option<Redis> {
     wanted.then_some(redis)
 }
 
-fn secret(path: &str) -> Result<Secret, String> {
-    values::secret_file(path).map(Secret::new)
+fn secret(content: String) -> Result<Secret, String> {
+    Ok(Secret::new(content))
 }
 
 /// The certificate that is shown to the servers, and its key.
 fn client(table: &mut Table<'_>, plain: bool) -> Option<(PathBuf, PathBuf)> {
-    let pair =
-        (table.text("client_certificate", values::path), table.text("client_key", values::path));
+    let pair = (table.text("client_certificate", values::path), table.secret_path("client_key"));
     match pair {
         _ if plain => None,
         (Some(certificate), Some(key)) => match KeyPair::load(&certificate, &key) {
@@ -122,6 +121,7 @@ fn servers(table: &mut Table<'_>, wanted: bool) -> Option<Found> {
         let hint = "such as `sentinel_master = \"mymaster\"`";
         table.problem("sentinel_master", "this key is missing", hint);
     }
+    table.password_in_file("url");
     let url = table
         .text("url", |text| values::redis_url(text).map(|shown| (Secret::new(text.into()), shown)));
     let sentinels = list(table, "sentinels", 26_379);
@@ -129,8 +129,8 @@ fn servers(table: &mut Table<'_>, wanted: bool) -> Option<Found> {
         "" => Err("the empty name"),
         name => Ok(name.to_owned()),
     });
-    let username = table.text("sentinel_username_file", secret);
-    let password = table.text("sentinel_password_file", secret);
+    let username = table.secret("sentinel_username_file", secret);
+    let password = table.secret("sentinel_password_file", secret);
     let database = table.number("database", 0..=u16::MAX.into()).map_or(0, |n| n as u16);
     let cluster = list(table, "cluster", 6379);
     match *named.as_slice() {

@@ -6,11 +6,14 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
+use std::path::{Path, PathBuf};
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::exposed::Exposed;
 use super::problem::{Problem, Problems};
+use super::values;
 
 /// Looks up an environment variable.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -22,11 +25,19 @@ pub struct Reader<'a> {
     environment: Environment<'a>,
     problems: RefCell<Vec<(usize, Problem)>>,
     asked: RefCell<BTreeSet<String>>,
+    exposed: RefCell<Vec<Exposed>>,
 }
 
 impl<'a> Reader<'a> {
     pub fn new(file: &'a str, text: &'a str, environment: Environment<'a>) -> Self {
-        Self { file, text, environment, problems: RefCell::default(), asked: RefCell::default() }
+        Self {
+            file,
+            text,
+            environment,
+            problems: RefCell::default(),
+            asked: RefCell::default(),
+            exposed: RefCell::default(),
+        }
     }
 
     /// The document's table. What is not TOML is reported, and the rest of it read on.
@@ -43,6 +54,15 @@ impl<'a> Reader<'a> {
     #[cfg(test)]
     pub fn asked(&self) -> BTreeSet<String> {
         self.asked.borrow().clone()
+    }
+
+    /// The files with secrets, read so far, that too many users may read or change.
+    pub fn exposed(&self) -> Vec<Exposed> {
+        self.exposed.borrow().clone()
+    }
+
+    fn look_at_mode(&self, key: &str, file: &Path) {
+        self.exposed.borrow_mut().extend(Exposed::look(key, file));
     }
 
     /// # Errors
@@ -165,6 +185,38 @@ impl<'r> Table<'r> {
                 self.reader.report(found.offset, &self.path_of(key), message, None);
                 None
             }
+        }
+    }
+
+    /// The content of a file that holds a secret and that this key names, through `parse`.
+    pub fn secret<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl FnOnce(String) -> Result<T, String>,
+    ) -> Option<T> {
+        let (reader, name) = (self.reader, self.path_of(key));
+        self.text(key, |file| {
+            let value = parse(values::secret_file(file)?)?;
+            reader.look_at_mode(&name, Path::new(file));
+            Ok::<_, String>(value)
+        })
+    }
+
+    /// The path of a file that holds a secret, such as a private key.
+    pub fn secret_path(&mut self, key: &'static str) -> Option<PathBuf> {
+        let (reader, name) = (self.reader, self.path_of(key));
+        let path = self.text(key, values::path)?;
+        reader.look_at_mode(&name, &path);
+        Some(path)
+    }
+
+    /// Looks at the mode of the configuration file itself, where a password stands in this URL.
+    pub fn password_in_file(&self, key: &str) {
+        let text = self.left.get(key).and_then(|found| found.value.as_str());
+        let user = text.and_then(|text| text.split_once("://")?.1.rsplit_once('@'));
+        let password = user.and_then(|(user, _)| Some(user.split_once(':')?.1));
+        if password.is_some_and(|password| !password.is_empty() && !password.starts_with("${")) {
+            self.reader.look_at_mode(&self.path_of(key), Path::new(self.reader.file));
         }
     }
 

@@ -418,9 +418,8 @@ fn patterns_that_name_what_has_another_name_are_warned_of() {
     assert!(shown.contains("`V*` has upper-case letters"), "{shown}");
 }
 
-/// Every key that is read stands in `config/taglock.toml`, and the other way round.
-#[test]
-fn the_documented_file_has_every_key_and_no_other() {
+/// `config/taglock.toml` with its commented keys.
+fn documented_keys() -> String {
     let documented = include_str!("../../config/taglock.toml");
     // Commented keys are keys too.
     let mut text = String::new();
@@ -434,6 +433,13 @@ fn the_documented_file_has_every_key_and_no_other() {
         }
         text.push('\n');
     }
+    text
+}
+
+/// Every key that is read stands in `config/taglock.toml`, and the other way round.
+#[test]
+fn the_documented_file_has_every_key_and_no_other() {
+    let text = documented_keys();
     let read = super::file::known_keys(&text);
     let mut written = BTreeSet::new();
     let mut table = String::new();
@@ -454,8 +460,9 @@ fn the_documented_file_has_every_key_and_no_other() {
         }
     }
     assert_eq!(read, written);
-    let settings = parse(documented).expect("the documented file is a working one");
-    assert_eq!(settings.rules.iter().count(), 2);
+    let settings = parse(include_str!("../../config/taglock.toml"))
+        .expect("the documented file is a working one");
+    assert_eq!(settings.rules.iter().count(), 3);
 }
 
 #[test]
@@ -524,4 +531,123 @@ fn the_example_for_a_docker_hub_mirror_pins_full_versions_alone() {
     ] {
         assert_eq!(rule.mutability_of(&Tag::parse(name).unwrap()), held, "{name}");
     }
+}
+
+/// A file with every key that names a secret file, and the folder they are in.
+fn with_secret_files(mode: u32) -> (tempfile::TempDir, [String; 2]) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec!["registry.example.com".into()]).unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    let file = |name: &str, content: &str, mode| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    // Certificates are for everybody.
+    file("certificate.pem", &certificate.pem(), 0o644);
+    file("key.pem", &key.serialize_pem(), mode);
+    file("secret", "user:a-long-enough-secret", mode);
+    let path = folder.path().display();
+    let pair = |prefix| {
+        format!(
+            "{prefix}certificate = \"{path}/certificate.pem\"\n{prefix}key = \"{path}/key.pem\"\n"
+        )
+    };
+    let (own, client) = (pair(""), pair("client_"));
+    let common = format!(
+        "[listen.tls]\n{own}[upstream]\nurl = \"https://x\"\n{client}\
+         credentials_file = \"{path}/secret\"\n[admin]\ntoken_file = \"{path}/secret\"\n\
+         [ledger]\nstore = \"redis\"\nusername_file = \"{path}/secret\"\n\
+         password_file = \"{path}/secret\"\n{client}"
+    );
+    let sentinels = format!(
+        "{common}sentinels = \"rediss://s1\"\nsentinel_master = \"m\"\n\
+         sentinel_username_file = \"{path}/secret\"\nsentinel_password_file = \"{path}/secret\"\n"
+    );
+    let one = format!("{common}url = \"rediss://r1\"\n");
+    (folder, [sentinels, one])
+}
+
+#[test]
+fn every_secret_file_that_others_may_read_is_warned_about() {
+    let documented = super::file::known_keys(&documented_keys());
+    let secret = |key: &String| {
+        let last = key.rsplit('.').next().unwrap();
+        matches!(last, "key" | "client_key") || last.ends_with("_file") && last != "ca_file"
+    };
+    let expected: BTreeSet<_> = documented.into_iter().filter(secret).collect();
+    assert!(expected.len() >= 9, "{expected:?}");
+    let (_folder, [sentinels, one]) = with_secret_files(0o644);
+    let settings = parse(&sentinels).unwrap();
+    let found: BTreeSet<_> = settings.exposed.iter().map(|found| found.key.clone()).collect();
+    assert_eq!(found, expected);
+    assert_eq!(settings.exposed.len(), expected.len(), "each is told once");
+    let shown = describe(&settings);
+    for key in &expected {
+        let line = shown.lines().find(|line| line.starts_with(&format!("warning: `{key}`: ")));
+        let line = line.unwrap_or_else(|| panic!("{key}: {shown}"));
+        assert!(line.contains(" has the mode 0644: every user can read it; `chmod 600 "), "{line}");
+    }
+    assert!(!format!("{settings:?}{shown}").contains("a-long-enough-secret"));
+    assert_eq!(parse(&one).unwrap().exposed.len(), expected.len() - 2);
+    for mode in [0o600, 0o400, 0o440, 0o640] {
+        let (_folder, texts) = with_secret_files(mode);
+        for text in texts {
+            assert_eq!(parse(&text).unwrap().exposed, [], "{mode:o}");
+        }
+    }
+    for mode in [0o660, 0o602] {
+        let (_folder, [text, _]) = with_secret_files(mode);
+        assert_eq!(parse(&text).unwrap().exposed.len(), expected.len(), "{mode:o}");
+    }
+}
+
+#[test]
+fn a_password_in_the_file_itself_makes_it_a_secret_file() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("taglock.toml");
+    let exposed = |url: &str, mode| {
+        let text = format!(
+            "[upstream]\nurl = \"http://x\"\n[ledger]\nstore = \"redis\"\nurl = \"{url}\"\n"
+        );
+        std::fs::write(&path, &text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        let environment = |_: &str| Some("from-the-environment".to_owned());
+        let settings = read(&path.display().to_string(), &text, &environment).unwrap();
+        settings.exposed.into_iter().map(|found| (found.key, found.file)).collect::<Vec<_>>()
+    };
+    let told = vec![("ledger.url".to_owned(), path.clone())];
+    for url in ["redis://user:password@r1", "redis://:password@r1:6379/0"] {
+        assert_eq!(exposed(url, 0o644), told, "{url}");
+        assert_eq!(exposed(url, 0o600), [], "{url}");
+    }
+    for url in ["redis://r1", "redis://user@r1", "redis://user:${PASSWORD}@r1"] {
+        assert_eq!(exposed(url, 0o644), [], "{url}");
+    }
+}
+
+#[test]
+fn check_says_what_becomes_of_the_namespace_of_a_mirrors_clients() {
+    let shown = |upstream: &str| {
+        describe(&parse(&format!("[upstream]\nurl = \"https://x\"\n{upstream}\n")).unwrap())
+    };
+    let refused = "ns         `?ns=` is refused (400) in repositories with immutable tags; ";
+    let own = |own: &str| format!("ns         `?ns={own}` alone is taken in repositories with ");
+    for (upstream, expected) in [
+        ("", refused.to_owned()),
+        ("kind = \"harbor\"", refused.to_owned()),
+        ("namespace = \"quay.io\"", own("quay.io")),
+        ("kind = \"docker-hub\"", own("docker.io")),
+        ("kind = \"docker-hub\"\nnamespace = \"mirror.gcr.io\"", own("mirror.gcr.io")),
+    ] {
+        let shown = shown(upstream);
+        assert!(shown.contains(&expected), "{upstream}: {shown}");
+    }
+    let hub = parse("[upstream]\nurl = \"https://registry-1.docker.io\"\n").unwrap();
+    assert!(describe(&hub).contains("warning: clients of a mirror of Docker Hub"));
+    let set = "[upstream]\nurl = \"https://registry-1.docker.io\"\nnamespace = \"docker.io\"\n";
+    assert!(!describe(&parse(set).unwrap()).contains("warning"));
 }

@@ -8,6 +8,7 @@ mod corpus;
 mod h2;
 mod recorder;
 mod smuggling;
+mod targets;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

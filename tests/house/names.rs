@@ -112,6 +112,110 @@ fn another_registrys_namespace_is_refused_where_tags_are_immutable() {
     assert_eq!(pull(&taglock.address, "/v2/other/manifests/v1?ns=quay.io").status, 404);
 }
 
+/// A request that names `prod/app` by each route, without its query.
+fn routes_of_a_protected_repository() -> Vec<(&'static str, String)> {
+    let digest = digest(&manifest("one"));
+    let routes = [
+        ("GET", "manifests/v1"),
+        ("HEAD", "manifests/v1"),
+        ("GET", "manifests/latest"),
+        ("GET", "manifests/{D}"),
+        ("PUT", "manifests/v1"),
+        ("PUT", "manifests/latest"),
+        ("DELETE", "manifests/v1"),
+        ("DELETE", "manifests/{D}"),
+        ("GET", "blobs/{D}"),
+        ("HEAD", "blobs/{D}"),
+        ("DELETE", "blobs/{D}"),
+        ("GET", "tags/list"),
+        ("GET", "referrers/{D}"),
+        ("POST", "blobs/uploads/"),
+        ("PATCH", "blobs/uploads/7"),
+        ("PUT", "blobs/uploads/7"),
+        ("GET", "blobs/uploads/7"),
+        ("DELETE", "blobs/uploads/7"),
+    ];
+    routes.map(|(method, path)| (method, path.replace("{D}", &digest))).into()
+}
+
+#[test]
+fn without_a_namespace_no_ns_is_taken_where_tags_are_immutable() {
+    let fake = Fake::start();
+    for fast_path in [true, false] {
+        let taglock = Taglock::with(&fake.address, &format!("fast_path = {fast_path}"), RULES);
+        let before = fake.seen().len();
+        for (method, path) in routes_of_a_protected_repository() {
+            for query in [
+                "ns=evil.example",
+                "ns=docker.io",
+                "ns=",
+                "ns",
+                "NS=evil.example",
+                "%6es=evil.example",
+                "x=1;ns=evil.example",
+                "ns=a&ns=b",
+                "from=other/app&ns=evil.example",
+            ] {
+                let target = format!("/v2/prod/app/{path}?{query}");
+                let body = if method == "PUT" { manifest("one") } else { Vec::new() };
+                let headers = [("Content-Type", INDEX)];
+                let answer = request(&taglock.address, method, &target, &headers, &body);
+                assert_eq!(answer.status, 400, "{method} {target}");
+                // A write of a manifest has a stricter look at its whole query.
+                let told = answer.text().contains("`upstream.namespace`");
+                assert!(told || matches!(method, "HEAD" | "PUT"), "{method} {target}: {answer:?}");
+            }
+        }
+        assert_eq!(fake.seen().split_off(before), Vec::<String>::new());
+        // Nobody has bound anything, and where no tag is immutable, it is the registry's business.
+        put(&fake.address, "prod/app", "v1", &manifest("one"));
+        assert_eq!(pull(&taglock.address, "/v2/prod/app/manifests/v1").body, manifest("one"));
+        put(&fake.address, "open/app", "v1", &manifest("two"));
+        for target in ["/v2/open/app/manifests/v1?ns=evil.example", "/v2/open/app/tags/list?ns=x"] {
+            pull(&taglock.address, target);
+            assert_eq!(fake.targets().last().map(String::as_str), Some(target));
+        }
+        // Where a blob is to be mounted from is no repository that the request writes to.
+        let target = "/v2/open/app/blobs/uploads/?from=prod/app&ns=evil.example";
+        request(&taglock.address, "POST", target, &[], b"");
+        assert_eq!(fake.targets().last().map(String::as_str), Some(target));
+    }
+}
+
+#[test]
+fn without_a_namespace_dry_runs_go_on() {
+    let fake = Fake::start();
+    let rules = RULES.replacen("mutability", "enforce = false\nmutability", 1);
+    let taglock = Taglock::with(&fake.address, "", &rules);
+    put(&fake.address, "prod/app", "v1", &manifest("one"));
+    let target = "/v2/prod/app/manifests/v1?ns=evil.example";
+    assert_eq!(pull(&taglock.address, target).status, 200, "nothing is bound in a dry run");
+}
+
+#[test]
+fn a_mirror_of_docker_hub_takes_its_namespace_and_no_other() {
+    let fake = Fake::start();
+    put(&fake.address, "prod/app", "v1", &manifest("one"));
+    for (upstream, own, other) in [
+        ("kind = \"docker-hub\"", "docker.io", "quay.io"),
+        ("kind = \"docker-hub\"\nnamespace = \"quay.io\"", "quay.io", "docker.io"),
+    ] {
+        let taglock = Taglock::with(&fake.address, upstream, RULES);
+        for (method, path) in routes_of_a_protected_repository() {
+            let target = |namespace| format!("/v2/prod/app/{path}?ns={namespace}");
+            let headers = [("Content-Type", INDEX)];
+            let send = |namespace| {
+                let body = if method == "PUT" { manifest("one") } else { Vec::new() };
+                request(&taglock.address, method, &target(namespace), &headers, &body)
+            };
+            assert_eq!(send(other).status, 400, "{method} {path} {upstream}");
+            let answer = send(own);
+            assert!(!answer.text().contains("upstream.namespace"), "{method} {path} {answer:?}");
+        }
+        assert_eq!(pull(&taglock.address, "/v2/prod/app/manifests/v1").status, 200);
+    }
+}
+
 #[test]
 fn an_opened_path_takes_every_method_and_opens_nothing_beside_it() {
     let fake = Fake::start();

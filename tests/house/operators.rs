@@ -458,8 +458,20 @@ fn check_tells_what_may_not_be_meant() {
             "[[rule]]\nname = \"{name}\"\nrepositories = \"{repositories}\"\nmutability = \"immutable\"\n"
         )
     };
+    // One note: where kaniko keeps its cache by default.
     let (out, err) = check(RULES, &["--strict"], 0);
-    assert!(out.contains("1. releases") && err.is_empty(), "{err}");
+    assert!(out.contains("1. releases") && err.lines().count() == 1, "{err}");
+    assert!(err.contains("note: ") && err.contains("`prod/a/cache` is immutable, too"), "{err}");
+    let caches =
+        "[[rule]]\nname = \"caches\"\nrepositories = \"**/cache\"\nmutability = \"mutable\"\n";
+    let (_, err) = check(&format!("{caches}{RULES}"), &["--strict"], 0);
+    assert!(err.is_empty(), "{err}");
+    for example in fs::read_dir("config").unwrap() {
+        let text = fs::read_to_string(example.unwrap().path()).unwrap();
+        let (first, last) = (text.find("[[rule]]").unwrap(), text.len());
+        let (_, err) = check(&text[first..last], &["--strict"], 0);
+        assert!(!err.contains("/cache` is immutable"), "{err}");
+    }
     let shadowed = format!("{}{}", rule("all", "**"), rule("late", "prod/**"));
     let (_, err) = check(&shadowed, &[], 0);
     assert!(

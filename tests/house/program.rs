@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use crate::fake::Fake;
 use crate::harness::*;
 use crate::http;
 
@@ -19,10 +21,10 @@ fn check_prints_the_rules_as_they_will_be_applied() {
     assert!(output.status.success(), "{}", said(&output));
     let text = String::from_utf8(output.stdout).unwrap();
     for expected in [
-        "1. releases (config/taglock.toml:",
+        "2. releases (config/taglock.toml:",
         "repositories  immutable-repo, prod/**",
         "but mutable   latest, dev-*",
-        "3. everything else: mutable",
+        "4. everything else: mutable",
         "http://127.0.0.1:5001",
     ] {
         assert!(text.contains(expected), "{expected}: {text}");
@@ -194,4 +196,64 @@ fn health_asks_the_admin_listener() {
     let nobody = ask(&format!("127.0.0.1:{}", port()), &[]);
     assert_eq!(nobody.status.code(), Some(1));
     assert!(text(&nobody.stderr).contains("can't be asked"), "{nobody:?}");
+}
+
+/// A token that every user may read is warned about at start, at each reload and by `check`, and used.
+#[test]
+fn a_secret_file_that_others_may_read_is_warned_about() {
+    let fake = Fake::start();
+    let secrets = tempfile::tempdir().unwrap();
+    let token = secrets.path().join("token");
+    fs::write(&token, "0123456789abcdef0123456789abcdef\n").unwrap();
+    let mode = |mode| fs::set_permissions(&token, fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o644);
+    let taglock = Taglock::from_file(|address, admin, dir| {
+        format!(
+            "[listen]\naddress = \"{address}\"\n[upstream]\nurl = \"http://{}\"\n\
+             [ledger]\npath = \"{dir}/ledger\"\n[admin]\naddress = \"{admin}\"\n\
+             token_file = {token:?}\n{RULES}",
+            fake.address
+        )
+    });
+    let warning = format!(
+        "`admin.token_file`: the file `{0}` holds a secret and has the mode 0644: every user can read \
+         it; `chmod 600 {0}`",
+        token.display()
+    );
+    let warned = || taglock.process.log().matches(&warning).count();
+    assert_eq!(warned(), 1, "{}", taglock.process.log());
+    let reloads = || taglock.metric("taglock_reloads_total{result=\"applied\"}");
+    let reload = || {
+        let before = reloads();
+        taglock.process.signal("-HUP");
+        eventually("the reload", || reloads() > before);
+    };
+    reload();
+    assert_eq!(warned(), 2);
+    let file = taglock.folder.path().join("taglock.toml");
+    let check = || {
+        let output = run(self::taglock().arg("check").arg(&file));
+        assert!(output.status.success(), "{}", said(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(check().contains(&format!("warning: {warning}\n")), "{}", check());
+    let json = run(self::taglock().arg("check").arg(&file).arg("--json")).stdout;
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!(json["warnings"], serde_json::json!([warning]));
+    let answer = http::request(
+        &taglock.admin,
+        "GET",
+        "/healthz",
+        &[("Authorization", "Bearer 0123456789abcdef0123456789abcdef")],
+        b"",
+    );
+    assert_eq!(answer.status, 200);
+    for strict in [0o600, 0o400, 0o640] {
+        mode(strict);
+        reload();
+        assert_eq!(warned(), 2, "{strict:o}");
+        assert!(!check().contains("holds a secret"), "{strict:o}");
+    }
+    let log = taglock.process.log();
+    assert!(!log.contains("changes more than rules"), "a mode is no setting: {log}");
 }

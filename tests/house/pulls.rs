@@ -107,7 +107,7 @@ fn a_tag_never_pushed_through_taglock_is_bound_at_first_sight() {
 #[test]
 fn the_answer_looks_like_the_registrys_own() {
     let registry = Registry::start();
-    let taglock = Taglock::before(&registry.address);
+    let taglock = Taglock::with(&registry.address, "namespace = \"docker.io\"", RULES);
     assert_eq!(put(&taglock.address, "prod/app", "v1", &manifest("one")).status, 201);
     let etag = format!("\"{}\"", digest(&manifest("one")));
     let target = "/v2/prod/app/manifests/v1";
@@ -406,7 +406,7 @@ fn a_docker_daemon_whose_mirror_is_taglock_stays_on_the_first_image() {
 #[test]
 fn the_namespace_of_a_mirrors_client_is_passed_on_with_every_request() {
     let fake = Fake::start();
-    let taglock = Taglock::with(&fake.address, "", RULES);
+    let taglock = Taglock::with(&fake.address, "namespace = \"docker.io\"", RULES);
     put(&fake.address, "prod/app", "v1", &manifest("one"));
     let before = fake.targets().len();
     let target = "/v2/prod/app/manifests/v1?ns=docker.io";

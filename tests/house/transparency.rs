@@ -205,7 +205,7 @@ fn redirects_to_other_hosts_are_passed_untouched() {
 #[test]
 fn the_namespace_of_a_mirrors_client_is_passed_on_with_writes_too() {
     let fake = Fake::start();
-    let taglock = Taglock::before(&fake.address);
+    let taglock = Taglock::with(&fake.address, "namespace = \"docker.io\"", RULES);
     let target = "/v2/prod/app/manifests/v1?ns=docker.io";
     let headers = [("Content-Type", INDEX)];
     assert_eq!(request(&taglock.address, "PUT", target, &headers, &manifest("one")).status, 201);

@@ -170,7 +170,7 @@ pub const CASES: &[Case] = &[
     put("a new tag with an old one", "/v2/prod/app/manifests/{D}?tag=v2&tag=v1", 409),
     put("an old tag with a new one", "/v2/prod/app/manifests/{D}?tag=v1&tag=v2", 409),
     put("an old tag with a mutable one", "/v2/prod/app/manifests/{D}?tag=latest&tag=v1", 409),
-    put("a tag behind a mirror's name", "/v2/prod/app/manifests/{D}?ns=docker.io&tag=v1", 409),
+    put("a tag behind a mirror's name", "/v2/prod/app/manifests/{D}?ns=docker.io&tag=v1", 400),
     put("a blank before the tag", "/v2/prod/app/manifests/{D}?tag=%20v1", 400),
     put("a plus before the tag", "/v2/prod/app/manifests/{D}?tag=+v1", 400),
     put("a semicolon between tags", "/v2/prod/app/manifests/{D}?tag=v2;tag=v1", 400),
