@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::bypass::Recorder;
+use crate::fake::{Fake, Fault};
 use crate::harness::*;
 use crate::http::{self, Answer};
 
@@ -100,23 +101,55 @@ fn connections_over_the_limit_are_turned_away_and_room_is_made_again() {
 
 #[test]
 fn manifests_over_the_limit_wait_a_little_and_are_turned_away() {
+    let fake = Fake::start();
+    let taglock = limited(&fake.address, "manifests = 2\nmanifest_time = \"20s\"");
+    // Two that are judged, by a registry that takes its time.
+    fake.plan("PUT", "/prod/app/manifests/sha256:", Fault::Delay(Duration::from_secs(4)), 2);
+    let address = &taglock.address;
+    thread::scope(|scope| {
+        for tag in ["v3", "v4"] {
+            scope.spawn(move || {
+                assert_eq!(put(address, "prod/app", tag, &manifest(tag)).status, 201);
+            });
+        }
+        eventually("both being judged", || fake.count("PUT", "sha256:") == 2);
+        assert_turned_away(&put(address, "prod/app", "v2", &manifest("two")), "manifests");
+        // What holds no manifest is not in their way.
+        assert_eq!(http::get(address, "/v2/").status, 200);
+        assert_eq!(put(address, "open/app", "v2", &manifest("two")).status, 201);
+        assert!(overloads(&taglock, "manifests") >= 1.0);
+    });
+    eventually("room", || taglock.metric("taglock_manifests_held ") == 0.0);
+    assert_eq!(put(address, "prod/app", "v2", &manifest("two")).status, 201);
+}
+
+/// Three connections are enough to open more requests than there are places.
+#[test]
+fn manifests_that_do_not_come_keep_nobody_from_pushing() {
     let registry = Registry::start();
     let taglock = limited(&registry.address, "manifests = 2\nmanifest_time = \"20s\"");
-    let hold = |_| {
+    let tags = (0..64).map(|n| format!("tag=v{n}")).collect::<Vec<_>>().join("&");
+    let set = format!("sha256:{}?{tags}", "a".repeat(64));
+    let open = |body: &str| {
         let mut stream = http::connect(&taglock.address).unwrap();
-        stream.write_all(put_head("prod/app", "Content-Length: 100\r\n").as_bytes()).unwrap();
+        let head =
+            put_head("prod/app", "Content-Length: 100\r\n").replace("v1 ", &format!("{set} "));
+        stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
         stream
     };
-    let held: Vec<TcpStream> = (0..2).map(hold).collect();
-    eventually("both being taken in", || taglock.metric("taglock_manifests_held ") == 2.0);
-    assert_turned_away(&put(&taglock.address, "prod/app", "v2", &manifest("two")), "manifests");
-    // What holds no manifest is not in their way.
-    assert_eq!(http::get(&taglock.address, "/v2/").status, 200);
-    assert_eq!(put(&taglock.address, "open/app", "v2", &manifest("two")).status, 201);
-    assert!(overloads(&taglock, "manifests") >= 1.0);
-    drop(held);
+    let kept: Vec<TcpStream> = (0..8).map(|n| open(&"{".repeat(n))).collect();
+    eventually("all of them", || taglock.metric("taglock_manifests_held ") == 8.0);
+    let start = Instant::now();
+    for tag in ["v0", "v63", "v64"] {
+        assert_eq!(put(&taglock.address, "prod/app", tag, &manifest(tag)).status, 201);
+    }
+    assert!(start.elapsed() < Duration::from_secs(10), "they waited {:?}", start.elapsed());
+    // Nor do writes that nobody judges, before they are whole.
+    let mut streaming = http::connect(&taglock.address).unwrap();
+    let head = put_head("open/app", "Content-Length: 100\r\n");
+    streaming.write_all(head.as_bytes()).unwrap();
+    drop((kept, streaming));
     eventually("room", || taglock.metric("taglock_manifests_held ") == 0.0);
-    assert_eq!(put(&taglock.address, "prod/app", "v2", &manifest("two")).status, 201);
 }
 
 #[test]

@@ -259,6 +259,8 @@ fn a_registry_that_serves_other_bytes_is_not_passed_on() {
     let fake = Fake::start();
     let taglock = Taglock::with(&fake.address, "exchange_timeout = \"2s\"", RULES);
     assert_eq!(put(&taglock.address, "prod/app", "v1", &manifest("one")).status, 201);
+    // From a client that is let in, the tag is asked for by its digest.
+    serves(&taglock.address, "prod/app", "v1", "one");
     let lying = Fault::Answer(200, vec![("content-type", INDEX.into())], "{\"other\": 1}");
     // What is out of the ordinary is asked for once more, by the judge.
     fake.plan("GET", "sha256:", lying, 2);
