@@ -5,6 +5,7 @@
 //! answer is written here. `refusal` is the only writer of taglock's own answers. Where clients speak
 //! no TLS, small reads are answered before pingora sees them (`lean`).
 
+mod accounting;
 mod admission;
 mod asked;
 mod blobs;
@@ -75,7 +76,7 @@ use crate::rules::{Mutability, Rules};
 use crate::telemetry::Metrics;
 use crate::telemetry::audit::Audit;
 use crate::telemetry::refusals::Refusals;
-use crate::telemetry::traces::{Seen, Tracer};
+use crate::telemetry::traces::Tracer;
 use admission::Head;
 use course::Course;
 use familiar::Familiar;
@@ -182,60 +183,6 @@ impl Edge {
     /// A request that has come.
     fn passage(&self, started: Instant) -> Passage {
         Passage::new(self.rooms.metrics.in_flight().enter(), started)
-    }
-
-    /// Tells of a request that is over, then counts it: who sees the count finds the line.
-    fn account(
-        &self,
-        header: &RequestHeader,
-        error: Option<&Error>,
-        passage: &Passage,
-        tally: Tally,
-    ) {
-        let Tally { status, bytes_in, bytes_out } = tally;
-        self.end_trace(header, error, passage, tally);
-        if self.config.access_log {
-            // Never the query: it holds upload states and tokens' scopes.
-            tracing::info!(
-                target: "taglock::access",
-                id = %passage.id,
-                client = %passage.client.address,
-                method = %header.method,
-                path = header.uri.path(),
-                route = passage.route,
-                status,
-                bytes_in,
-                bytes_out,
-                ms = passage.started.elapsed().as_millis() as u64,
-                error = error.map(|e| e.etype().as_str()),
-                "request",
-            );
-        }
-        self.rooms.metrics.bytes(bytes_in, bytes_out);
-        self.rooms.metrics.request(passage.route, status);
-    }
-
-    fn end_trace(
-        &self,
-        header: &RequestHeader,
-        error: Option<&Error>,
-        passage: &Passage,
-        Tally { status, bytes_in, bytes_out }: Tally,
-    ) {
-        let Some(trace) = &passage.trace else { return };
-        let own_scheme = if self.config.tls { "https" } else { "http" };
-        trace.end(&Seen {
-            id: &passage.id.to_string(),
-            client: passage.client.address,
-            method: &header.method,
-            scheme: passage.client.base.as_ref().map_or(own_scheme, |base| base.scheme()),
-            path: header.uri.path(),
-            route: passage.route,
-            status: (status != 0).then_some(status),
-            bytes_in,
-            bytes_out,
-            error: error.map(|e| e.etype().as_str()),
-        });
     }
 
     /// A body that streams must not be too slow in the mean.

@@ -19,6 +19,7 @@ pub mod push;
 mod rival;
 mod rivals;
 mod serve;
+mod staging;
 pub mod step;
 mod survey;
 pub mod unjudged;

@@ -265,7 +265,7 @@ fn the_judge_and_the_names_do_no_input_or_output() {
 #[test]
 fn no_request_is_decided_by_its_parsed_uri() {
     // The access log, the trace, and the page of refusals.
-    let told = [("src/edge.rs", 2), ("src/edge/refusal.rs", 1)];
+    let told = [("src/edge/accounting.rs", 2), ("src/edge/refusal/writing.rs", 1)];
     for (path, text) in sources() {
         if !matches!(room(&path).as_str(), "edge" | "route" | "judge") || is_test(&path) {
             continue;

@@ -219,7 +219,7 @@ fn plain(page: &str) -> String {
 }
 
 /// What nobody sees: it stands for a defect in the judge itself.
-const INTERNAL: [&str; 1] = ["an event that answers no action"];
+const INTERNAL: [&str; 1] = ["a pull was told of something that it did not ask for"];
 
 #[test]
 fn every_message_can_be_looked_up() {

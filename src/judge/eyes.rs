@@ -3,7 +3,8 @@
 //! Once it has shown that it may push, by a manifest it could store, taglock's own account looks in its
 //! stead. What that account sees is not told to the client.
 
-use super::push::{Machine, Phase, Staging};
+use super::push::{Machine, Phase};
+use super::staging::Staging;
 use super::step::{Action, Blind, Event, Eyes, Options, Step};
 use crate::name::Digest;
 use crate::registry::{Sighting, Written};

@@ -73,10 +73,11 @@ impl Judge {
         Judged { verdict, superseded }
     }
 
-    /// Publishes a mutable tag, and supersedes the entry it has, if any. Only a client that may push
-    /// drops an entry, which is shown by the write itself; and to one that may not, the registry says
-    /// the same whether there is an entry or not. A crash in between leaves the entry: the push was
-    /// not acknowledged then.
+    /// Publishes a mutable tag, and supersedes the entry it had before, if any. Only a client that may
+    /// push drops an entry, which is shown by the write itself; and to one that may not, the registry
+    /// says the same whether there is an entry or not. A crash in between leaves the entry: the push
+    /// was not acknowledged then. An entry that another proxy makes meanwhile, under newer rules,
+    /// stays.
     pub(super) async fn publish_mutable(
         &self,
         key: &RepositoryKey,
@@ -85,8 +86,9 @@ impl Judge {
         digest: &Digest,
     ) -> (Written, Vec<Holder>) {
         let tags = [permit.tag().clone()];
+        let held = self.holds_any(key, &tags).await;
         let written = self.publish(cargo, &key.repository, permit, digest).await;
-        let moved = matches!(written, Written::Created(_)) && self.holds_any(key, &tags).await;
+        let moved = held && matches!(written, Written::Created(_));
         let superseded = if moved { self.supersede(key, &tags).await } else { Vec::new() };
         (written, superseded)
     }

@@ -1,7 +1,8 @@
 //! The end of a push: each tag is published once, with a permit, and what is in place is sealed.
 
 use super::permit::{Basis, Permit};
-use super::push::{Machine, Phase, Staging};
+use super::push::{Machine, Phase};
+use super::staging::Staging;
 use super::step::{Action, Step, Undecided, Verdict};
 use crate::ledger::{Origin, Seal, Unavailable};
 use crate::registry::{Sighting, Trouble, Written};

@@ -4,17 +4,20 @@
 //! what the promises rest on; `docs/decisions/0002-claim-protocol.md` argues it.
 //!
 //! 0. look up; 1. see what the registry has; 2. store the manifest by digest; 3. claim;
-//! 4. see again; 5. publish the tag, once; 6. seal. From a client that the registry has not lately
+//! 4. see again; 5. publish the tag, once; 6. seal.
+//!
+//! From a client that the registry has not lately
 //! let push, the manifest is stored before anything else: it moves no tag, and a client that may not
 //! push is answered alike whatever the ledger holds.
 
 use super::permit::{Basis, Permit};
 use super::publish::{Doubt, Progress};
 use super::rival::{Rival, Roll};
+use super::staging::{Next, Staging};
 use super::step::{Action, Conflict, Event, Eyes, Push, Step, Undecided, Verdict};
 use crate::ledger::{Claim, Entry, Holder, Origin, Seal, Unavailable};
 use crate::name::{Digest, Tag};
-use crate::registry::{Sighting, Trouble, Written};
+use crate::registry::{Sighting, Trouble};
 
 /// How often a push may start over from a look-up besides its waits: each time, another push
 /// has got ahead of it.
@@ -46,14 +49,6 @@ pub struct Machine<A> {
     lookups: u8,
 }
 
-/// Whether the manifest is stored by its digest.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Staging<A> {
-    Not,
-    /// With the registry's 201, under this digest.
-    Done(A, Digest),
-}
-
 /// What the machine waits for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Phase<A> {
@@ -81,15 +76,6 @@ pub(super) enum Phase<A> {
     Showing(Conflict),
     Rolling(Rival, Roll<A>),
     Ended,
-}
-
-/// What staging was for.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Next {
-    LookUp,
-    Claim,
-    Refuse(Conflict),
-    Roll(Rival),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -176,11 +162,6 @@ impl<A: Clone> Machine<A> {
             (Phase::Rolling(rival, roll), event) => self.rolled(rival, roll, event),
             (_, _) => self.astray(),
         }
-    }
-
-    /// Whether the registry has not lately let this client push, and can be asked by what is stored.
-    pub fn is_unproven(&self) -> bool {
-        self.push.options.stage && !self.push.options.proven
     }
 
     /// An event that answers no action: nothing is known to have been decided.
@@ -315,35 +296,9 @@ impl<A: Clone> Machine<A> {
         self.act(Phase::SealingSeen, Action::Seal { tags: vec![tag], digest, origin })
     }
 
-    // Step 2: harmless, and it runs the registry's own authorisation and validation.
-
-    pub(super) fn stage(&mut self, next: Next) -> Step<A> {
-        match (&self.staging, next) {
-            (Staging::Not, next) => self.act(Phase::Staging(next), Action::Stage),
-            (Staging::Done(..), Next::LookUp) => self.act(Phase::LookingUp, Action::Lookup),
-            (Staging::Done(..), Next::Claim) => self.claim(),
-            (Staging::Done(..), Next::Refuse(conflict)) => {
-                self.act(Phase::Showing(conflict), Action::LookStaged)
-            }
-            (Staging::Done(..), Next::Roll(rival)) => self.join(rival),
-        }
-    }
-
-    fn staged(&mut self, next: Next, written: Written<A>) -> Step<A> {
-        match written {
-            Written::Created(answer) => {
-                self.staging = Staging::Done(answer, *self.push.content.digest());
-                self.push.options.proven = true;
-                self.stage(next)
-            }
-            Written::Denied(answer) | Written::Refused(answer) => self.relay(answer),
-            Written::Unknown(trouble) => self.undecided(Undecided::Registry(trouble)),
-        }
-    }
-
     // Step 3.
 
-    fn claim(&mut self) -> Step<A> {
+    pub(super) fn claim(&mut self) -> Step<A> {
         let tags = self.push.protected.clone();
         let digest = *self.push.content.digest();
         self.act(Phase::Claiming, Action::Claim { tags, digest, attempt: self.push.attempt })

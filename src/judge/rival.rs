@@ -4,7 +4,8 @@
 //! *forward*: publish the manifest its owner stored, seal it, and be refused.
 
 use super::permit::{Basis, Permit};
-use super::push::{After, Machine, Next, Phase};
+use super::push::{After, Machine, Phase};
+use super::staging::Next;
 use super::step::{Action, Event, Step, Undecided};
 use crate::ledger::{Claim, Origin, Unavailable};
 use crate::name::{Digest, Tag};

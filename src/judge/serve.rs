@@ -15,6 +15,13 @@ use crate::name::{Digest, Tag};
 use crate::registry::client::is_of;
 use crate::registry::{Answer, Caller, Reading, Serving};
 
+/// Whether a client may be let in all the same: the tag is hidden by a narrow `Accept`, or gone; or what
+/// a registry mirrors can't be asked for the tag, while it has the image.
+fn says_nothing(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NOT_FOUND | StatusCode::TOO_MANY_REQUESTS)
+        || status.is_server_error()
+}
+
 /// Where nobody looks for drift at all: as good as never.
 const NEVER: Duration = Duration::from_secs(3600);
 
@@ -61,11 +68,8 @@ impl Judge {
         };
         let status = own.as_ref().map(|answer| answer.status);
         let shown = status.is_none_or(|s| matches!(s, StatusCode::OK | StatusCode::NOT_MODIFIED));
-        // Which a narrow `Accept` may be the reason for, too.
-        let hidden = status == Some(StatusCode::NOT_FOUND);
-        let failed = status.is_some_and(|status| status.is_server_error()) && caller.public;
         match own {
-            Some(answer) if !shown && !hidden && !failed => Pulled::Relayed(answer),
+            Some(answer) if !shown && !says_nothing(answer.status) => Pulled::Relayed(answer),
             own => {
                 let (pulled, _) = self.pull_known(pull, caller, reading, own.as_ref()).await;
                 match (pulled, own) {
