@@ -52,10 +52,14 @@ pub fn error_message(body: &[u8]) -> Option<String> {
             };
             document.errors.into_iter().filter_map(said).collect::<Vec<_>>().join("; ")
         }
-        // A page of HTML says nothing in a line of text.
+        // A page of HTML, or another document, says nothing in a line of text.
         Err(_) => {
             let text = std::str::from_utf8(body).ok()?;
-            if text.trim_start().starts_with('<') { String::new() } else { text.to_owned() }
+            if text.trim_start().starts_with(['<', '{', '[']) {
+                String::new()
+            } else {
+                text.to_owned()
+            }
         }
     };
     let line: Vec<_> = words.split(|c: char| c.is_whitespace() || c.is_control()).collect();
@@ -420,7 +424,7 @@ mod tests {
         ] {
             assert_eq!(words(text).as_deref(), Some(expected));
         }
-        for none in ["", " \n", "<html><body>503</body></html>", r#"{"errors":[]}"#] {
+        for none in ["", " \n", "<html><body>503</body></html>", r#"{"errors":[]}"#, "{}"] {
             assert_eq!(words(none), None, "{none}");
         }
         assert_eq!(words(&"é".repeat(1000)).map(|text| text.chars().count()), Some(400));
