@@ -1,5 +1,6 @@
 //! Tags that were moved in the registry itself are noticed, told, and, where wanted, put back.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
 use base64::prelude::*;
@@ -109,6 +110,8 @@ fn repairing(registry: &Registry, account: &str) -> (Taglock, tempfile::TempDir)
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("account");
     std::fs::write(&file, format!("{account}\n")).unwrap();
+    // Otherwise a warning says that it holds a secret.
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
     let upstream = format!("credentials_file = {file:?}");
     let tables = format!("{OFTEN}repair = true\n{RULES}");
     (Taglock::with(&registry.address, &upstream, &tables), folder)

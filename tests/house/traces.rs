@@ -203,7 +203,7 @@ fn a_request_is_a_span_of_the_clients_trace_and_so_is_all_that_the_registry_is_a
             ("url.path", path),
             ("url.scheme", "http"),
             ("client.address", "127.0.0.1"),
-            ("taglock.repository", if route == "v2-read" { "" } else { &repository }),
+            ("taglock.repository", &repository),
             ("taglock.outcome", outcome),
         ] {
             assert_eq!(text(&span.attributes, key), value, "{id}: {key}: {:?}", span.attributes);
