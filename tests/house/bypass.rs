@@ -170,7 +170,7 @@ impl Tls {
         Self { taglock, config: Arc::new(config), _certificates: certificates }
     }
 
-    fn connect(&self) -> StreamOwned<ClientConnection, TcpStream> {
+    pub fn connect(&self) -> StreamOwned<ClientConnection, TcpStream> {
         self.connect_with(Arc::clone(&self.config))
     }
 

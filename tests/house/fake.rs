@@ -271,12 +271,14 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Reply {
 
 /// It names the request, as some registries do.
 fn denial(status: u16, method: &str, target: &str) -> Response<Full<Bytes>> {
-    let body = format!(
-        r#"{{"errors":[{{"code":"DENIED","message":"you may not {method} {target}"}}]}}"#
-    );
+    let body =
+        format!(r#"{{"errors":[{{"code":"DENIED","message":"you may not {method} {target}"}}]}}"#);
     let mut headers = vec![("content-type", "application/json".to_owned())];
     if status == 401 {
-        headers.push(("www-authenticate", format!("Basic realm=\"house\", for=\"{method} {target}\"")));
+        headers.push((
+            "www-authenticate",
+            format!("Basic realm=\"house\", for=\"{method} {target}\""),
+        ));
     }
     plain(status, &headers, &body)
 }
@@ -368,10 +370,8 @@ fn act(
                 Some((digest, stored.clone()))
             });
             let Some((digest, (bytes, media_type))) = found else { return unknown() };
-            let mut headers = vec![
-                ("content-type", media_type),
-                ("content-length", bytes.len().to_string()),
-            ];
+            let mut headers =
+                vec![("content-type", media_type), ("content-length", bytes.len().to_string())];
             if !state.hides_digests {
                 headers.insert(0, ("docker-content-digest", digest));
             }

@@ -82,9 +82,8 @@ pub fn registry() -> Recorder {
         let (method, target) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
         let reference = target.rsplit_once("/manifests/").map(|(_, reference)| reference);
         let digest = reference.filter(|reference| reference.starts_with("sha256:"));
-        let digest = digest.map_or_else(String::new, |digest| {
-            format!("Docker-Content-Digest: {digest}\r\n")
-        });
+        let digest = digest
+            .map_or_else(String::new, |digest| format!("Docker-Content-Digest: {digest}\r\n"));
         let (status, more) = match (method, reference) {
             ("PUT", _) => ("201 Created", "Content-Length: 0\r\n"),
             ("POST" | "PATCH", _) => {

@@ -49,13 +49,19 @@ fn a_type_of_schema_1_does_not_make_other_bytes_of_a_pushed_tag_good() {
         let (other, _) = signed("evil");
         let other: &'static str = String::from_utf8(other).unwrap().leak();
         let mut stranger = 0;
-        for media_type in [SIGNED, UNSIGNED, "application/vnd.docker.distribution.manifest.v1+json; charset=utf-8"] {
+        for media_type in [
+            SIGNED,
+            UNSIGNED,
+            "application/vnd.docker.distribution.manifest.v1+json; charset=utf-8",
+        ] {
             for evil in [r#"{"schemaVersion":1,"evil":true}"#, other] {
                 for method in ["GET", "HEAD"] {
                     let what = format!("{fast}: {method} {media_type} {evil:.20}");
                     let named = digest(&pushed);
-                    let headers =
-                        vec![("content-type", media_type.to_owned()), ("docker-content-digest", named)];
+                    let headers = vec![
+                        ("content-type", media_type.to_owned()),
+                        ("docker-content-digest", named),
+                    ];
                     let fault = Fault::Answer(200, headers, evil);
                     for part in ["manifests/sha256:", "/manifests/"] {
                         for of in ["GET", "HEAD"] {

@@ -6,7 +6,8 @@ use crate::fake::{Fake, Fault};
 use crate::harness::*;
 use crate::http::{Answer, request};
 
-const QUOTA: &str = r#"{"errors":[{"code":"DENIED","message":"storage quota of 10 GB is used up"}]}"#;
+const QUOTA: &str =
+    r#"{"errors":[{"code":"DENIED","message":"storage quota of 10 GB is used up"}]}"#;
 const WORDS: &str = "storage quota of 10 GB is used up";
 
 fn said(status: u16) -> Fault {
@@ -200,7 +201,8 @@ fn tags_by_a_sha512_are_refused_where_nothing_is_stored_by_digest_first() {
 /// A client that has no token asks, is told by the registry what it needs, fetches that and asks once more.
 #[test]
 fn a_client_that_follows_the_challenge_once_is_let_in() {
-    let rules = RULES.replace("mutability = \"immutable\"", "mutability = \"immutable\"\ndelete = \"keep\"");
+    let rules = RULES
+        .replace("mutability = \"immutable\"", "mutability = \"immutable\"\ndelete = \"keep\"");
     for fast in ["fast_path = true", "fast_path = false"] {
         let (server, registry) = with_tokens(|server| format!("http://{}/token", server.address));
         let taglock = Taglock::with(&registry.address, fast, &rules);

@@ -106,7 +106,7 @@ fn an_upload_sent_ahead_of_an_answer_in_many_pieces_arrives_byte_for_byte() {
                     answers += 1;
                     // pingora's own path ends what a client does not wait for.
                     if answers == 1 && answer.status == 400 && !fast {
-                        break;
+                        continue;
                     }
                     if answers == 1 {
                         assert_eq!((answer.status, answer.body.len()), (200, PIECES), "{what}");
@@ -120,7 +120,8 @@ fn an_upload_sent_ahead_of_an_answer_in_many_pieces_arrives_byte_for_byte() {
                 }
                 let relayed = fast && target.contains("/manifests/");
                 assert!(answers == 2 || !relayed, "{what}: {answers}");
-                // Where it is not answered, the connection ends, and nothing of it is at the registry.
+                // Where it is not answered, the connection has ended, and nothing of it is at the registry.
+                let _ = client.stream.shutdown(std::net::Shutdown::Both);
                 let _ = writing.join().unwrap();
                 assert!(kept.lock().unwrap().is_empty(), "{what}");
             }
@@ -150,4 +151,3 @@ fn a_body_of_which_a_part_comes_with_the_header_arrives_byte_for_byte() {
         }
     });
 }
-
