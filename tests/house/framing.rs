@@ -98,6 +98,9 @@ fn two_lengths_reach_no_registry_over_any_protocol() {
     });
 }
 
+/// A name, a method, a target, whether the length is told, and frames.
+type Case<'a> = (&'a str, &'a str, &'a str, bool, &'a [&'a [u8]]);
+
 /// Go's client ends each body of unknown length by an empty frame.
 #[test]
 fn empty_frames_end_a_request_once_and_the_next_one_gets_its_own_answer() {
@@ -118,7 +121,7 @@ fn empty_frames_end_a_request_once_and_the_next_one_gets_its_own_answer() {
         ("empty at the end, with trailers", &[&bytes, b""]),
     ];
     let targets = targets();
-    let mut cases: Vec<(&str, &str, &str, bool, &[&[u8]])> = Vec::new();
+    let mut cases: Vec<Case<'_>> = Vec::new();
     for (name, frames) in shapes {
         for (method, target) in &targets[..4] {
             for known in [false, true] {
