@@ -1,6 +1,7 @@
 //! Blobs on their own path and on pingora's: each test runs over both, which clients and registries
 //! must not be able to tell apart.
 
+mod ahead;
 mod slow;
 mod source;
 mod tls;

@@ -24,9 +24,8 @@ use crate::http::{self, try_raw};
 use crate::tls::Authority;
 pub use corpus::SPELLINGS;
 use corpus::{CASES, filled};
-use h2::Field;
-pub use h2::{Outcome, Request, exchange};
-pub use recorder::Recorder;
+pub use h2::{Field, Outcome, Request, exchange, exchange_frames};
+pub use recorder::{Reading, Recorder};
 
 /// A registry, what stands before it, and taglocks before that.
 struct Shape {
@@ -139,14 +138,14 @@ fn by_http2<'a, S: Read + Write>(connect: impl Fn() -> S + 'a) -> Box<Send<'a>> 
 }
 
 /// A taglock that speaks TLS, and how to connect to it for HTTP/2.
-struct Tls {
-    taglock: Taglock,
+pub struct Tls {
+    pub taglock: Taglock,
     config: Arc<ClientConfig>,
     _certificates: TempDir,
 }
 
 impl Tls {
-    fn before(front: &str) -> Self {
+    pub fn before(front: &str) -> Self {
         let authority = Authority::new();
         let certificates = tempfile::tempdir().unwrap();
         let dir = certificates.path();
@@ -171,9 +170,19 @@ impl Tls {
         Self { taglock, config: Arc::new(config), _certificates: certificates }
     }
 
-    fn connect(&self) -> StreamOwned<ClientConnection, TcpStream> {
+    pub fn connect(&self) -> StreamOwned<ClientConnection, TcpStream> {
+        self.connect_with(Arc::clone(&self.config))
+    }
+
+    pub fn connect_http1(&self) -> StreamOwned<ClientConnection, TcpStream> {
+        let mut config = (*self.config).clone();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        self.connect_with(Arc::new(config))
+    }
+
+    fn connect_with(&self, config: Arc<ClientConfig>) -> StreamOwned<ClientConnection, TcpStream> {
         let name = ServerName::try_from("localhost").unwrap();
-        let connection = ClientConnection::new(Arc::clone(&self.config), name).unwrap();
+        let connection = ClientConnection::new(config, name).unwrap();
         StreamOwned::new(connection, http::connect(&self.taglock.address).unwrap())
     }
 }

@@ -12,6 +12,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use sha2::{Digest as _, Sha512};
 
 use crate::harness::{digest, listener};
 
@@ -53,6 +54,12 @@ struct State {
     violations: Vec<String>,
     /// Takes `?tag=` on a PUT by digest and echoes `OCI-Tag`, as newer registries do.
     takes_sets: bool,
+    /// Stores manifests by sha512 too, and takes `?digest=` on a PUT by tag.
+    knows_sha512: bool,
+    /// Leaves `Docker-Content-Digest` out of answers to reads.
+    hides_digests: bool,
+    /// Whom it lets in, by `Authorization`, and the status for all others.
+    lets_in: Option<(String, u16)>,
 }
 
 pub struct Fake {
@@ -99,6 +106,28 @@ impl Fake {
         self.state.lock().unwrap().takes_sets = true;
     }
 
+    /// From now on manifests have digests of sha512 too, also by `?digest=` (distribution spec, end-7a).
+    pub fn know_sha512(&self) {
+        self.state.lock().unwrap().knows_sha512 = true;
+    }
+
+    pub fn hide_digests(&self) {
+        self.state.lock().unwrap().hides_digests = true;
+    }
+
+    /// Everybody without this `Authorization` gets this status, with a document that names the request.
+    pub fn let_in(&self, authorization: &str, status: u16) {
+        self.state.lock().unwrap().lets_in = Some((authorization.to_owned(), status));
+    }
+
+    /// Puts a manifest under a tag, with a digest that need not be that of its bytes.
+    pub fn place(&self, repository: &str, tag: &str, digest: &str, stored: (&[u8], &str)) {
+        let mut state = self.state.lock().unwrap();
+        let stored = (Bytes::copy_from_slice(stored.0), stored.1.to_owned());
+        state.manifests.insert((repository.into(), digest.into()), stored);
+        state.tags.insert((repository.into(), tag.into()), digest.into());
+    }
+
     /// The next `times` requests of this method whose path has `part` go wrong.
     pub fn plan(&self, method: &'static str, part: &str, fault: Fault, times: u32) {
         let plan = Plan { method, part: part.into(), fault, times };
@@ -131,6 +160,15 @@ impl Fake {
     /// The headers of the requests so far.
     pub fn all_headers(&self) -> Vec<Vec<String>> {
         self.state.lock().unwrap().headers.clone()
+    }
+
+    /// All requests so far that came without `Authorization`, as `METHOD path?query`.
+    pub fn of_strangers(&self) -> Vec<String> {
+        let state = self.state.lock().unwrap();
+        let all = state.seen.iter().zip(&state.targets).zip(&state.headers);
+        all.filter(|(_, headers)| !headers.iter().any(|line| line.starts_with("authorization:")))
+            .map(|((seen, target), _)| format!("{} {target}", seen.split(' ').next().unwrap()))
+            .collect()
     }
 
     /// The headers of the last request.
@@ -170,6 +208,7 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Reply {
         .get("content-type")
         .map(|v| v.to_str().unwrap().to_owned())
         .unwrap_or_default();
+    let authorization = request.headers().get("authorization").cloned();
     let headers = request.headers().iter();
     let headers: Vec<_> =
         headers.map(|(n, v)| format!("{n}: {}", v.to_str().unwrap_or("?"))).collect();
@@ -178,7 +217,7 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Reply {
         let mut state = state.lock().unwrap();
         state.seen.push(format!("{method} {path}"));
         state.headers.push(headers);
-        state.targets.push(target);
+        state.targets.push(target.clone());
         let plan = state
             .plans
             .iter_mut()
@@ -188,6 +227,14 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Reply {
             plan.fault.clone()
         })
     };
+    let denied = {
+        let state = state.lock().unwrap();
+        let lets_in = state.lets_in.as_ref();
+        lets_in.filter(|(own, _)| authorization.as_ref().is_none_or(|value| value != own)).cloned()
+    };
+    if let Some((_, status)) = denied {
+        return Ok(denial(status, &method, &target));
+    }
     let act = || act(&state, &method, (&path, &query), &media_type, &body);
     let cut = || Err(std::io::ErrorKind::ConnectionAborted.into());
     match fault {
@@ -220,6 +267,20 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Reply {
             Ok(act())
         }
     }
+}
+
+/// It names the request, as some registries do.
+fn denial(status: u16, method: &str, target: &str) -> Response<Full<Bytes>> {
+    let body =
+        format!(r#"{{"errors":[{{"code":"DENIED","message":"you may not {method} {target}"}}]}}"#);
+    let mut headers = vec![("content-type", "application/json".to_owned())];
+    if status == 401 {
+        headers.push((
+            "www-authenticate",
+            format!("Basic realm=\"house\", for=\"{method} {target}\""),
+        ));
+    }
+    plain(status, &headers, &body)
 }
 
 fn plain(status: u16, headers: &[(&'static str, String)], body: &str) -> Response<Full<Bytes>> {
@@ -265,7 +326,19 @@ fn act(
     };
     match method {
         "PUT" => {
-            let digest = digest(body);
+            let mut digest = digest(body);
+            if state.knows_sha512 {
+                let named = query.split('&').find_map(|pair| pair.strip_prefix("digest="));
+                let named = named.unwrap_or(reference).replace("%3A", ":");
+                if named.starts_with("sha512:") {
+                    let hex: String =
+                        Sha512::digest(body).iter().map(|b| format!("{b:02x}")).collect();
+                    if named != format!("sha512:{hex}") {
+                        return plain(400, &[], "");
+                    }
+                    digest = named;
+                }
+            }
             let stored = (body.clone(), media_type.to_owned());
             state.manifests.insert((repository.to_owned(), digest.clone()), stored);
             let mut tags = Vec::new();
@@ -297,11 +370,11 @@ fn act(
                 Some((digest, stored.clone()))
             });
             let Some((digest, (bytes, media_type))) = found else { return unknown() };
-            let headers = [
-                ("docker-content-digest", digest),
-                ("content-type", media_type),
-                ("content-length", bytes.len().to_string()),
-            ];
+            let mut headers =
+                vec![("content-type", media_type), ("content-length", bytes.len().to_string())];
+            if !state.hides_digests {
+                headers.insert(0, ("docker-content-digest", digest));
+            }
             let text = String::from_utf8(bytes.to_vec()).unwrap();
             plain(200, &headers, &text)
         }

@@ -1,6 +1,8 @@
 //! HTTP/2 by hand: frames and literal header fields, so that what no library would send can be sent.
 
 use std::io::{Read, Write};
+use std::thread;
+use std::time::Duration;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -35,14 +37,29 @@ pub struct Request<'a> {
 }
 
 /// Sends a request on a new connection and waits for what becomes of it.
-pub fn exchange(mut stream: impl Read + Write, request: &Request<'_>) -> Outcome {
+pub fn exchange(stream: impl Read + Write, request: &Request<'_>) -> Outcome {
+    let frames: Vec<_> = request.body.chunks(MAX_FRAME).collect();
+    exchange_frames(stream, request, &frames, Duration::ZERO)
+}
+
+/// The same with these DATA frames as the body, empty ones too. The last frame ends the request. `pause` is
+/// what passes before each of them.
+pub fn exchange_frames(
+    mut stream: impl Read + Write,
+    request: &Request<'_>,
+    frames: &[&[u8]],
+    pause: Duration,
+) -> Outcome {
     let mut out = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     frame(&mut out, SETTINGS, 0, 0, &[]);
-    let bodiless = request.body.is_empty() && request.trailers.is_empty();
+    let bodiless = frames.is_empty() && request.trailers.is_empty();
     headers(&mut out, &request.fields, bodiless);
-    let parts = request.body.chunks(MAX_FRAME).count();
-    for (n, part) in request.body.chunks(MAX_FRAME).enumerate() {
-        let last = n + 1 == parts && request.trailers.is_empty();
+    for (n, part) in frames.iter().enumerate() {
+        if !pause.is_zero() {
+            let _ = stream.write_all(&std::mem::take(&mut out)).and_then(|()| stream.flush());
+            thread::sleep(pause);
+        }
+        let last = n + 1 == frames.len() && request.trailers.is_empty();
         frame(&mut out, DATA, u8::from(last) * END_STREAM, 1, part);
     }
     if !request.trailers.is_empty() {

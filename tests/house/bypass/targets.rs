@@ -2,10 +2,6 @@
 //! library of HTTP/2 has cut them already, judged and forwarded as the same target.
 
 use std::io::{BufReader, Write};
-use std::sync::Arc;
-
-use rustls::pki_types::ServerName;
-use rustls::{ClientConnection, StreamOwned};
 
 use super::recorder::Recorder;
 use super::{Tls, by_http1, by_http2};
@@ -105,14 +101,8 @@ fn a_target_that_a_parser_would_cut_or_complete_is_refused_or_judged_as_it_is_fo
     }
     let tls = Tls::before(&recorder.address);
     over_http2("h2", &recorder, &*by_http2(|| tls.connect()));
-    let mut config = (*tls.config).clone();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let config = Arc::new(config);
     let send = |method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]| {
-        let name = ServerName::try_from("localhost").unwrap();
-        let connection = ClientConnection::new(Arc::clone(&config), name).unwrap();
-        let stream = http::connect(&tls.taglock.address).unwrap();
-        let mut stream = StreamOwned::new(connection, stream);
+        let mut stream = tls.connect_http1();
         stream.write_all(&http::bytes("x", method, target, headers, body)).unwrap();
         let answer = http::read_answer(&mut BufReader::new(stream), method == "HEAD");
         Some(answer.unwrap().status)
