@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::process::Command;
 
 use crate::auth::basic;
+use crate::bypass::{Field, Outcome, Request, exchange};
 use crate::fake::{Fake, Fault};
 use crate::harness::*;
 use crate::http::{self, request};
@@ -123,17 +124,45 @@ impl Place<'_> {
             let answer = line.ask(method, target, &headers, body, name);
             self.taglock.rests();
             let asked = (self.asked)().split_off(before);
-            let named = |line: &String| match self.by_number {
-                true => String::new(),
-                false => line.replace(name, "NAME"),
-            };
-            (answer, asked.iter().map(named).collect())
+            (answer, asked.iter().map(|line| self.named(line, name)).collect())
         };
         tries.iter().map(answer).collect()
     }
 
+    /// The same over HTTP/2: status and body of the answer, and what the registry was asked.
+    fn answers_over_http2(&self, tries: &[Try], name: &str) -> Vec<(u16, String, Vec<String>)> {
+        let answer = |(method, target, body): &Try| {
+            let fields: Vec<Field<'_>> = vec![
+                (b":method", method.as_bytes()),
+                (b":scheme", b"http"),
+                (b":authority", b"x"),
+                (b":path", target.as_bytes()),
+                (b"content-type", INDEX.as_bytes()),
+                (b"accept", INDEX.as_bytes()),
+            ];
+            let request = Request { fields, body: body.clone(), trailers: Vec::new() };
+            let before = (self.asked)().len();
+            let outcome = exchange(http::connect(&self.taglock.address).unwrap(), &request);
+            let Outcome::Answer { status, body } = outcome else { panic!("{method} {target}") };
+            self.taglock.rests();
+            let asked = (self.asked)().split_off(before);
+            let asked = asked.iter().map(|line| self.named(line, name)).collect();
+            (status, String::from_utf8_lossy(&body).replace(name, "NAME"), asked)
+        };
+        tries.iter().map(answer).collect()
+    }
+
+    fn named(&self, line: &str, name: &str) -> String {
+        if self.by_number { String::new() } else { line.replace(name, "NAME") }
+    }
+
     /// All are what they are of a name that nobody has heard of.
     fn hold(&self, unknown: &str, names: &[&str], tries: impl Fn(&str) -> Vec<Try>, what: &str) {
+        let over_http2 = self.answers_over_http2(&tries(unknown), unknown);
+        for name in names {
+            let own = self.answers_over_http2(&tries(name), name);
+            assert_eq!(own, over_http2, "{what}: {name} over HTTP/2");
+        }
         let unknown = self.answers(&tries(unknown), unknown, false);
         for after_alice in [false, true] {
             for name in names {
