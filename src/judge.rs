@@ -192,7 +192,8 @@ impl Judge {
         loop {
             // What older rules let through unjudged must have ended before anything is bound. Not
             // before the registry has let this client push: who waits is told that there is something.
-            let looks_up = matches!(action, Action::Lookup) && !machine.is_unproven();
+            let asked = !machine.is_unproven() && !machine.is_unasked();
+            let looks_up = matches!(action, Action::Lookup) && asked;
             if looks_up && std::mem::take(&mut older) {
                 let Push { repository, protected, .. } = machine.push();
                 let none = self.unjudged.none(repository, protected, OLDER_WRITES).await;

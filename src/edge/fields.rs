@@ -17,41 +17,63 @@ const WORDS: [&str; 39] = [
     "addr",
     "address",
     "authority",
+    "backend",
     "base",
-    "baseurl",
-    "clientip",
+    "destination",
+    "domain",
     "forward",
     "forwarded",
     "host",
     "hostname",
     "https",
     "ip",
+    "ipv",
     "method",
-    "methodoverride",
     "mount",
     "original",
-    "originalurl",
+    "originating",
     "override",
     "path",
-    "pathinfo",
     "port",
     "prefix",
     "proto",
     "protocol",
     "proxy",
-    "realip",
-    "remoteip",
+    "query",
     "replaced",
     "rewrite",
-    "rewritten",
     "root",
     "route",
     "scheme",
     "script",
-    "scriptname",
-    "socketip",
+    "server",
+    "subrequest",
+    "upstream",
     "uri",
     "url",
+    "verb",
+    "vhost",
+];
+
+/// So does one with a word that begins or ends with one of these: "pathinfo", "requesturi".
+const PARTS: [&str; 11] = [
+    "addr", "forward", "hostname", "method", "original", "override", "path", "rewrite", "uri",
+    "url", "host",
+];
+
+/// And one with a word that ends with one of these: "clientip".
+const ENDS: [&str; 12] = [
+    "address",
+    "clientip",
+    "connectingip",
+    "ipaddr",
+    "prefix",
+    "proto",
+    "realip",
+    "remoteip",
+    "scheme",
+    "socketip",
+    "sourceip",
     "userip",
 ];
 
@@ -72,7 +94,19 @@ pub fn may_pass(name: &HeaderName) -> bool {
         return true;
     }
     !FAMILIES.iter().any(|family| name.starts_with(family))
-        && !name.split(['-', '.']).any(|word| WORDS.contains(&word))
+        && !name.split(|c: char| !c.is_ascii_alphanumeric()).any(tells_another_request)
+        && name != "alt-used"
+}
+
+/// In one and in many, numbered or not.
+fn tells_another_request(word: &str) -> bool {
+    let one = word.trim_end_matches(|c: char| c.is_ascii_digit());
+    let forms = [one, one.strip_suffix('s').unwrap_or(one)];
+    forms.iter().any(|word| {
+        WORDS.contains(word)
+            || PARTS.iter().any(|part| word.starts_with(part) || word.ends_with(part))
+            || ENDS.iter().any(|end| word.ends_with(end))
+    })
 }
 
 #[cfg(test)]
@@ -149,6 +183,36 @@ mod tests {
             "X-Accel-Mapping",
             "X-Sendfile-Type",
             "X-JFrog-Override-Base-Url",
+            "X-HTTPMethod",
+            "X-HTTPMethodOverride",
+            "X-RewriteUrl",
+            "X-OriginalPath",
+            "X-RequestUri",
+            "X-BasePath",
+            "X-PathPrefix",
+            "X-URLPath",
+            "X-ProxyContextPath",
+            "X-HTTPHost",
+            "X-HostOverride",
+            "X-HTTP-Verb",
+            "X-Vhost",
+            "X-Server-Name",
+            "X-Domain",
+            "X-Backend-Server",
+            "Destination",
+            "X-Query-String",
+            "X-Middleware-Subrequest",
+            "Alt-Used",
+            "TrueClientIP",
+            "CF-Connecting-IPv6",
+            "X-RemoteAddr",
+            "X-SourceIP",
+            "X-Forwarder-For",
+            "X-Originating",
+            "X!Script!Name",
+            "X~Original~URL",
+            "X-Urls",
+            "X-Host1",
         ] {
             assert!(!passes(name), "{name}");
         }
@@ -182,6 +246,10 @@ mod tests {
             "User-Agent",
             "Via",
             "X-Amz-Content-Sha256",
+            "X-Amz-Security-Token",
+            "X-Amz-Target",
+            "X-Subscription-Id",
+            "X-Support-Gzip",
             "X-Checksum-Sha256",
             "X-Docker-Token",
             "X-Harbor-CSRF-Token",

@@ -218,7 +218,10 @@ impl Edge {
             Verdict::Admitted { answer, tags, .. } => {
                 let echoed = if write.by_digest { tags } else { Vec::new() };
                 let place = self.config.doors.naming.place(&write.repository);
-                let answer = created(answer, &place, content.digest(), &echoed);
+                // What nobody has stored by its own digest is what the registry says it is.
+                let stored = write.by_digest || has_immutable(rule, &write.tags);
+                let digest = stored.then(|| content.digest());
+                let answer = created(answer, &place, (content.digest(), digest), &echoed);
                 self.relay(session, passage, answer).await
             }
             other => self.unadmitted(session, passage, &write.repository, rule, other).await,
@@ -357,9 +360,19 @@ fn outcome_of(verdict: &Verdict<Answer>) -> Outcome {
     }
 }
 
+fn has_immutable(rule: Option<&Rule>, tags: &[Tag]) -> bool {
+    let immutable = |rule: &Rule, tag: &Tag| rule.mutability_of(tag) == Mutability::Immutable;
+    rule.is_some_and(|rule| tags.iter().any(|tag| immutable(rule, tag)))
+}
+
 /// The registry's 201 for a tag, or one in its stead where the tag was found in place without
 /// one. It has the digest in any case: docker fails without.
-fn created(answer: Option<Answer>, place: &str, digest: &Digest, tags: &[Tag]) -> Answer {
+fn created(
+    answer: Option<Answer>,
+    place: &str,
+    (digest, stored): (&Digest, Option<&Digest>),
+    tags: &[Tag],
+) -> Answer {
     let answer = answer.unwrap_or_else(|| {
         let mut headers = HeaderMap::new();
         let location = format!("{place}/manifests/{digest}");
@@ -369,9 +382,15 @@ fn created(answer: Option<Answer>, place: &str, digest: &Digest, tags: &[Tag]) -
     });
     // Some clients take nothing else for success, whatever the registry says it with.
     let mut answer = Answer { status: StatusCode::CREATED, ..answer };
-    // As the client names it: the registry's name of the same bytes may be of another algorithm.
-    if let Ok(digest) = HeaderValue::from_str(&digest.to_string()) {
-        answer.headers.insert(CONTENT_DIGEST, digest);
+    let named = HeaderValue::from_str(&digest.to_string()).ok();
+    let location = HeaderValue::from_str(&format!("{place}/manifests/{digest}")).ok();
+    let other = answer.headers.get(CONTENT_DIGEST).is_none_or(|own| Some(own) != named.as_ref());
+    if stored.is_some() && other {
+        // As the client names it: the registry's name of the same bytes is of another algorithm.
+        answer.headers.extend(location.map(|location| (LOCATION, location)));
+        answer.headers.extend(named.map(|named| (CONTENT_DIGEST, named)));
+    } else if let Some(named) = named {
+        answer.headers.entry(CONTENT_DIGEST).or_insert(named);
     }
     if !tags.is_empty() {
         answer.headers.remove(OCI_TAG);

@@ -53,6 +53,8 @@ pub struct Machine<A> {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Phase<A> {
     LookingUp,
+    /// Whether the registry lets the client look at all.
+    Asking,
     Waiting,
     /// The last of these is being asked for.
     Resolving(Vec<Tag>),
@@ -128,11 +130,17 @@ impl<A: Clone> Machine<A> {
                 self.proved(*phase, answer, written)
             }
             (Phase::LookingUp, Event::Entries(entries)) => match entries {
-                // What they say shows only once the registry has let this client push.
+                // What they say shows only once the registry has let this client push, or look where it
+                // takes nothing by digest.
                 Ok(_) if self.is_unproven() => self.stage(Next::LookUp),
+                Ok(_) if self.is_unasked() => {
+                    let look = Action::Look(self.push.protected[0].clone());
+                    self.act(Phase::Asking, look)
+                }
                 Ok(entries) => self.entries(entries),
                 Err(error) => self.undecided(error),
             },
+            (Phase::Asking, Event::Seen(seen)) => self.asked(seen),
             (Phase::Waiting, Event::Waited) => self.look_up(),
             (Phase::Resolving(rest), Event::Seen(seen)) => self.resolved(rest, seen),
             (Phase::SealingSeen, Event::Sealed(sealed)) => match sealed {

@@ -87,8 +87,10 @@ impl Judge {
     async fn pull_let_in(&self, pull: Pull, caller: &Caller, reading: Reading) -> Pulled<Answer> {
         let (name, tag) = (pull.repository.repository.clone(), pull.tag.clone());
         let (pulled, by_digest) = self.pull_known(pull, caller, reading, None).await;
-        if !by_digest || !matches!(pulled, Pulled::Relayed(_)) {
-            return pulled;
+        // A look by tag that found nothing is what the registry says to the request, too.
+        match &pulled {
+            Pulled::Relayed(answer) if by_digest || answer.status != StatusCode::NOT_FOUND => {}
+            _ => return pulled,
         }
         match self.registry.ask(caller, &name, &Reference::Tag(tag), reading).await {
             Ok(answer) if answer.status.is_client_error() || answer.status.is_server_error() => {

@@ -3,9 +3,9 @@
 
 use super::push::{Machine, Phase};
 use super::rival::Rival;
-use super::step::{Action, Conflict, Step, Undecided};
+use super::step::{Action, Conflict, Options, Step, Undecided};
 use crate::name::Digest;
-use crate::registry::Written;
+use crate::registry::{Sighting, Written};
 
 /// Whether the manifest is stored by its digest.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -25,6 +25,23 @@ pub(super) enum Next {
 }
 
 impl<A: Clone> Machine<A> {
+    /// The same, where the registry takes nothing by digest: then it is asked by a look.
+    pub fn is_unasked(&self) -> bool {
+        let Options { stage, proven, shown, .. } = self.push.options;
+        !stage && !proven && !shown
+    }
+
+    pub(super) fn asked(&mut self, seen: Sighting<A>) -> Step<A> {
+        match seen {
+            Sighting::Found(_) | Sighting::NotFound(_) => {
+                self.push.options.proven = true;
+                self.act(Phase::LookingUp, Action::Lookup)
+            }
+            Sighting::Denied(answer) | Sighting::Failed(answer) => self.relay(answer),
+            Sighting::Unclear(trouble) => self.undecided(Undecided::Registry(trouble)),
+        }
+    }
+
     /// Whether the registry has not lately let this client push, and can be asked by what is stored.
     pub fn is_unproven(&self) -> bool {
         self.push.options.stage && !self.push.options.proven

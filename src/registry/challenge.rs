@@ -78,7 +78,7 @@ fn with_actions(challenge: &str, actions: &[&str]) -> Option<String> {
     let wide: Vec<_> = scopes
         .by_ref()
         .map(|scope| match scope.rsplit_once(':') {
-            Some((resource, has)) if resource.starts_with("repository:") && has != "*" => {
+            Some((resource, has)) if resource.starts_with("repository:") => {
                 let has = has.split(',').filter(|action| !action.is_empty()).collect::<Vec<_>>();
                 let lacks = actions.iter().filter(|action| !has.contains(action)).copied();
                 let lacks: Vec<_> = lacks.collect();
@@ -150,6 +150,12 @@ mod tests {
                 &["pull", "push"],
                 r#"Bearer realm="http://a/t",Scope="repository:a:push,pull repository:b:pull,push",error="x""#,
             ),
+            // "All" holds no other, to a registry that looks for a word.
+            (
+                r#"Bearer scope="repository:a:*""#,
+                &["pull", "delete"],
+                r#"Bearer scope="repository:a:*,pull,delete""#,
+            ),
             (
                 r#"Bearer scope="repository:host:5000/a:pull""#,
                 &["push"],
@@ -160,7 +166,6 @@ mod tests {
         }
         for same in [
             r#"Bearer realm="http://a/t",scope="repository:a:pull,push""#,
-            r#"Bearer realm="http://a/t",scope="repository:a:*""#,
             r#"Bearer realm="http://a/t",scope="registry:catalog:*""#,
             r#"Bearer realm="http://a/t""#,
             r#"Bearer scope="repository:a:pull"#,

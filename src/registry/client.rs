@@ -21,8 +21,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use http::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, FORWARDED, HOST, IF_NONE_MATCH, LOCATION,
-    USER_AGENT,
+    ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HOST, IF_NONE_MATCH, LOCATION, USER_AGENT,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use pingora::ErrorType;
@@ -58,19 +57,12 @@ pub const MAX_ADDRESSES: u32 = 3;
 const SECOND_TRIES: [Duration; 3] =
     [Duration::from_millis(50), Duration::from_millis(150), Duration::from_millis(400)];
 
-/// What of the client's headers goes with taglock's own look-ups.
-const LOOKUP_HEADERS: [HeaderName; 10] = [
-    HOST,
-    AUTHORIZATION,
-    USER_AGENT,
-    FORWARDED,
-    HeaderName::from_static("x-forwarded-for"),
-    HeaderName::from_static("x-forwarded-host"),
-    HeaderName::from_static("x-forwarded-proto"),
-    HeaderName::from_static("x-request-id"),
-    HeaderName::from_static("traceparent"),
-    HeaderName::from_static("tracestate"),
-];
+/// What of the client's headers does not go with taglock's own look-ups: what they ask for, and under
+/// which conditions, is taglock's. All else may be what the registry knows the client by.
+fn is_of_the_look_up(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    name == "range" || ["accept", "if-", "content-"].iter().any(|start| name.starts_with(start))
+}
 
 /// What of them goes to a host that the registry redirects to.
 const REDIRECT_HEADERS: [HeaderName; 4] =
@@ -151,7 +143,9 @@ impl Client {
     }
 
     fn lookup_headers(&self, caller: &Caller) -> HeaderMap {
-        let mut headers = headers_of(&caller.headers, &LOOKUP_HEADERS);
+        let own = caller.headers.iter().filter(|(name, _)| !is_of_the_look_up(name));
+        let own = own.map(|(name, value)| (name.clone(), value.clone()));
+        let mut headers: HeaderMap = own.collect();
         headers.insert(ACCEPT, self.media.accept().clone());
         headers
     }
@@ -438,7 +432,11 @@ impl Client {
         let content_type = answer.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
         match named {
             Err(trouble) => Sighting::Unclear(trouble),
-            Ok(None) => Sighting::Found(Digest::of(Algorithm::Sha256, &answer.body)),
+            // Some registries name none. But a page of whoever stands before one is no manifest.
+            Ok(None) if content_type.is_some_and(|text| self.media.may_read(text)) => {
+                Sighting::Found(Digest::of(Algorithm::Sha256, &answer.body))
+            }
+            Ok(None) => Sighting::Unclear(Trouble::Garbage("what it gives for a manifest is none")),
             Ok(Some(digest)) if digest.matches(&answer.body) => Sighting::Found(digest),
             // The digest of schema 1 leaves the signatures out.
             Ok(Some(digest))

@@ -52,6 +52,20 @@ impl MediaTypes {
             || self.extra.iter().any(|known| essence.eq_ignore_ascii_case(known))
     }
 
+    /// Whether this is the type of a manifest, which a registry may hold though nobody may push it.
+    pub fn may_read(&self, content_type: &str) -> bool {
+        let essence = content_type.split(';').next().unwrap_or_default().trim();
+        self.may_write(content_type)
+            || READABLE.iter().any(|known| essence.eq_ignore_ascii_case(known))
+            || Self::is_schema1(content_type)
+            || essence.eq_ignore_ascii_case("application/vnd.docker.distribution.manifest.v1+json")
+    }
+
+    /// Whether this is one of the types that nearly all manifests have.
+    pub fn is_usual(content_type: &[u8]) -> bool {
+        WRITABLE.iter().any(|known| content_type.eq_ignore_ascii_case(known.as_bytes()))
+    }
+
     /// Schema 1, whose digest is not that of its bytes: a signature inside is left out.
     pub fn is_schema1(content_type: &str) -> bool {
         content_type.to_ascii_lowercase().contains("vnd.docker.distribution.manifest.v1+")
@@ -81,6 +95,17 @@ mod tests {
             "text/plain, application/vnd.oci.image.manifest.v1+json",
         ] {
             assert!(!types.may_write(bad), "{bad}");
+        }
+        for (read, known) in [
+            ("application/vnd.oci.artifact.manifest.v1+json", true),
+            ("application/vnd.docker.distribution.manifest.v1+prettyjws", true),
+            ("application/vnd.example.thing+json", true),
+            ("application/vnd.oci.image.manifest.v1+json; charset=utf-8", true),
+            ("text/html", false),
+            ("application/json", false),
+            ("", false),
+        ] {
+            assert_eq!(types.may_read(read), known, "{read}");
         }
         assert!(!types.accept().to_str().unwrap().contains("*/*"));
         assert!(types.accept().to_str().unwrap().contains("vnd.example.thing"));

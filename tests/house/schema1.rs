@@ -71,10 +71,7 @@ fn a_type_of_schema_1_does_not_make_other_bytes_of_a_pushed_tag_good() {
                         stranger += 1;
                         let second = format!("Basic {stranger}");
                         let users = if part == "/manifests/" { 2 } else { 1 };
-                        // To a HEAD of a client that is let in, the short way passes on the header of the
-                        // registry's answer by digest: it has no bytes that could be checked.
-                        let known = usize::from(method == "HEAD" && fast.ends_with("true"));
-                        for user in &["Basic known", &second][known.min(users)..users] {
+                        for user in &["Basic known", &second][..users] {
                             let answer = read(&taglock, method, "v1", user);
                             assert_eq!(answer.status, 502, "{what} {part} {user}: {answer:?}");
                             assert!(!answer.text().contains("evil"), "{what}: {answer:?}");

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, COOKIE};
+use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method};
 
 use super::deletes::deleted;
@@ -35,9 +35,6 @@ impl Harbor {
     fn headers(&self, caller: &Caller) -> HeaderMap {
         let mut headers = self.client.lookup_headers(caller);
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        for cookie in caller.headers.get_all(COOKIE) {
-            headers.append(COOKIE, cookie.clone());
-        }
         headers
     }
 

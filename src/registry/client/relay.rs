@@ -24,6 +24,7 @@ use super::Client;
 use crate::registry::clock::Time;
 use crate::registry::framing::{is_bodiless, is_hop_by_hop, is_length};
 use crate::registry::idle::Home;
+use crate::registry::media::MediaTypes;
 use crate::registry::peer::Way;
 use crate::spare::Spare;
 
@@ -86,6 +87,11 @@ impl Relayed {
             Named::One(at) => self.read.get(at.clone()) != Some(digest.as_bytes()),
             Named::Several => true,
         }
+    }
+
+    /// Whether it is an answer to a HEAD that only the bytes could tell to be the manifest's.
+    pub fn is_unproven(&self) -> bool {
+        self.head.unproven
     }
 
     /// Whether its header names any manifest.
@@ -177,6 +183,8 @@ struct Head {
     body: u64,
     keeps: bool,
     named: Named,
+    /// To a HEAD: of another type than manifests usually have.
+    unproven: bool,
     marks: Marks,
 }
 
@@ -223,6 +231,7 @@ fn read_head(bytes: &[u8], bodiless: bool) -> Reading {
     let whole = |end: usize| bytes[..end].ends_with(b"\r\n");
     let none = is_bodiless(status);
     let (mut body, mut keeps, mut named) = (None, true, Named::Nothing);
+    let mut usual = false;
     let mut marks = Marks::default();
     for header in response.headers.iter() {
         // Nearly always it is spelled like this.
@@ -247,6 +256,10 @@ fn read_head(bytes: &[u8], bodiless: bool) -> Reading {
                 none.then_some(Mark::Dropped)
             }
             17 if is("Transfer-Encoding") => return Reading::Unfit,
+            12 if is("Content-Type") => {
+                usual = MediaTypes::is_usual(header.value);
+                None
+            }
             21 if is("Docker-Content-Digest") => {
                 named = named.and(place(header.value)..end);
                 None
@@ -267,7 +280,8 @@ fn read_head(bytes: &[u8], bodiless: bool) -> Reading {
     }
     let none = none || bodiless;
     let Some(body) = body.filter(|_| !none).or(none.then_some(0)) else { return Reading::Unfit };
-    Reading::Whole(Head { status, length, body, keeps, named, marks })
+    let unproven = bodiless && !usual;
+    Reading::Whole(Head { status, length, body, keeps, named, unproven, marks })
 }
 
 /// Whether a `Connection` keeps the connection. `None` where it may name other headers of the answer.

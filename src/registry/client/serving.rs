@@ -30,7 +30,7 @@ impl Client {
             Ok(answer) => answer,
             Err(trouble) => return Serving::Unclear(trouble),
         };
-        match checked(answer, digest, reading) {
+        match checked(answer, digest, reading, &self.media) {
             Checked::Unproven(answer) => {
                 match self.read_as_client(caller, path, Reading::Get).await {
                     Ok(whole) if whole.status == StatusCode::OK && has(&whole, digest) => {
@@ -75,6 +75,11 @@ pub fn is_of(answer: &Answer, digest: &Digest, reading: Reading) -> bool {
         }
 }
 
+fn is_manifest(answer: &Answer, media: &MediaTypes) -> bool {
+    let content_type = answer.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    content_type.is_some_and(|text| media.may_read(text))
+}
+
 fn is_schema1(answer: &Answer) -> bool {
     let content_type = answer.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
     content_type.is_some_and(MediaTypes::is_schema1)
@@ -98,7 +103,7 @@ impl Relayed {
     /// asking again. What isn't may be good all the same.
     pub fn is_plainly(&self, name: &str) -> bool {
         let good = matches!(self.status(), StatusCode::OK | StatusCode::NOT_MODIFIED);
-        good && !self.names_another(name)
+        good && !self.names_another(name) && !self.is_unproven()
     }
 
     /// Whether this is a manifest whose digest the registry does not name.
@@ -117,7 +122,7 @@ enum Checked {
     Unproven(Answer),
 }
 
-fn checked(answer: Answer, digest: &Digest, reading: Reading) -> Checked {
+fn checked(answer: Answer, digest: &Digest, reading: Reading, media: &MediaTypes) -> Checked {
     let serving = match answer.status {
         StatusCode::OK | StatusCode::NOT_MODIFIED => {
             let named = match answer.headers.get(CONTENT_DIGEST).map(digest_of).transpose() {
@@ -128,6 +133,8 @@ fn checked(answer: Answer, digest: &Digest, reading: Reading) -> Checked {
             let head = answer.status == StatusCode::OK && reading == Reading::Head;
             match named {
                 _ if whole && !has(&answer, digest) => Serving::Wrong(BYTES),
+                // Of a page of whoever stands before the registry, too.
+                None if head && !is_manifest(&answer, media) => return Checked::Unproven(answer),
                 None => Serving::Good(answer),
                 Some(named) if named == *digest && head && is_schema1(&answer) => {
                     return Checked::Unproven(answer);
@@ -183,6 +190,7 @@ mod tests {
         let one = Digest::of(Algorithm::Sha256, b"one");
         let long = Digest::of(Algorithm::Sha512, b"one");
         let two = Digest::of(Algorithm::Sha256, b"two");
+        let media = MediaTypes::new(Vec::new()).unwrap();
         let (get, head) = (Reading::Get, Reading::Head);
         for (reading, status, named, content_type, body, expected) in [
             (get, 200, Some(&one), OCI, "one", "good"),
@@ -198,6 +206,7 @@ mod tests {
             (get, 200, None, SCHEMA1, "one and signatures", "wrong"),
             (head, 200, Some(&one), OCI, "", "good"),
             (head, 200, None, OCI, "", "good"),
+            (head, 200, None, "text/html", "", "unproven"),
             (head, 200, Some(&two), OCI, "", "wrong"),
             (head, 200, Some(&long), OCI, "", "unproven"),
             (head, 200, Some(&one), SCHEMA1, "", "unproven"),
@@ -212,7 +221,7 @@ mod tests {
             (get, 307, None, OCI, "", "unclear"),
         ] {
             let answer = answer(status, named, content_type, body);
-            let found = label(&checked(answer.clone(), &one, reading));
+            let found = label(&checked(answer.clone(), &one, reading, &media));
             assert_eq!(found, expected, "{reading:?} {answer:?}");
         }
     }
