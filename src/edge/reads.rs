@@ -20,6 +20,7 @@ use crate::ledger::RepositoryKey;
 use crate::name::{Digest, RepositoryName, Tag};
 use crate::registry::client::CONTENT_DIGEST;
 use crate::registry::clock::Clock;
+use crate::registry::framing;
 use crate::registry::{Answer, Caller, Reading};
 use crate::route::{namespace, query_of};
 use crate::telemetry::audit::{Decision, Outcome, Subject, user_of};
@@ -202,9 +203,10 @@ pub(super) fn whole<'a>(
     headers: &HeaderMap,
     body: &'a [u8],
 ) -> (Vec<(Bytes, HeaderValue)>, &'a [u8]) {
-    let bodiless = reading == Reading::Head || status == StatusCode::NOT_MODIFIED;
+    let bodiless = reading == Reading::Head || framing::is_bodiless(status);
     let length = match headers.get(CONTENT_LENGTH) {
         _ if !bodiless => Some(HeaderValue::from(body.len())),
+        _ if status == StatusCode::NO_CONTENT => None,
         // The length of what a GET would bring.
         of_a_get => of_a_get.cloned(),
     };
