@@ -152,6 +152,34 @@ fn of_a_bound_tag_the_digest_is_told_where_the_registry_tells_none() {
     });
 }
 
+/// A login page with 200, as some proxies before a registry have it.
+#[test]
+fn a_page_that_is_no_manifest_binds_no_tag() {
+    both("", |fake, taglock| {
+        let html = vec![("content-type", "text/html".to_owned())];
+        for method in ["GET", "HEAD"] {
+            fake.plan(method, "/manifests/", Fault::Answer(200, html.clone(), "<html>log in"), 99);
+        }
+        for method in ["GET", "HEAD"] {
+            let answer = read(taglock, method, "v1");
+            assert_eq!(answer.header("Docker-Content-Digest"), None, "{answer:?}");
+        }
+        let pushed = put(&taglock.address, "prod/app", "v1", &manifest("one"));
+        assert!(pushed.status >= 500, "{pushed:?}");
+        fake.recover();
+        let pushed = put(&taglock.address, "prod/app", "v1", &manifest("one"));
+        assert_eq!(pushed.status, 201, "{pushed:?}");
+        // Of a tag that is bound, a page in the manifest's place is not passed on.
+        for method in ["GET", "HEAD"] {
+            fake.plan(method, "/manifests/", Fault::Answer(200, html.clone(), "<html>log in"), 99);
+        }
+        for method in ["GET", "HEAD"] {
+            let answer = read(taglock, method, "v1");
+            assert_eq!(answer.status, 502, "{method}: {answer:?}");
+        }
+    });
+}
+
 fn sha512(bytes: &[u8]) -> String {
     use sha2::{Digest as _, Sha512};
     let hex: String = Sha512::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
