@@ -6,9 +6,8 @@
 //! 0. look up; 1. see what the registry has; 2. store the manifest by digest; 3. claim;
 //! 4. see again; 5. publish the tag, once; 6. seal.
 //!
-//! From a client that the registry has not lately
-//! let push, the manifest is stored before anything else: it moves no tag, and a client that may not
-//! push is answered alike whatever the ledger holds.
+//! From a client that the registry has not lately let push, the manifest is stored before anything
+//! else: it moves no tag, and a client that may not push is answered alike whatever the ledger holds.
 
 use super::permit::{Basis, Permit};
 use super::publish::{Doubt, Progress};

@@ -25,6 +25,11 @@ pub(super) enum Next {
 }
 
 impl<A: Clone> Machine<A> {
+    /// Whether the registry has not lately let this client push, and can be asked by what is stored.
+    pub fn is_unproven(&self) -> bool {
+        self.push.options.stage && !self.push.options.proven
+    }
+
     /// The same, where the registry takes nothing by digest: then it is asked by a look.
     pub fn is_unasked(&self) -> bool {
         let Options { stage, proven, shown, .. } = self.push.options;
@@ -40,11 +45,6 @@ impl<A: Clone> Machine<A> {
             Sighting::Denied(answer) | Sighting::Failed(answer) => self.relay(answer),
             Sighting::Unclear(trouble) => self.undecided(Undecided::Registry(trouble)),
         }
-    }
-
-    /// Whether the registry has not lately let this client push, and can be asked by what is stored.
-    pub fn is_unproven(&self) -> bool {
-        self.push.options.stage && !self.push.options.proven
     }
 
     pub(super) fn stage(&mut self, next: Next) -> Step<A> {

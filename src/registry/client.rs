@@ -36,6 +36,7 @@ use super::{
     Sighting, Trouble, Written,
 };
 use crate::name::{Algorithm, Digest, Naming, Reference, RepositoryName, Tag};
+use fetching::NO_MANIFEST;
 pub use fetching::{OTHER_BYTES, SCHEMA1};
 use meaning::{digest_of, is_redirect, sighted, stored, written};
 use opening::read_header;
@@ -436,7 +437,7 @@ impl Client {
             Ok(None) if content_type.is_some_and(|text| self.media.may_read(text)) => {
                 Sighting::Found(Digest::of(Algorithm::Sha256, &answer.body))
             }
-            Ok(None) => Sighting::Unclear(Trouble::Garbage("what it gives for a manifest is none")),
+            Ok(None) => Sighting::Unclear(Trouble::Garbage(NO_MANIFEST)),
             Ok(Some(digest)) if digest.matches(&answer.body) => Sighting::Found(digest),
             // The digest of schema 1 leaves the signatures out.
             Ok(Some(digest))

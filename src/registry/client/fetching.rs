@@ -11,6 +11,9 @@ use crate::registry::{Answer, Caller, Fetched, Manifest, Trouble, wire};
 /// Why a manifest is not found by its digest though the registry has it.
 pub const OTHER_BYTES: &str = "a manifest that does not have its digest";
 pub const SCHEMA1: &str = "a manifest of schema 1, whose digest its bytes do not tell";
+/// Why what the registry gives for a manifest is not taken for one.
+pub const NO_MANIFEST: &str =
+    "an answer without Docker-Content-Digest, of a media type that is no manifest's";
 
 impl Client {
     pub(super) async fn fetch_manifest(
