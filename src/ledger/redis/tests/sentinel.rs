@@ -19,10 +19,8 @@ async fn no_acknowledged_binding_is_lost_with_the_master() {
     load::survives(ledger, keys.into(), async || {
         let [master, replica] = watched.servers.as_mut_slice() else { panic!("two servers") };
         master.kill();
-        servers::eventually("a new master", || {
-            replica.cli(&["INFO", "replication"]).contains("role:master")
-        })
-        .await;
+        servers::eventually("a new master", || replica.info("replication").contains("role:master"))
+            .await;
         // It comes back as a master that nobody should believe, and is then made a replica:
         // until then no replica confirms anything.
         master.start_again();
@@ -44,7 +42,7 @@ async fn a_demoted_or_unknown_master_is_not_used() {
     let start = Instant::now();
     let other = [contract::tag("v2")];
     loop {
-        let promoted = watched.servers[1].cli(&["INFO", "replication"]).contains("role:master");
+        let promoted = watched.servers[1].info("replication").contains("role:master");
         let sealed = ledger.seal(&key, &other, &digest, Origin::Push).await;
         if promoted && sealed.is_ok() {
             break;

@@ -150,9 +150,14 @@ impl Server {
         self.try_cli(arguments).unwrap()
     }
 
+    /// Nothing where its clients are being cut off, as in a failover.
+    pub fn info(&self, section: &str) -> String {
+        self.try_cli(&["INFO", section]).unwrap_or_default()
+    }
+
     pub async fn wait_for_replicas(&self, count: usize) {
         eventually("the replicas", || {
-            let info = self.cli(&["INFO", "replication"]);
+            let info = self.info("replication");
             info.matches("state=online").count() == count
         })
         .await;
@@ -219,7 +224,7 @@ impl Cluster {
         for node in &cluster.nodes {
             eventually("the Cluster", || {
                 let (info, replication) =
-                    (node.cli(&["CLUSTER", "INFO"]), node.cli(&["INFO", "replication"]));
+                    (node.cli(&["CLUSTER", "INFO"]), node.info("replication"));
                 let synced =
                     replication.contains("state=online") || replication.contains("link_status:up");
                 info.contains("cluster_state:ok") && synced
