@@ -72,7 +72,7 @@ use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Peers};
 use crate::registry::shelf::Shelf;
 use crate::route::{Doors, Rejection, Route, check_namespace, query_of};
-use crate::rules::{Mutability, Rules};
+use crate::rules::Rules;
 use crate::telemetry::Metrics;
 use crate::telemetry::audit::Audit;
 use crate::telemetry::refusals::Refusals;
@@ -208,10 +208,7 @@ impl Edge {
         // Before the rules are read: see there.
         let _write = self.rooms.judge.unjudged().enter(&key, &tags);
         let rules = self.rooms.rules.load();
-        let immutable = rules.protecting(&key.repository).is_some_and(|rule| {
-            tags.iter().any(|tag| rule.mutability_of(tag) == Mutability::Immutable)
-        });
-        if immutable {
+        if writes::has_immutable(rules.protecting(&key.repository), &tags) {
             return Err(Error::explain(refusal::RULES_CHANGED, "while it came").into_down());
         }
         passage.unjudged = Unjudged::UnderWay { _write };
@@ -401,11 +398,13 @@ impl ProxyHttp for Edge {
             }
             passage.received += chunk.len() as u64;
         }
-        // With the last byte that was announced, too, the registry has all of it.
-        let announced = session.req_header().headers.get(CONTENT_LENGTH);
-        let announced = announced.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-        if passage.body_is_whole || announced.is_some_and(|length| passage.received >= length) {
-            self.enter_unjudged(passage)?;
+        if matches!(passage.unjudged, Unjudged::Coming { .. }) {
+            // With the last byte that was announced, too, the registry has all of it.
+            let announced = session.req_header().headers.get(CONTENT_LENGTH);
+            let announced = announced.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+            if passage.body_is_whole || announced.is_some_and(|length| passage.received >= length) {
+                self.enter_unjudged(passage)?;
+            }
         }
         self.check_pace(passage)
     }

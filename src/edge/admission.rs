@@ -58,6 +58,8 @@ pub fn peer_of(session: &Session) -> SocketAddr {
 /// two readings is gone.
 fn check_raw(raw: &[u8], max: usize) -> Result<(), Rejection> {
     let lines = check_first_line(raw, max)?;
+    let mut lengths = 0;
+    let mut codings = 0;
     for line in lines.split_inclusive(|b| *b == b'\n') {
         if !line.ends_with(b"\r\n") {
             return Err(bare_line_feed());
@@ -65,13 +67,11 @@ fn check_raw(raw: &[u8], max: usize) -> Result<(), Rejection> {
         if line.starts_with(b" ") || line.starts_with(b"\t") {
             return Err(bad("a header is folded over two lines"));
         }
+        let name = line.split(|b| *b == b':').next().unwrap_or_default().trim_ascii();
+        lengths += usize::from(name.eq_ignore_ascii_case(b"content-length"));
+        codings += usize::from(name.eq_ignore_ascii_case(b"transfer-encoding"));
     }
-    let count = |name: HeaderName| {
-        let lines = lines.split(|b| *b == b'\n');
-        let names = lines.map(|line| line.split(|b| *b == b':').next().unwrap_or_default());
-        names.filter(|own| own.trim_ascii().eq_ignore_ascii_case(name.as_str().as_bytes())).count()
-    };
-    check_counts(count(CONTENT_LENGTH), count(TRANSFER_ENCODING))
+    check_counts(lengths, codings)
 }
 
 /// A body has one length, or one coding, whatever the version of HTTP.

@@ -6,10 +6,13 @@
 //! words it has; what says who the client is, is replaced by what taglock knows (`forwarding`).
 
 use http::HeaderName;
+use http::header::{
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, USER_AGENT,
+};
 
 /// Standard fields of requests whose names have one of the words below and mean something else
 /// (the registry of field names of RFC 9110, section 18.4).
-const STANDARD: [&str; 2] = ["access-control-request-method", "host"];
+const STANDARD: [&str; 1] = ["access-control-request-method"];
 
 /// A field with one of these words tells a server another target, method, host, scheme, port or
 /// client address than the request itself.
@@ -84,6 +87,9 @@ const FAMILIES: [&str; 3] = ["x-accel-", "x-sendfile-", "x-forwarded"];
 /// Whether a field of this name is passed on to the registry, as far as its meaning goes: what is of
 /// the connection, or replaced, is dropped elsewhere.
 pub fn may_pass(name: &HeaderName) -> bool {
+    if is_usual(name) {
+        return true;
+    }
     let name = name.as_str();
     // Servers that hand fields on as variables (CGI, WSGI) take `_` for `-`, and some variables, as
     // SCRIPT_NAME, for the server's own.
@@ -96,6 +102,20 @@ pub fn may_pass(name: &HeaderName) -> bool {
     !FAMILIES.iter().any(|family| name.starts_with(family))
         && !name.split(|c: char| !c.is_ascii_alphanumeric()).any(tells_another_request)
         && name != "alt-used"
+}
+
+/// Of nearly all requests: these are told at once, without a look at their words.
+fn is_usual(name: &HeaderName) -> bool {
+    matches!(
+        *name,
+        ACCEPT
+            | ACCEPT_ENCODING
+            | AUTHORIZATION
+            | CONTENT_LENGTH
+            | CONTENT_TYPE
+            | HOST
+            | USER_AGENT
+    )
 }
 
 /// In one and in many, numbered or not.

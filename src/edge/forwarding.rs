@@ -1,8 +1,8 @@
 //! What the registry is told of a request besides what the client said.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, PROXY_AUTHORIZATION,
+    TRANSFER_ENCODING,
 };
 use http::{HeaderMap, Method, Version};
 use pingora::Result;
@@ -11,22 +11,16 @@ use pingora::http::RequestHeader;
 use super::passage::{Client, Passage};
 use super::{Edge, fields};
 use crate::registry::client::UNSENT;
+use crate::registry::framing;
 use crate::spare::Spare;
 use crate::telemetry::traces;
 
-/// Of the connection, not of the request (RFC 9110, section 7.6.1).
-const HOP_BY_HOP: [HeaderName; 10] = [
-    CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
-    TE,
-    TRAILER,
-    TRANSFER_ENCODING,
-    UPGRADE,
-    HeaderName::from_static("http2-settings"),
-];
+/// Of the connection in a request alone, besides [`framing::HOP_BY_HOP`].
+const HOP_BY_HOP: [HeaderName; 2] = [PROXY_AUTHORIZATION, TRANSFER_ENCODING];
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    framing::is_hop_by_hop(name) || HOP_BY_HOP.contains(name)
+}
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
@@ -168,7 +162,7 @@ impl Forwarding {
         for name in nominated(&client.headers) {
             request.remove_header(&name);
         }
-        for name in &HOP_BY_HOP {
+        for name in framing::HOP_BY_HOP.iter().chain(&HOP_BY_HOP) {
             request.remove_header(name);
         }
         self.apply(&mut request)?;
@@ -190,7 +184,7 @@ impl Forwarding {
             }
             let dropped = self.replaces(&name)
                 || name == REQUEST_ID
-                || HOP_BY_HOP.contains(&name)
+                || is_hop_by_hop(&name)
                 || kind.unsent().contains(&name)
                 || nominated.iter().any(|nominated| nominated == name.as_str())
                 || self.set.iter().any(|(set, _)| *set == name);
@@ -212,7 +206,7 @@ impl Forwarding {
         let mut headers = HeaderMap::with_capacity(client.len() + self.set.len());
         for (name, value) in client {
             let dropped = self.replaces(name)
-                || HOP_BY_HOP.contains(name)
+                || is_hop_by_hop(name)
                 || nominated.iter().any(|nominated| nominated == name.as_str())
                 || matches!(*name, CONTENT_LENGTH | EXPECT | HOST);
             if !dropped {

@@ -150,8 +150,7 @@ impl Edge {
         (load, proven): (Load, bool),
     ) -> Verdict<Answer> {
         let Load { content, cargo, place, mut unjudged } = load;
-        let immutable =
-            |tag: &Tag| rule.is_some_and(|rule| rule.mutability_of(tag) == Mutability::Immutable);
+        let immutable = |tag: &Tag| has_immutable(rule, std::slice::from_ref(tag));
         let (protected, mutable): (Vec<_>, Vec<_>) =
             write.tags.iter().cloned().partition(immutable);
         unjudged.keep_only(&mutable);
@@ -360,7 +359,7 @@ fn outcome_of(verdict: &Verdict<Answer>) -> Outcome {
     }
 }
 
-fn has_immutable(rule: Option<&Rule>, tags: &[Tag]) -> bool {
+pub(super) fn has_immutable(rule: Option<&Rule>, tags: &[Tag]) -> bool {
     let immutable = |rule: &Rule, tag: &Tag| rule.mutability_of(tag) == Mutability::Immutable;
     rule.is_some_and(|rule| tags.iter().any(|tag| immutable(rule, tag)))
 }

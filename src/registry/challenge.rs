@@ -73,10 +73,9 @@ fn with_actions(challenge: &str, actions: &[&str]) -> Option<String> {
     const SCOPE: &str = "scope=\"";
     let start = challenge.to_ascii_lowercase().find(SCOPE)? + SCOPE.len();
     let end = start + challenge[start..].find('"')?;
-    let mut scopes = challenge[start..end].split(' ');
+    let scopes = challenge[start..end].split(' ');
     let mut changed = false;
     let wide: Vec<_> = scopes
-        .by_ref()
         .map(|scope| match scope.rsplit_once(':') {
             Some((resource, has)) if resource.starts_with("repository:") => {
                 let has = has.split(',').filter(|action| !action.is_empty()).collect::<Vec<_>>();

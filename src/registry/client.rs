@@ -430,7 +430,7 @@ impl Client {
             Err(sighting) => return sighting,
         };
         let named = answer.headers.get(CONTENT_DIGEST).map(digest_of).transpose();
-        let content_type = answer.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
+        let content_type = answer.content_type();
         match named {
             Err(trouble) => Sighting::Unclear(trouble),
             // Some registries name none. But a page of whoever stands before one is no manifest.

@@ -17,9 +17,9 @@ use pingora::{Error, Result};
 /// The largest number of informational answers (1xx) before the final one.
 pub const MAX_EARLY: usize = 16;
 
-/// Of the connection, not of the answer (RFC 9110, section 7.6.1), whether `Connection` names them
+/// Of the connection, not of the message (RFC 9110, section 7.6.1), whether `Connection` names them
 /// or not. `Transfer-Encoding` is not among them: pingora's writer frames the body by it.
-const HOP_BY_HOP: [HeaderName; 9] = [
+pub const HOP_BY_HOP: [HeaderName; 9] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),

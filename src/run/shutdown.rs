@@ -60,13 +60,15 @@ pub(super) struct Shutdown {
     pub upgrade_timeout: Duration,
 }
 
-/// From now on SIGUSR2 does not end the process, as it would by itself. Before this one listens for it
-/// there is nothing that a newer process could take over.
+/// From now on SIGUSR2 and SIGHUP do not end the process, as they would by themselves. Before this one
+/// listens for them there is nothing that a newer process could take over, and its file is just being
+/// read.
 pub(super) fn keep_from_ending() {
     if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() {
         let _inside = runtime.enter();
         // What is caught once stays caught.
         drop(signal(SignalKind::user_defined2()));
+        drop(signal(SignalKind::hangup()));
     }
 }
 

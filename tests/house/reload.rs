@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -155,4 +156,22 @@ fn what_moved_while_a_tag_was_mutable_is_told_when_it_is_protected_again() {
     });
     assert!(taglock.process.log().contains("the registry has another image under it"));
     assert_eq!(tag_of(&taglock.address, "prod/app", "v2"), Some(digest(&one)), "never adopted");
+}
+
+#[test]
+fn a_signal_to_reload_does_not_end_a_process_that_starts() {
+    let registry = Registry::start();
+    let mut taglock = Taglock::before(&registry.address);
+    taglock.process.signal("-KILL");
+    taglock.process.wait_for_end();
+    let lines = || taglock.process.log().matches("the ledger is open").count();
+    let before = lines();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_taglock"));
+    command.arg("serve").arg("--config").arg(taglock.folder.path().join("taglock.toml"));
+    let mut started = Process::start("taglock", command, taglock.folder.path());
+    eventually("the start", || lines() > before);
+    // Nobody listens for it yet: the ledger is opened first.
+    started.signal("-HUP");
+    started.wait_for(&taglock.address);
+    assert_eq!(put(&taglock.address, "prod/app", "v1", &manifest("one")).status, 201);
 }

@@ -48,6 +48,5 @@ impl Client {
 
 /// By its type, and by its bytes as well: they show that it has no parts.
 fn is_schema1(answer: &Answer) -> bool {
-    let content_type = answer.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
-    content_type.is_some_and(MediaTypes::is_schema1) && wire::is_schema1(&answer.body)
+    answer.content_type().is_some_and(MediaTypes::is_schema1) && wire::is_schema1(&answer.body)
 }

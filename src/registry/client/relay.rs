@@ -183,7 +183,7 @@ struct Head {
     body: u64,
     keeps: bool,
     named: Named,
-    /// To a HEAD: of another type than manifests usually have.
+    /// 200 to a HEAD: of another type than manifests usually have.
     unproven: bool,
     marks: Marks,
 }
@@ -280,7 +280,7 @@ fn read_head(bytes: &[u8], bodiless: bool) -> Reading {
     }
     let none = none || bodiless;
     let Some(body) = body.filter(|_| !none).or(none.then_some(0)) else { return Reading::Unfit };
-    let unproven = bodiless && !usual;
+    let unproven = bodiless && status == StatusCode::OK && !usual;
     Reading::Whole(Head { status, length, body, keeps, named, unproven, marks })
 }
 

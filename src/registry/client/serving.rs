@@ -1,6 +1,6 @@
 //! A client's own request for a manifest, by the digest its tag is bound to.
 
-use http::header::{ACCEPT_ENCODING, CONTENT_TYPE, HeaderName, IF_RANGE, RANGE};
+use http::header::{ACCEPT_ENCODING, HeaderName, IF_RANGE, RANGE};
 use http::{Method, StatusCode};
 
 use super::meaning::digest_of;
@@ -76,13 +76,11 @@ pub fn is_of(answer: &Answer, digest: &Digest, reading: Reading) -> bool {
 }
 
 fn is_manifest(answer: &Answer, media: &MediaTypes) -> bool {
-    let content_type = answer.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
-    content_type.is_some_and(|text| media.may_read(text))
+    answer.content_type().is_some_and(|text| media.may_read(text))
 }
 
 fn is_schema1(answer: &Answer) -> bool {
-    let content_type = answer.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
-    content_type.is_some_and(MediaTypes::is_schema1)
+    answer.content_type().is_some_and(MediaTypes::is_schema1)
 }
 
 /// Whether these are the bytes of a signed manifest of schema 1 whose digest this is: such a digest
@@ -117,8 +115,8 @@ const NAMED: &str = "its Docker-Content-Digest names another manifest";
 
 enum Checked {
     Serving(Serving),
-    /// To a HEAD, of a manifest that is named by another algorithm, or is of schema 1: only the bytes
-    /// can tell.
+    /// To a HEAD, of a manifest that is named by another algorithm, or is of schema 1, or of a type that
+    /// is no manifest's: only the bytes can tell.
     Unproven(Answer),
 }
 
@@ -157,6 +155,7 @@ fn checked(answer: Answer, digest: &Digest, reading: Reading, media: &MediaTypes
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use http::header::CONTENT_TYPE;
     use http::{HeaderMap, HeaderValue};
 
     use super::*;
