@@ -6,6 +6,7 @@
 
 mod answer;
 pub mod book;
+mod deletes;
 mod explain;
 mod guard;
 mod health;
@@ -116,6 +117,8 @@ impl Admin {
             .routes(routes!(ledger::entry))
             .routes(routes!(ledger::pending))
             .routes(routes!(ledger::release))
+            .routes(routes!(deletes::list))
+            .routes(routes!(deletes::clear))
             .routes(routes!(ledger::export))
             .routes(routes!(ledger::restore))
             .routes(routes!(registry::catalogue))

@@ -206,6 +206,39 @@ pub enum LedgerCommand {
         #[command(flatten)]
         common: Common,
     },
+    /// Prints the delete marks of a repository: deletes that are under way, or whose outcome is unknown.
+    ///
+    /// While a mark stands, pushes of the image get 503. A delete that the registry answers for good
+    /// removes it.
+    ///
+    /// Exit status: 0, or 2 when the settings are wrong, 3 when they could not be read.
+    DeleteMarks {
+        #[arg(value_name = "REPO")]
+        repository: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Removes the delete mark of an image, so that tags can be bound to it again.
+    ///
+    /// Audited. For a delete whose outcome the registry did not tell, and that cannot be repeated. If it
+    /// is still carried out later, an image that was pushed since is gone from the registry.
+    ///
+    /// Exit status: 0 when there is none any more, 1 when there was none or the delete is under way, 2
+    /// when the settings or the command line are wrong, 3 when it could not be done.
+    ClearDelete {
+        #[arg(value_name = "REPO")]
+        repository: String,
+        #[arg(value_name = "DIGEST")]
+        digest: String,
+        /// Why, for the audit.
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+        /// Who, for the audit [default: the user of the system].
+        #[arg(long, value_name = "NAME")]
+        actor: Option<String>,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Prints the whole ledger as JSON lines, for `restore`: a header, the entries, a footer.
     ///
     /// From the running taglock, or from the store where none runs.

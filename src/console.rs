@@ -2,6 +2,7 @@
 //! not run, and how they tell it. Data goes to standard output, everything else to standard error.
 
 mod client;
+mod deletes;
 mod entries;
 mod progress;
 mod queue;
@@ -17,6 +18,7 @@ use crate::ledger::Ledger;
 use crate::name::{Naming, UpstreamName};
 
 pub use client::Client;
+pub use deletes::{clear_delete, delete_marks};
 pub use entries::{explain, list, release, show};
 pub use saving::{export, restore};
 pub use walks::{import, verify};

@@ -308,8 +308,7 @@ impl ProxyHttp for Edge {
             Course::Refuse(refusal) => Box::pin(self.refuse(session, passage, refusal)).await?,
             Course::Write(write) => Box::pin(self.write(session, passage, write)).await?,
             Course::WriteMutable(write) => {
-                let key = self.key(&write.repository);
-                if !Box::pin(self.rooms.judge.holds_any(&key, &write.tags)).await {
+                if !Box::pin(self.looks_after(&write)).await {
                     return Ok(false);
                 }
                 Box::pin(self.write(session, passage, write)).await?;
@@ -326,6 +325,10 @@ impl ProxyHttp for Edge {
             }
             Course::Delete(deletion) => {
                 Box::pin(self.delete(session, passage, *deletion)).await?;
+            }
+            Course::DeleteMutable(repository, reference) => {
+                return Box::pin(self.delete_mutable(session, passage, &repository, reference))
+                    .await;
             }
             Course::Clear(clearance) => {
                 Box::pin(self.clear(session, passage, *clearance)).await?;

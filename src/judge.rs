@@ -6,6 +6,7 @@
 mod anchored;
 pub mod artifacts;
 pub mod delete;
+mod deleting;
 pub mod drift;
 mod eyes;
 pub mod inspection;
@@ -27,18 +28,20 @@ pub mod unjudged;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dashmap::DashSet;
 use http::header::AUTHORIZATION;
 
 pub use permit::Permit;
-pub use step::{Conflict, Content, Options, Push, Undecided, Verdict};
+pub use step::{Conflict, Content, Options, Push, RollForward, Undecided, Verdict};
 
 use crate::ledger::witness::Witness;
-use crate::ledger::{Holder, Ledger};
+use crate::ledger::{AttemptId, Holder, Ledger};
 use crate::name::{Algorithm, Digest, Reference, RepositoryName, Tag};
 use crate::registry::{
     Answer, Caller, Fetched, Manifest, Place, Reading, Registry, Sighting, Trouble, Written,
 };
 use drift::Drift;
+use mutable::Moved;
 use permit::Basis;
 use push::Machine;
 use rivals::Rivals;
@@ -50,12 +53,15 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How long a write is waited for that older rules let through unjudged.
 const OLDER_WRITES: Duration = Duration::from_secs(2);
 
-/// Judges writes and pulls for one registry.
+/// Judges writes and pulls for one registry. Clones share all they know.
+#[derive(Clone)]
 pub struct Judge {
     ledger: Arc<Witness>,
     registry: Arc<dyn Registry>,
     rivals: Arc<Rivals>,
     unjudged: Arc<Unjudged>,
+    /// The DELETEs that this process has under way.
+    deletes: Arc<DashSet<AttemptId>>,
     /// How many may wait for one tag, and who is told of the others.
     waiting: Option<(usize, Arc<dyn Fn() + Send + Sync>)>,
     /// For tests that end the process between two steps.
@@ -105,6 +111,7 @@ impl Judge {
             registry,
             rivals: Arc::default(),
             unjudged: Arc::default(),
+            deletes: Arc::default(),
             waiting: None,
             drift: None,
             account: None,
@@ -157,12 +164,18 @@ impl Judge {
             registry,
             rivals: Arc::clone(&self.rivals),
             unjudged: Arc::clone(&self.unjudged),
+            deletes: Arc::clone(&self.deletes),
             waiting: self.waiting.clone(),
             drift: self.drift.clone(),
             account: None,
             #[cfg(debug_assertions)]
             observer: self.observer.clone(),
         }
+    }
+
+    /// Whether other proxies may use the ledger.
+    pub fn is_shared(&self) -> bool {
+        self.ledger.is_shared()
     }
 
     pub fn drift(&self) -> Option<&Arc<Drift>> {
@@ -288,13 +301,23 @@ impl Judge {
                 let place = Place::Digest(push.content.digest());
                 Event::Written(self.registry.put(caller, name, place, &cargo.manifest).await)
             }
+            Action::LookAtParts => {
+                let deleting = self.ledger.marked(key, push.content.parts()).await;
+                Event::Parts(deleting.map(|deleting| deleting.first().copied()))
+            }
             Action::Claim { tags, digest, attempt } => {
                 Event::Claimed(self.ledger.claim(key, &tags, &digest, attempt).await)
             }
-            Action::Seal { tags, digest, origin } => {
-                let sealed = self.ledger.seal(key, &tags, &digest, origin).await;
+            Action::Bind { tags, digest, attempt, freed } => {
+                let bound = self.ledger.bind(key, &tags, &digest, attempt, freed).await;
                 self.rivals.wake(key, &tags);
-                Event::Sealed(sealed)
+                Event::Bound(bound)
+            }
+            Action::Adopt { tag, digest, origin, freed } => {
+                let tags = std::slice::from_ref(&tag);
+                let adopted = self.ledger.adopt(key, tags, &digest, origin, freed).await;
+                self.rivals.wake(key, tags);
+                Event::Adopted(adopted)
             }
             Action::Abort { tags, digest, attempt } => {
                 let aborted = self.ledger.abort(key, &tags, &digest, attempt).await;
@@ -303,9 +326,15 @@ impl Judge {
             }
             Action::Publish(permit) if permit.basis() == Basis::Mutable => {
                 let named = push.content.digest();
-                let (written, held) = self.publish_mutable(key, cargo, permit, named).await;
-                luggage.superseded.extend(held);
-                Event::Written(written)
+                Event::Written(match self.publish_mutable(key, cargo, permit, named).await {
+                    Moved::Written(written, held) => {
+                        luggage.superseded.extend(held);
+                        written
+                    }
+                    Moved::Outrun(_) | Moved::Unknown(_) => Written::Unknown(Trouble::Garbage(
+                        "a tag that another proxy may have bound",
+                    )),
+                })
             }
             Action::Publish(permit) => {
                 let named = push.content.digest();

@@ -4,6 +4,10 @@
 //! **A claim never changes its digest because time passed**: every PUT ever forwarded for a tag
 //! carries the digest of its entry, and one that arrives an hour late writes what is there
 //! already. No operation consults a clock; timestamps are for people.
+//!
+//! Names are freed by releases, deletes and superseded entries. A repository's *freed number* counts that,
+//! so that nothing is bound by a look at the registry that is older; a *delete mark* keeps a digest
+//! from being bound while the registry deletes it. See `docs/decisions/0030-freed-names.md`.
 
 pub mod codec;
 pub mod embedded;
@@ -16,11 +20,13 @@ pub mod table;
 pub mod witness;
 
 #[cfg(test)]
-mod contract;
+pub(crate) mod contract;
 
 use losses::Losses;
 
-pub use entry::{AttemptId, Entry, Origin, Pending, Sealed, Timestamp, Token};
+pub use entry::{
+    AttemptId, DeleteMark, Entry, FreedNumber, Origin, Pending, Sealed, Timestamp, Token,
+};
 
 use std::fmt;
 
@@ -41,23 +47,39 @@ impl fmt::Display for RepositoryKey {
     }
 }
 
+/// What a look-up found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lookup {
+    /// The entries of the tags, in their order.
+    pub entries: Vec<Entry>,
+    /// The repository's freed number at the same instant.
+    pub freed: FreedNumber,
+}
+
 /// What a claim on a set of tags came to: all of it, or nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Claim {
     /// Each tag is pending with this attempt among its owners, but for `sealed`, which had the
-    /// digest already. `fresh` were absent before: nobody else holds them.
+    /// digest already. `fresh` have no other owner: nobody else holds them.
     Granted { sealed: Vec<Tag>, fresh: Vec<Tag> },
     /// These tags are pending or sealed with another digest; no entry was changed.
     Held(Vec<Holder>),
+    /// A delete mark stands on the digest; no entry was changed.
+    Deleting,
 }
 
 impl Claim {
-    /// A granted claim, from the tags' entries before it.
-    pub fn granted<'a>(before: impl IntoIterator<Item = (&'a Tag, &'a Entry)>) -> Self {
+    /// A claim by this attempt, from the tags' entries before it.
+    pub fn granted<'a>(
+        before: impl IntoIterator<Item = (&'a Tag, &'a Entry)>,
+        attempt: AttemptId,
+    ) -> Self {
         let (mut sealed, mut fresh) = (Vec::new(), Vec::new());
         for (tag, entry) in before {
             match entry {
                 Entry::Absent => fresh.push(tag.clone()),
+                // A repeated call finds what the first one made.
+                Entry::Pending(pending) if pending.owners == [attempt] => fresh.push(tag.clone()),
                 Entry::Pending(_) => {}
                 Entry::Sealed(_) => sealed.push(tag.clone()),
             }
@@ -82,12 +104,65 @@ impl Holder {
     }
 }
 
-/// What sealing a set of tags came to: all of it, or nothing.
+/// What binding a set of tags for a push came to: all of it, or nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Seal {
-    Sealed,
+pub enum Bind {
+    Bound,
     /// These tags are pending or sealed with another digest; no entry was changed.
     Conflict(Vec<Holder>),
+    /// These tags are not claimed by this attempt any more: they were freed, or the ledger lost them.
+    /// `freed` is the repository's freed number at that instant. No entry was changed.
+    Gone {
+        tags: Vec<Tag>,
+        freed: FreedNumber,
+    },
+    /// A tag's image was deleted since the look-up; no entry was changed.
+    Freed,
+    /// A delete mark stands on the digest; no entry was changed.
+    Deleting,
+}
+
+/// What adopting a set of tags came to: all of it, or nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Adopt {
+    Adopted,
+    /// These tags are pending or sealed with another digest; no entry was changed.
+    Conflict(Vec<Holder>),
+    /// Something was freed in the repository since the look-up: the registry is to be asked again.
+    Freed,
+    /// A delete mark stands on the digest; no entry was changed.
+    Deleting,
+}
+
+/// A delete mark was left on a digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Begun {
+    /// The tags that are pending or sealed with the digest. No other tag gets it while the mark stands.
+    pub holders: Vec<Holder>,
+    /// DELETEs of the digest that had no definitive answer by then.
+    pub earlier: Vec<AttemptId>,
+}
+
+/// What the registry's answer to a DELETE does to the tags that have the digest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeleteEnd {
+    /// The registry deleted nothing, or the DELETE was not sent.
+    Refused,
+    /// The registry deleted, and the entries stay as they are.
+    Kept,
+    /// The names stay bound, and are marked as deleted.
+    Withdrawn,
+    /// The names are free.
+    Released,
+}
+
+/// What the end of a DELETE came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// These tags are withdrawn or free now.
+    Done(Vec<Tag>),
+    /// The mark does not stand any more: an operator cleared it, or the ledger lost it. Nothing was changed.
+    NoMark,
 }
 
 /// Whether a release freed the name.
@@ -155,12 +230,9 @@ pub enum Unavailable {
 /// - Conflict is an outcome. `Err` only ever means "could not find out".
 #[async_trait]
 pub trait Ledger: Send + Sync {
-    /// The entries of these tags, in their order.
-    async fn lookup(
-        &self,
-        repository: &RepositoryKey,
-        tags: &[Tag],
-    ) -> Result<Vec<Entry>, Unavailable>;
+    /// The entries of these tags, and the repository's freed number.
+    async fn lookup(&self, repository: &RepositoryKey, tags: &[Tag])
+    -> Result<Lookup, Unavailable>;
 
     /// Claims every tag for `digest` on behalf of one attempt, or none.
     ///
@@ -173,15 +245,31 @@ pub trait Ledger: Send + Sync {
         attempt: AttemptId,
     ) -> Result<Claim, Unavailable>;
 
-    /// Binds every tag to `digest` for good, or none. Absent and pending with the same digest
-    /// become sealed; sealed with the same digest stays, and a withdrawn mark is cleared.
-    async fn seal(
+    /// Binds every tag to `digest` for a push whose PUT the registry has taken, or none.
+    ///
+    /// A tag must be pending with this digest and this attempt, or sealed with the digest. A withdrawn
+    /// mark is cleared where nothing was freed since `freed` was read.
+    async fn bind(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+        digest: &Digest,
+        attempt: AttemptId,
+        freed: FreedNumber,
+    ) -> Result<Bind, Unavailable>;
+
+    /// Binds every tag to what the registry has shown under it, or none. `freed` is the number that the
+    /// look-up *before* that look returned: where something was freed since, the look proves nothing.
+    ///
+    /// Absent and pending with the same digest become sealed; sealed with the same digest stays as it is.
+    async fn adopt(
         &self,
         repository: &RepositoryKey,
         tags: &[Tag],
         digest: &Digest,
         origin: Origin,
-    ) -> Result<Seal, Unavailable>;
+        freed: FreedNumber,
+    ) -> Result<Adopt, Unavailable>;
 
     /// Takes an attempt out of the owners of pending entries with this digest; an entry without
     /// owners becomes absent. Does nothing to any other entry.
@@ -212,15 +300,52 @@ pub trait Ledger: Send + Sync {
         digest: &Digest,
     ) -> Result<(), Unavailable>;
 
-    /// Drops the entries of these tags, whatever they are, and returns those there were.
+    /// Drops these entries, pending or sealed, where the tag still has the life that was seen; returns
+    /// those that were dropped.
     ///
     /// Only for a push that the rules leave mutable, by a client that may push: the tag goes
     /// where that push puts it, and a rule that makes it immutable again finds it there.
     async fn supersede(
         &self,
         repository: &RepositoryKey,
-        tags: &[Tag],
+        seen: &[Holder],
     ) -> Result<Vec<Holder>, Unavailable>;
+
+    /// Leaves a delete mark on a digest, before a DELETE of it is sent. While it stands, no tag is claimed
+    /// for the digest and none is adopted.
+    async fn begin_delete(
+        &self,
+        repository: &RepositoryKey,
+        digest: &Digest,
+        attempt: AttemptId,
+    ) -> Result<Begun, Unavailable>;
+
+    /// Ends a DELETE by the registry's definitive word: in one transition takes these attempts out of the
+    /// mark, and does `end` to those of these tags that have the digest then. The first attempt is the
+    /// caller's own.
+    ///
+    /// A DELETE whose outcome is unknown is not ended: its mark stays.
+    async fn end_delete(
+        &self,
+        repository: &RepositoryKey,
+        digest: &Digest,
+        attempts: &[AttemptId],
+        tags: &[Tag],
+        end: DeleteEnd,
+    ) -> Result<Ended, Unavailable>;
+
+    /// Those of these digests on which a delete mark stands.
+    async fn marked(
+        &self,
+        repository: &RepositoryKey,
+        digests: &[Digest],
+    ) -> Result<Vec<Digest>, Unavailable>;
+
+    /// The delete marks of a repository.
+    async fn delete_marks(
+        &self,
+        repository: &RepositoryKey,
+    ) -> Result<Vec<(Digest, DeleteMark)>, Unavailable>;
 
     /// The tags pending or sealed with this digest.
     async fn bound_to(
@@ -247,6 +372,11 @@ pub trait Ledger: Send + Sync {
     /// Tells the other proxies of this ledger which rules this one applies, and returns what those
     /// said within the last minute. For an alarm; no decision depends on it.
     async fn announce(&self, own: &Announcement) -> Result<Vec<Announcement>, Unavailable>;
+
+    /// Whether several proxies may use it at once.
+    fn is_shared(&self) -> bool {
+        false
+    }
 
     /// What this store is known to have lost since the process began; `None` for one that can't
     /// lose anything while it runs.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use taglock::ledger::embedded::Embedded;
-use taglock::ledger::{AttemptId, Claim, Ledger, Origin, Seal};
+use taglock::ledger::{AttemptId, Bind, Claim, FreedNumber, Ledger};
 use tokio::runtime::Runtime;
 
 use crate::bare::Bare;
@@ -88,10 +88,11 @@ async fn bind(ledger: Arc<dyn Ledger>, next: Arc<AtomicUsize>, end: Instant) -> 
     while Instant::now() < end {
         let (r, t) = name(&next);
         let (key, tags, digest) = (repository(r), [tag(t)], image(r, t));
-        let claim = ledger.claim(&key, &tags, &digest, AttemptId::random()).await.unwrap();
+        let (attempt, none) = (AttemptId::random(), FreedNumber::default());
+        let claim = ledger.claim(&key, &tags, &digest, attempt).await.unwrap();
         assert!(matches!(claim, Claim::Granted { .. }));
-        let sealed = ledger.seal(&key, &tags, &digest, Origin::Push).await.unwrap();
-        assert_eq!(sealed, Seal::Sealed);
+        let end = ledger.bind(&key, &tags, &digest, attempt, none).await.unwrap();
+        assert_eq!(end, Bind::Bound);
         bound += 1;
     }
     bound

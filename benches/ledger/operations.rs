@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use taglock::ledger::embedded::Embedded;
 use taglock::ledger::memory::Memory;
-use taglock::ledger::{AttemptId, Claim, Entry, Ledger, Origin, Seal};
+use taglock::ledger::{Adopt, AttemptId, Bind, Claim, Entry, FreedNumber, Ledger, Origin};
 use tokio::runtime::Runtime;
 
 use crate::bare::{Bare, Disk};
@@ -54,12 +54,12 @@ impl Store {
         let (r, t) = self.fresh.next();
         let (key, tags, digest, attempt) =
             (repository(r), [tag(t)], image(r, t), AttemptId::random());
-        let ledger = &self.ledger;
+        let (ledger, none) = (&self.ledger, FreedNumber::default());
         match operation {
             // A look-up of what is absent needs nothing.
             1 | 3 => {
-                let sealed = ledger.seal(&key, &tags, &digest, Origin::Push).await.unwrap();
-                assert_eq!(sealed, Seal::Sealed);
+                let adopted = ledger.adopt(&key, &tags, &digest, Origin::Push, none).await;
+                assert_eq!(adopted, Ok(Adopt::Adopted));
             }
             4 | 5 => {
                 let claim = ledger.claim(&key, &tags, &digest, attempt).await.unwrap();
@@ -69,18 +69,18 @@ impl Store {
         }
         let start = Instant::now();
         match operation {
-            0 => assert_eq!(ledger.lookup(&key, &tags).await.unwrap(), [Entry::Absent]),
+            0 => assert_eq!(ledger.lookup(&key, &tags).await.unwrap().entries, [Entry::Absent]),
             1 => {
-                let entries = ledger.lookup(&key, &tags).await.unwrap();
-                assert!(matches!(entries.as_slice(), [Entry::Sealed(_)]));
+                let found = ledger.lookup(&key, &tags).await.unwrap();
+                assert!(matches!(found.entries.as_slice(), [Entry::Sealed(_)]));
             }
             2 | 3 => {
                 let claim = ledger.claim(&key, &tags, &digest, attempt).await.unwrap();
                 assert!(matches!(claim, Claim::Granted { .. }));
             }
             4 => {
-                let sealed = ledger.seal(&key, &tags, &digest, Origin::Push).await.unwrap();
-                assert_eq!(sealed, Seal::Sealed);
+                let bound = ledger.bind(&key, &tags, &digest, attempt, none).await;
+                assert_eq!(bound, Ok(Bind::Bound));
             }
             _ => ledger.abort(&key, &tags, &digest, attempt).await.unwrap(),
         }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use taglock::ledger::embedded::Embedded;
-use taglock::ledger::{Entry, Ledger, Origin, Seal};
+use taglock::ledger::{Adopt, Entry, FreedNumber, Ledger, Origin};
 use tokio::runtime::Runtime;
 
 use crate::bare::Bare;
@@ -149,9 +149,10 @@ fn fill(runtime: &Runtime, ledger: &Arc<dyn Ledger>, shape: Shape, a_call: usize
                             (call % shape.repositories, call / shape.repositories * a_call);
                         let tags: Vec<_> = (first..first + a_call).map(tag).collect();
                         let digest = image(r, first / ALIKE);
-                        let sealed =
-                            ledger.seal(&repository(r), &tags, &digest, Origin::Import).await;
-                        assert_eq!(sealed, Ok(Seal::Sealed));
+                        let (key, none) = (repository(r), FreedNumber::default());
+                        let adopted =
+                            ledger.adopt(&key, &tags, &digest, Origin::Import, none).await;
+                        assert_eq!(adopted, Ok(Adopt::Adopted));
                     }
                 })
             })
@@ -181,12 +182,12 @@ async fn looks(filled: &Filled, look: usize) -> Vec<Duration> {
         let start = Instant::now();
         match look {
             0 => {
-                let entries = ledger.lookup(&key, &[tag(t)]).await.unwrap();
-                assert!(matches!(entries.as_slice(), [Entry::Sealed(_)]));
+                let found = ledger.lookup(&key, &[tag(t)]).await.unwrap();
+                assert!(matches!(found.entries.as_slice(), [Entry::Sealed(_)]));
             }
             1 => {
-                let entries = ledger.lookup(&key, &[tag(t + 900_000)]).await.unwrap();
-                assert_eq!(entries, [Entry::Absent]);
+                let found = ledger.lookup(&key, &[tag(t + 900_000)]).await.unwrap();
+                assert_eq!(found.entries, [Entry::Absent]);
             }
             2 => {
                 let tags = ledger.bound_to(&key, &image(r, t / ALIKE)).await.unwrap();

@@ -10,7 +10,7 @@ use super::model::{
     EntryPage, ExportFooter, ExportHeader, LedgerEntry, ListQuery, RestoreConflict, Restored, State,
 };
 use crate::ledger::{
-    Entry, Ledger, Listed, Origin, Position, RepositoryKey, Seal, Timestamp, Unavailable,
+    Adopt, Entry, Ledger, Listed, Origin, Position, RepositoryKey, Timestamp, Unavailable,
 };
 use crate::name::{Digest, Naming, RepositoryName, Tag, UpstreamName};
 
@@ -164,7 +164,7 @@ pub async fn page(
         let key = RepositoryKey { upstream: upstream.clone(), repository: repository.clone() };
         let Ok(least) = Tag::parse("0") else { return Ok(EntryPage { entries, next: None }) };
         let first = ledger.lookup(&key, std::slice::from_ref(&least)).await?;
-        let first = first.first().filter(|entry| wanted.has(&least, entry));
+        let first = first.entries.first().filter(|entry| wanted.has(&least, entry));
         entries.extend(first.and_then(|entry| shown(&key, &least, entry)));
         after = Some((key, least));
     }
@@ -300,7 +300,7 @@ pub async fn restore(ledger: &dyn Ledger, lines: &[LedgerEntry]) -> Result<Outco
     for (key, wishes) in wishes {
         let tags: Vec<_> = wishes.iter().map(|wish| wish.tag.clone()).collect();
         let there = ledger.lookup(&key, &tags).await?;
-        for (wish, entry) in wishes.into_iter().zip(there) {
+        for (wish, entry) in wishes.into_iter().zip(there.entries) {
             match entry {
                 Entry::Sealed(sealed) if sealed.digest == wish.digest => {
                     outcome.restored.already += 1;
@@ -328,9 +328,14 @@ pub async fn restore(ledger: &dyn Ledger, lines: &[LedgerEntry]) -> Result<Outco
 async fn one(ledger: &dyn Ledger, wish: Wish) -> Result<Fate, Unavailable> {
     let Wish { key, tag, digest, origin, withdrawn } = wish;
     let tags = std::slice::from_ref(&tag);
-    match ledger.seal(&key, tags, &digest, origin).await? {
-        Seal::Sealed => {}
-        Seal::Conflict(holders) => {
+    let freed = ledger.lookup(&key, tags).await?.freed;
+    match ledger.adopt(&key, tags, &digest, origin, freed).await? {
+        Adopt::Adopted => {}
+        Adopt::Freed | Adopt::Deleting => {
+            let why = "names of the repository are being freed; restore again";
+            return Err(Unavailable::Store(why.to_owned()));
+        }
+        Adopt::Conflict(holders) => {
             let Some(holder) = holders.first().and_then(|holder| holder.entry.digest()) else {
                 return Ok(Fate::Already);
             };

@@ -116,6 +116,10 @@ pub(super) async fn release(
         (Entry::Sealed(sealed), false) => {
             match parts.ledger.release(&key, &tag, sealed.token()).await? {
                 Release::Freed => "released",
+                // An earlier call of this release may have freed it, and its answer was lost.
+                Release::Changed if looked_up(&parts, &key, &tag).await? == Entry::Absent => {
+                    "released"
+                }
                 Release::Changed => return Err(changed()),
             }
         }
@@ -144,7 +148,7 @@ pub(super) async fn release(
     parts.audit.act(&Act {
         actor,
         repository: &key.repository,
-        tag: &tag,
+        tag: Some(&tag),
         digest: Some(&digest),
         reason: Some(reason),
         outcome,
@@ -213,6 +217,7 @@ pub(super) async fn restore(
     for (repository, tag, digest) in &outcome.sealed {
         let digest = Some(digest);
         let outcome = "restored";
+        let tag = Some(tag);
         parts.audit.act(&Act { actor, repository, tag, digest, reason: None, outcome });
     }
     Ok(Json(outcome.restored))
@@ -263,6 +268,6 @@ pub(super) fn key(parts: &Parts, repository: RepositoryName) -> RepositoryKey {
 }
 
 pub(super) async fn looked_up(parts: &Parts, key: &RepositoryKey, tag: &Tag) -> Result<Entry, No> {
-    let mut entries = parts.ledger.lookup(key, std::slice::from_ref(tag)).await?;
-    entries.pop().ok_or_else(|| No::unavailable("the ledger returned no entry"))
+    let mut found = parts.ledger.lookup(key, std::slice::from_ref(tag)).await?;
+    found.entries.pop().ok_or_else(|| No::unavailable("the ledger returned no entry"))
 }

@@ -132,6 +132,39 @@ pub struct Released {
     pub remembered_seconds: u64,
 }
 
+/// A delete of an image that is under way, or whose outcome is unknown. While it stands, no tag can be
+/// bound to the image.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct DeleteMark {
+    pub digest: String,
+    pub since: String,
+    /// How many DELETEs had no definitive answer.
+    pub deletes: usize,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct DeleteMarks {
+    pub repository: String,
+    pub marks: Vec<DeleteMark>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClearDelete {
+    pub repository: String,
+    pub digest: String,
+    /// Why, for the audit.
+    pub reason: String,
+    /// Who, for the audit.
+    pub actor: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ClearedDelete {
+    /// How many DELETEs were taken out of the mark; 0 where there was none.
+    pub deletes: usize,
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct RepositoryPage {
     pub repositories: Vec<String>,

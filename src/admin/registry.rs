@@ -118,6 +118,7 @@ pub(super) async fn import(
     for (tag, digest) in &imported.sealed {
         let (repository, digest) = (&key.repository, Some(digest));
         let outcome = "imported";
+        let tag = Some(tag);
         parts.audit.act(&Act { actor, repository, tag, digest, reason: None, outcome });
     }
     let sealed = |(tag, digest): &(Tag, Digest)| TagDigest {

@@ -94,7 +94,7 @@ async fn looked_up(
     key: &RepositoryKey,
     tag: &Tag,
 ) -> Result<Option<LedgerEntry>, Unavailable> {
-    let entries = ledger.lookup(key, std::slice::from_ref(tag)).await?;
+    let entries = ledger.lookup(key, std::slice::from_ref(tag)).await?.entries;
     Ok(entries.first().and_then(|entry| book::shown(key, tag, entry)))
 }
 

@@ -33,6 +33,8 @@ pub(super) enum Course {
     ReadPublic(RepositoryName, Digest),
     /// A delete in protected scope.
     Delete(Box<Deletion>),
+    /// A delete of what no rule protects: streams, unless a rule or the ledger knows the repository.
+    DeleteMutable(RepositoryName, Reference),
     /// One by Harbor's API.
     Clear(Box<Clearance>),
     /// A tag that is to be set by Harbor's API in protected scope.
@@ -51,6 +53,7 @@ impl Course {
             | Self::WriteMutable(_)
             | Self::Read { .. }
             | Self::Delete(_)
+            | Self::DeleteMutable(..)
             | Self::Clear(_)
             | Self::CreateTag(..) => true,
             // A rehearsal is no more than told, and a digest needs no binding.
@@ -91,11 +94,11 @@ impl Edge {
             }
             Route::DeleteManifest { repository, reference } => {
                 match (rules.protecting(&repository), &reference) {
-                    (None, _) => Course::Stream,
+                    (None, _) => Course::DeleteMutable(repository, reference),
                     (Some(rule), Reference::Tag(tag))
                         if rule.mutability_of(tag) == Mutability::Mutable =>
                     {
-                        Course::Stream
+                        Course::DeleteMutable(repository, reference)
                     }
                     (Some(rule), _) => {
                         let (repository, rule) = (self.key(&repository), rule.clone());

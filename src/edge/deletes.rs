@@ -6,11 +6,12 @@ use pingora::Result;
 use pingora::proxy::Session;
 
 use super::Edge;
+use super::let_in::Right;
 use super::passage::Passage;
 use super::refusal::Refusal;
 use crate::judge::delete::{Deletion, NoDelete, Ruling, Unsettled};
-use crate::name::Tag;
-use crate::registry::{Trouble, widen};
+use crate::name::{Reference, RepositoryName, Tag};
+use crate::registry::{Caller, Trouble, widen};
 use crate::rules::Deletes;
 use crate::telemetry::audit::{Decision, Outcome, Subject, user_of};
 
@@ -25,8 +26,12 @@ impl Edge {
         passage: &Passage,
         deletion: Deletion,
     ) -> Result<()> {
-        let caller = self.caller(session.req_header(), passage, None);
         let Deletion { repository, reference, rule } = deletion.clone();
+        let (name, identity) = (&repository.repository, self.identity(session, passage));
+        let let_in = self.has_let_in(identity, name, Right::Pull)
+            || self.has_let_in(identity, name, Right::Push);
+        let caller = self.caller(session.req_header(), passage, None);
+        let caller = Caller { let_in, ..caller };
         let decision = Decision {
             id: passage.id.to_string(),
             user: user_of(&session.req_header().headers),
@@ -43,6 +48,34 @@ impl Edge {
         let what = reference.to_string();
         let refused = |no: &_| Refusal::delete(no, &what, &repository.repository);
         self.deleted(session, passage, ruling, refused).await
+    }
+
+    /// DELETE of what no rule protects; `Ok(false)` where it streams, since neither a rule nor the ledger
+    /// knows anything of it.
+    pub(super) async fn delete_mutable(
+        &self,
+        session: &mut Session,
+        passage: &Passage,
+        repository: &RepositoryName,
+        reference: Reference,
+    ) -> Result<bool> {
+        let (judge, key) = (Arc::clone(&self.rooms.judge), self.key(repository));
+        let known = self.rooms.rules.load().rule_for(repository).is_some();
+        if !known && !judge.holds_reference(&key, &reference).await {
+            return Ok(false);
+        }
+        let caller = self.caller(session.req_header(), passage, None);
+        let settling = self.rooms.metrics.settling().enter();
+        let task = tokio::spawn(async move {
+            let _settling = settling;
+            judge.delete_mutable(&key, &reference, &caller).await
+        });
+        let ruling = task.await.unwrap_or_else(|error| {
+            tracing::error!(%error, "a delete's task ended without a ruling");
+            Ruling::Undecided(Unsettled::OutcomeUnknown(Trouble::Internal))
+        });
+        self.deleted(session, passage, ruling, |_| Refusal::internal()).await?;
+        Ok(true)
     }
 
     /// Tells the client of a ruling.

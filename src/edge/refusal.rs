@@ -107,6 +107,16 @@ impl Refusal {
         }
     }
 
+    /// A tag that was mutable by this proxy's rules, and that another proxy has bound meanwhile.
+    pub fn bound_meanwhile(conflict: &Conflict, repository: &RepositoryName) -> Self {
+        let Conflict { tag, pushed, .. } = conflict;
+        let message = format!(
+            "The image tag '{tag}' of the '{repository}' repository became immutable while {pushed} was \
+             pushed, and is bound to another image."
+        );
+        Self::new(StatusCode::CONFLICT, ErrorCode::Denied, "immutable", message)
+    }
+
     /// A tag that may move only to what a protected tag is bound to.
     pub fn unbound(tag: &Tag, repository: &RepositoryName) -> Self {
         let message = format!(
@@ -126,8 +136,15 @@ impl Refusal {
         match undecided {
             Undecided::Ledger(error) => {
                 let text = ledger_trouble(error);
-                unavailable("ledger", format!("{text}; nothing was decided, push again"))
+                unavailable("ledger", format!("{text}; the tag was not written, push again"))
             }
+            Undecided::LedgerUnknown(error) => {
+                let text = ledger_trouble(error);
+                let text = format!("{text}; the outcome is unknown: push the same image again");
+                unavailable("ledger", text)
+            }
+            Undecided::ClaimLost(_) => unavailable("ledger", message),
+            Undecided::Deleting(_) => unavailable("deleting", message),
             Undecided::Registry(trouble) => unavailable("registry", message).when_it_says(trouble),
             Undecided::Busy(_) => unavailable("busy", message),
             Undecided::Stuck { .. } => unavailable("stuck", message),

@@ -95,6 +95,15 @@ impl Edge {
         self.answer(session, passage, &write, rule, &content, verdict).await
     }
 
+    /// Whether a write that no rule protects goes through the judge all the same: the ledger holds one of
+    /// its tags, or proxies with newer rules may bind one while it is under way.
+    pub(super) async fn looks_after(&self, write: &ManifestWrite) -> bool {
+        let judge = &self.rooms.judge;
+        let rules = self.rooms.rules.load();
+        (judge.is_shared() && rules.rule_for(&write.repository).is_some())
+            || judge.holds_any(&self.key(&write.repository), &write.tags).await
+    }
+
     /// Reads the body to its end.
     async fn take_in(
         &self,
@@ -252,10 +261,11 @@ impl Edge {
                 self.relay(session, passage, answer).await
             }
             Verdict::Refused(conflict) => {
-                // Only a tag that a rule protects is ever refused.
-                let refusal = rule.map_or_else(Refusal::internal, |rule| {
-                    Refusal::immutable(&conflict, repository, rule)
-                });
+                let refusal = match rule {
+                    Some(rule) => Refusal::immutable(&conflict, repository, rule),
+                    // Another proxy has newer rules.
+                    None => Refusal::bound_meanwhile(&conflict, repository),
+                };
                 self.refuse(session, passage, refusal).await
             }
             Verdict::Unbound(tag) => {

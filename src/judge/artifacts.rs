@@ -157,31 +157,45 @@ impl Desk {
                 return Ruling::Undecided(Unsettled::Registry(nowhere));
             }
         };
-        let marks = match self.taken(clearance, caller, target).await {
-            Ok(bound) => match plan(clearance.rule.deletes, &bound) {
-                Ok(marks) => marks,
-                Err(no) => return no.into(),
-            },
+        let digests = match self.taken(clearance, caller, target).await {
+            Ok(digests) => digests,
             Err(ruling) => return ruling,
         };
-        let deleted = self.api.remove(caller, &key.repository, target).await;
-        self.judge.settle(key, marks, deleted).await
+        let (deleting, mut holders) = match self.judge.begin_delete(key, &digests).await {
+            Ok(begun) => begun,
+            Err(error) => return error.into(),
+        };
+        if let registry::Removal::Tag { tag, .. } = target {
+            holders.retain(|holder| holder.tag == *tag);
+        }
+        match plan(&clearance.rule, holders) {
+            Ok(plan) => {
+                let deleted = self.api.remove(caller, &key.repository, target).await;
+                self.judge.settle(deleting, plan, deleted).await
+            }
+            Err(no) => {
+                self.judge.cancel_delete(deleting).await;
+                no.into()
+            }
+        }
     }
 
-    /// The entries of all that goes.
+    /// The digests of all that goes, once nothing is known that stands against it.
     async fn taken(
         &self,
         clearance: &Clearance,
         caller: &Caller,
         target: registry::Removal<'_>,
-    ) -> Result<Vec<(Tag, Entry)>, Ruling> {
+    ) -> Result<Vec<Digest>, Ruling> {
         let Clearance { repository: key, rule, .. } = clearance;
         match target {
             registry::Removal::Tag { tag, .. } if rule.deletes == Deletes::Refuse => {
                 Err(NoDelete::Immutable(tag.clone()).into())
             }
             registry::Removal::Tag { tag, .. } => {
-                Ok(self.judge.adopt(caller, key, vec![tag.clone()]).await?)
+                let bound = self.judge.adopt(caller, key, vec![tag.clone()]).await?;
+                let digests = bound.iter().filter_map(|(_, entry)| entry.digest());
+                Ok(digests.copied().collect())
             }
             registry::Removal::Artifact(artifact) => {
                 self.taken_by_artifact(clearance, caller, *artifact).await
@@ -190,35 +204,35 @@ impl Desk {
         }
     }
 
-    /// The entries of every protected tag of the repository.
+    /// What the ledger binds the tags of the repository to.
     async fn taken_by_repository(
         &self,
         clearance: &Clearance,
         caller: &Caller,
-    ) -> Result<Vec<(Tag, Entry)>, Ruling> {
+    ) -> Result<Vec<Digest>, Ruling> {
         let Clearance { repository: key, rule, .. } = clearance;
         match rule.deletes {
             Deletes::Refuse => return Err(NoDelete::Repository.into()),
-            // Their names stay bound: so those the ledger lacks are sealed first.
+            // Their names stay bound: so those the ledger lacks are adopted first.
             Deletes::Keep => drop(self.judge.adopt_all(caller, key, rule).await?),
             // A tag that the ledger lacks is free already.
             Deletes::Release => {}
         }
-        let mut entries = self.judge.entries(key, MAX_TAGS + 1).await?;
+        let entries = self.judge.entries_after(key, None, MAX_TAGS + 1).await?;
         if entries.len() > MAX_TAGS {
             return Err(Missed::TooMany.into());
         }
-        entries.retain(|(tag, _)| rule.mutability_of(tag) == Mutability::Immutable);
-        Ok(entries)
+        let digests: BTreeSet<_> = entries.iter().filter_map(|(_, entry)| entry.digest()).collect();
+        Ok(digests.into_iter().copied().collect())
     }
 
-    /// The entries of every protected tag that is bound to the artifact, or to what goes with it.
+    /// The digests of the artifact and of what goes with it; every tag of theirs is bound.
     async fn taken_by_artifact(
         &self,
         clearance: &Clearance,
         caller: &Caller,
         artifact: Digest,
-    ) -> Result<Vec<(Tag, Entry)>, Ruling> {
+    ) -> Result<Vec<Digest>, Ruling> {
         let Clearance { repository: key, rule, .. } = clearance;
         let digests = self.with_accessories(key, caller, artifact).await?;
         let mut tags = BTreeSet::new();
@@ -232,7 +246,13 @@ impl Desk {
         }
         // A tag that was there before taglock counts like any other.
         self.judge.adopt(caller, key, tags.into_iter().collect()).await?;
-        Ok(self.judge.bound(key, rule, &digests).await?)
+        let bound = self.judge.bound(key, rule, &digests).await?;
+        match bound.first() {
+            Some((tag, _)) if rule.deletes == Deletes::Refuse => {
+                Err(NoDelete::Immutable(tag.clone()).into())
+            }
+            _ => Ok(digests),
+        }
     }
 
     /// The artifact, its accessories, theirs, and so on.
@@ -262,15 +282,21 @@ impl Desk {
 }
 
 impl Judge {
-    /// The entries of a repository, up to so many.
-    async fn entries(
+    /// The entries of a repository behind this tag, in the order of the tags, up to so many.
+    pub(super) async fn entries_after(
         &self,
         key: &RepositoryKey,
+        after: Option<&Tag>,
         at_most: usize,
     ) -> Result<Vec<(Tag, Entry)>, Unavailable> {
+        if let Some(after) = after {
+            let listed = self.ledger.list(Some(&(key.clone(), after.clone())), at_most).await?;
+            let own = listed.into_iter().take_while(|listed| listed.repository == *key);
+            return Ok(own.map(|listed| (listed.tag, listed.entry)).collect());
+        }
         // No tag comes before this one, which a list that begins after it leaves out.
         let Ok(first) = Tag::parse("0") else { return Ok(Vec::new()) };
-        let entry = self.ledger.lookup(key, std::slice::from_ref(&first)).await?.pop();
+        let entry = self.ledger.lookup(key, std::slice::from_ref(&first)).await?.entries.pop();
         let listed = self.ledger.list(Some(&(key.clone(), first.clone())), at_most).await?;
         let rest = listed.into_iter().take_while(|listed| listed.repository == *key);
         let first = entry.filter(|entry| *entry != Entry::Absent).map(|entry| (first, entry));

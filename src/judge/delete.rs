@@ -1,19 +1,22 @@
-//! Deletes in protected scope.
+//! Deletes.
 //!
-//! The registry deletes first, then the ledger's entries are marked or freed. A mark made before
-//! would hide an image that the registry then refuses to delete, and a name freed before could be
-//! taken while its image is still there. A crash in between is harmless: the entry stays sealed,
-//! so the name is bound as ever, and a pull of the image that is gone is the registry's 404.
-//!
-//! A push of the same image may come between the registry's word and the mark. A withdrawn mark then
-//! hides what that push has brought back, as if the delete had come after it, which nobody can tell;
-//! the next push of the image clears it. A release frees only the life it has looked up.
+//! Before a DELETE is sent, a mark in the ledger keeps its digest from being claimed or adopted. The
+//! registry deletes first, then the ledger's entries are withdrawn or freed: one withdrawn before would
+//! hide an image that the registry then refuses to delete, and a name freed before could be taken while
+//! its image is still there. Both follow from the registry's definitive word, in one transition with
+//! the end of the mark. A DELETE is sent once. Where its outcome is unknown, the mark stays.
 
 use std::collections::BTreeSet;
 
+use http::StatusCode;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::deleting::{Deleting, Settled};
+use super::mutable::BRIEF;
 use super::survey::Missed;
 use super::{Content, Judge};
-use crate::ledger::{Entry, Ledger, Release, RepositoryKey, Token, Unavailable};
+use crate::ledger::{DeleteEnd, Entry, Holder, Ledger, RepositoryKey, Unavailable};
 use crate::name::{Digest, Reference, Tag};
 use crate::registry::client::{OTHER_BYTES, SCHEMA1};
 use crate::registry::{Answer, Caller, Deleted, Fetched, Manifest, Trouble, wire};
@@ -90,36 +93,41 @@ pub enum Unsettled {
     /// Before the DELETE was sent.
     #[error("{0}; nothing was deleted")]
     Registry(Trouble),
-    /// The registry may have deleted it; nothing is marked.
-    #[error("{0}; whether it was deleted is unknown")]
+    /// The registry may have deleted it, or may yet; its delete mark stays.
+    #[error("{0}; whether it was deleted is unknown: delete it again")]
     OutcomeUnknown(Trouble),
 }
 
-/// What is done to the ledger once the registry has deleted.
+/// What a delete does to the tags that have its digest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Mark {
-    Withdraw { tag: Tag, digest: Digest },
-    Release { tag: Tag, token: Token },
+pub(super) struct Plan {
+    /// Immutable tags, and what becomes of them.
+    pub tags: Vec<Tag>,
+    pub end: DeleteEnd,
+    /// Entries of tags that the rule leaves mutable: a delete frees them, as a push does.
+    pub superseded: Vec<Holder>,
 }
 
-/// From a rule, and the entries of the protected tags that a delete takes away, to what is to be
-/// done. A pending tag counts as bound: its push is going to need the image.
-pub(super) fn plan(deletes: Deletes, bound: &[(Tag, Entry)]) -> Result<Vec<Mark>, NoDelete> {
-    let mark = |(tag, entry): &(Tag, Entry)| match (deletes, entry) {
-        (Deletes::Refuse, Entry::Pending(_) | Entry::Sealed(_)) => {
-            Err(NoDelete::Immutable(tag.clone()))
+/// From a rule, and the tags that a delete takes away, to what is to be done. A pending tag counts as
+/// bound: its push is going to need the image.
+pub(super) fn plan(rule: &Rule, holders: Vec<Holder>) -> Result<Plan, NoDelete> {
+    let (immutable, superseded): (Vec<_>, Vec<_>) = holders
+        .into_iter()
+        .partition(|holder| rule.mutability_of(&holder.tag) == Mutability::Immutable);
+    for Holder { tag, entry } in &immutable {
+        match (rule.deletes, entry) {
+            (_, Entry::Absent) => {}
+            (Deletes::Refuse, _) => return Err(NoDelete::Immutable(tag.clone())),
+            (_, Entry::Pending(_)) => return Err(NoDelete::Busy(tag.clone())),
+            (Deletes::Keep | Deletes::Release, Entry::Sealed(_)) => {}
         }
-        (_, Entry::Pending(_)) => Err(NoDelete::Busy(tag.clone())),
-        (Deletes::Keep, Entry::Sealed(sealed)) => {
-            Ok(Some(Mark::Withdraw { tag: tag.clone(), digest: sealed.digest }))
-        }
-        (Deletes::Release, Entry::Sealed(sealed)) => {
-            Ok(Some(Mark::Release { tag: tag.clone(), token: sealed.token() }))
-        }
-        (_, Entry::Absent) => Ok(None),
+    }
+    let end = match rule.deletes {
+        Deletes::Refuse => DeleteEnd::Kept,
+        Deletes::Keep => DeleteEnd::Withdrawn,
+        Deletes::Release => DeleteEnd::Released,
     };
-    let marks = bound.iter().map(mark).collect::<Result<Vec<_>, _>>()?;
-    Ok(marks.into_iter().flatten().collect())
+    Ok(Plan { tags: immutable.into_iter().map(|holder| holder.tag).collect(), end, superseded })
 }
 
 /// Sealed, and its image was not deleted.
@@ -158,69 +166,255 @@ impl Judge {
     /// ledger's changes nothing then.
     pub async fn delete(&self, deletion: &Deletion, caller: &Caller) -> Ruling {
         let Deletion { repository: key, reference, rule } = deletion;
-        // Who may not look is told so by the registry, and moves nothing here.
+        // A client that may not look is told so by the registry, and moves nothing here.
         match self.let_in(caller, &key.repository, reference).await {
             Ok(()) => {}
+            Err(Ok(answer)) if self.resolves(key, reference, caller, &answer).await => {}
             Err(Ok(answer)) => return Ruling::Relayed(answer),
             Err(Err(trouble)) => return Ruling::Undecided(Unsettled::Registry(trouble)),
         }
-        let bound = match reference {
-            Reference::Tag(tag) => self.taken_by_tag(deletion, caller, tag).await,
-            Reference::Digest(digest) => self.taken_by_digest(deletion, caller, digest).await,
+        let digests = match reference {
+            Reference::Tag(tag) => self.of_tag(deletion, caller, tag).await,
+            Reference::Digest(digest) => self.of_digest(deletion, caller, digest).await,
         };
-        let marks = match bound {
-            Ok(bound) => match plan(rule.deletes, &bound) {
-                Ok(marks) => marks,
-                Err(no) => return no.into(),
-            },
+        let digests = match digests {
+            Ok(digests) => digests,
             Err(ruling) => return ruling,
         };
-        let deleted = self.registry.delete(caller, &key.repository, reference).await;
-        self.settle(key, marks, deleted).await
-    }
-
-    /// Tells the ledger what the registry has said: never before.
-    pub(super) async fn settle(
-        &self,
-        key: &RepositoryKey,
-        marks: Vec<Mark>,
-        deleted: Deleted,
-    ) -> Ruling {
-        match deleted {
-            Deleted::Done(answer) => {
-                let (tags, unmarked) = self.mark(key, marks).await;
-                Ruling::Deleted { answer, tags, unmarked }
+        let (deleting, mut holders) = match self.begin_delete(key, &digests).await {
+            Ok(begun) => begun,
+            Err(error) => return error.into(),
+        };
+        if let Reference::Tag(tag) = reference {
+            holders.retain(|holder| holder.tag == *tag);
+            if holders.is_empty() {
+                // It was there a moment ago, so somebody else moves it.
+                self.cancel_delete(deleting).await;
+                return NoDelete::Busy(tag.clone()).into();
             }
-            Deleted::Refused(answer) => Ruling::Relayed(answer),
-            Deleted::Unknown(trouble) => Ruling::Undecided(Unsettled::OutcomeUnknown(trouble)),
+        }
+        let planned = match plan(rule, holders) {
+            Ok(plan) if rule.deletes == Deletes::Refuse => {
+                let claimed = self.check_claimed_parts(key, caller, &digests).await;
+                claimed.map(|()| plan)
+            }
+            planned => planned.map_err(Ruling::from),
+        };
+        match planned {
+            Ok(plan) => {
+                let deleted = self.registry.delete(caller, &key.repository, reference).await;
+                self.settle(deleting, plan, deleted).await
+            }
+            Err(ruling) => {
+                self.cancel_delete(deleting).await;
+                ruling
+            }
         }
     }
 
-    /// The entry of the tag itself, sealed first where the ledger lacks it.
-    async fn taken_by_tag(
+    /// A delete of what no rule protects. The entries of stricter days are freed, as by a push. With the
+    /// ledger down it goes on all the same.
+    pub async fn delete_mutable(
+        &self,
+        key: &RepositoryKey,
+        reference: &Reference,
+        caller: &Caller,
+    ) -> Ruling {
+        let begun = match self.mutable_digest(key, reference).await {
+            Some(digest) => self.begin_delete_soon(key, digest).await,
+            None => None,
+        };
+        let deleted = self.registry.delete(caller, &key.repository, reference).await;
+        match (begun, deleted) {
+            (Some((deleting, mut superseded)), deleted) => {
+                if let Reference::Tag(tag) = reference {
+                    superseded.retain(|holder| holder.tag == *tag);
+                }
+                let plan = Plan { tags: Vec::new(), end: DeleteEnd::Kept, superseded };
+                self.settle(deleting, plan, deleted).await
+            }
+            (None, Deleted::Done(answer)) => {
+                Ruling::Deleted { answer, tags: Vec::new(), unmarked: None }
+            }
+            (None, Deleted::Refused(answer)) => Ruling::Relayed(answer),
+            (None, Deleted::Unknown(trouble)) => {
+                Ruling::Undecided(Unsettled::OutcomeUnknown(trouble))
+            }
+        }
+    }
+
+    /// A delete mark, unless the ledger is down.
+    async fn begin_delete_soon(
+        &self,
+        key: &RepositoryKey,
+        digest: Digest,
+    ) -> Option<(Deleting, Vec<Holder>)> {
+        let judge = self.clone();
+        let own = key.clone();
+        let (begun, waiting) = oneshot::channel();
+        // In a task of its own: a mark that comes too late is taken back.
+        tokio::spawn(async move {
+            let Ok(marked) = judge.begin_delete(&own, &[digest]).await else { return };
+            if let Err((deleting, _)) = begun.send(marked) {
+                judge.cancel_delete(deleting).await;
+            }
+        });
+        let marked = timeout(BRIEF, waiting).await.ok().and_then(Result::ok);
+        if marked.is_none() {
+            tracing::warn!(repository = %key, "a mutable delete goes on without the ledger");
+        }
+        marked
+    }
+
+    /// Whether the ledger has anything to do with what is to be deleted.
+    pub async fn holds_reference(&self, key: &RepositoryKey, reference: &Reference) -> bool {
+        match reference {
+            Reference::Tag(tag) => self.holds_any(key, std::slice::from_ref(tag)).await,
+            Reference::Digest(digest) => {
+                let bound = timeout(BRIEF, self.ledger.bound_to(key, digest)).await;
+                bound.is_ok_and(|bound| bound.is_ok_and(|tags| !tags.is_empty()))
+            }
+        }
+    }
+
+    /// The digest that a delete under a mutable rule takes away, as far as the ledger has to do with it.
+    async fn mutable_digest(&self, key: &RepositoryKey, reference: &Reference) -> Option<Digest> {
+        match reference {
+            Reference::Digest(digest) => Some(*digest),
+            Reference::Tag(tag) => {
+                let found =
+                    timeout(BRIEF, self.ledger.lookup(key, std::slice::from_ref(tag))).await;
+                found.ok()?.ok()?.entries.first()?.digest().copied()
+            }
+        }
+    }
+
+    /// Whether the registry's 404 ends a DELETE whose outcome was unknown: the image is gone, for a client
+    /// to which the registry has lately shown this repository.
+    async fn resolves(
+        &self,
+        key: &RepositoryKey,
+        reference: &Reference,
+        caller: &Caller,
+        answer: &Answer,
+    ) -> bool {
+        let Reference::Digest(digest) = reference else { return false };
+        if answer.status != StatusCode::NOT_FOUND || !caller.let_in {
+            return false;
+        }
+        let marks = self.ledger.delete_marks(key).await.unwrap_or_default();
+        marks.iter().any(|(marked, _)| marked == digest)
+    }
+
+    /// No image that is claimed now may lose one of its parts: its push is under way, so the registry's
+    /// list of tags lacks it. A claim that comes later sees the delete marks.
+    async fn check_claimed_parts(
+        &self,
+        key: &RepositoryKey,
+        caller: &Caller,
+        digests: &[Digest],
+    ) -> Result<(), Ruling> {
+        let pending = self.pending(key).await?;
+        for Holder { tag, entry } in pending {
+            let Some(claimed) = entry.digest() else { continue };
+            match self.registry.fetch(caller, &key.repository, claimed).await {
+                Fetched::Found(whole) => {
+                    let parts = wire::parts(&whole.bytes).unwrap_or_default();
+                    let mut parts = parts.iter().filter_map(|part| Digest::parse(part).ok());
+                    if parts.any(|part| digests.contains(&part)) {
+                        return Err(NoDelete::Part(tag).into());
+                    }
+                }
+                Fetched::Unclear(Trouble::Garbage(SCHEMA1)) => {}
+                // Not stored by its digest, so its parts can't be seen before it is published.
+                Fetched::NotFound => return Err(NoDelete::Busy(tag).into()),
+                Fetched::Unclear(trouble) => {
+                    return Err(Ruling::Undecided(Unsettled::Registry(trouble)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The claims of a repository.
+    async fn pending(&self, key: &RepositoryKey) -> Result<Vec<Holder>, Unavailable> {
+        let mut pending = Vec::new();
+        let mut after: Option<Tag> = None;
+        loop {
+            let page = self.entries_after(key, after.as_ref(), MAX_TAGS).await?;
+            let last = page.last().map(|(tag, _)| tag.clone());
+            let more = page.len() >= MAX_TAGS;
+            let claims = page.into_iter().filter(|(_, entry)| matches!(entry, Entry::Pending(_)));
+            pending.extend(claims.map(|(tag, entry)| Holder { tag, entry }));
+            if !more {
+                return Ok(pending);
+            }
+            after = last;
+        }
+    }
+
+    /// Tells the ledger what the registry has said: never before.
+    pub(super) async fn settle(&self, deleting: Deleting, plan: Plan, deleted: Deleted) -> Ruling {
+        match deleted {
+            Deleted::Done(answer) => {
+                let Settled { tags, unmarked } = self.carry_out(deleting, plan).await;
+                Ruling::Deleted { answer, tags, unmarked }
+            }
+            // Gone by an earlier DELETE, whose outcome was unknown.
+            Deleted::Refused(answer)
+                if answer.status == StatusCode::NOT_FOUND && deleting.ends_earlier() =>
+            {
+                let Settled { tags, unmarked } = self.carry_out(deleting, plan).await;
+                Ruling::Deleted { answer, tags, unmarked }
+            }
+            Deleted::Refused(answer) => {
+                self.cancel_delete(deleting).await;
+                Ruling::Relayed(answer)
+            }
+            Deleted::Unknown(trouble) => {
+                deleting.stays();
+                Ruling::Undecided(Unsettled::OutcomeUnknown(trouble))
+            }
+        }
+    }
+
+    async fn carry_out(&self, deleting: Deleting, plan: Plan) -> Settled {
+        let Plan { tags, end, superseded } = plan;
+        if !superseded.is_empty() {
+            self.supersede(deleting.repository(), &superseded).await;
+        }
+        let settled = self.end_delete(deleting, &tags, end).await;
+        match end {
+            DeleteEnd::Refused | DeleteEnd::Kept => Settled { tags: Vec::new(), ..settled },
+            DeleteEnd::Withdrawn | DeleteEnd::Released => settled,
+        }
+    }
+
+    /// The digest of the tag itself, which is bound first where the ledger lacks it.
+    async fn of_tag(
         &self,
         deletion: &Deletion,
         caller: &Caller,
         tag: &Tag,
-    ) -> Result<Vec<(Tag, Entry)>, Ruling> {
+    ) -> Result<Vec<Digest>, Ruling> {
         if deletion.rule.deletes == Deletes::Refuse {
             return Err(NoDelete::Immutable(tag.clone()).into());
         }
         let bound = self.adopt(caller, &deletion.repository, vec![tag.clone()]).await?;
-        match bound.first() {
-            Some((_, entry)) if *entry != Entry::Absent => Ok(bound),
+        match bound.first().and_then(|(_, entry)| entry.digest()) {
+            Some(digest) => Ok(vec![*digest]),
             // It was there a moment ago, so somebody else moves it.
-            _ => Err(NoDelete::Busy(tag.clone()).into()),
+            None => Err(NoDelete::Busy(tag.clone()).into()),
         }
     }
 
-    /// The entries of every protected tag that is bound to the manifest: they all go with it.
-    async fn taken_by_digest(
+    /// The digests of a manifest, once nothing is known that stands against its delete.
+    async fn of_digest(
         &self,
         deletion: &Deletion,
         caller: &Caller,
         digest: &Digest,
-    ) -> Result<Vec<(Tag, Entry)>, Ruling> {
+    ) -> Result<Vec<Digest>, Ruling> {
         let Deletion { repository: key, rule, .. } = deletion;
         let manifest = match self.registry.fetch(caller, &key.repository, digest).await {
             Fetched::Found(manifest) => Some(manifest),
@@ -233,19 +427,24 @@ impl Judge {
         // The ledger may know it by another algorithm than the client.
         let content = manifest.as_ref().and_then(|m| Content::new(&m.bytes, Some(*digest)).ok());
         let digests = content.as_ref().map_or(std::slice::from_ref(digest), Content::digests);
-        let bound = self.bound(key, rule, digests).await?;
-        match rule.deletes {
-            // A tag that the ledger lacks is free already.
-            Deletes::Release => return Ok(bound),
-            Deletes::Refuse if !bound.is_empty() => return Ok(bound),
-            Deletes::Refuse | Deletes::Keep => {}
+        let digests: Vec<_> = digests.to_vec();
+        let refuses = |bound: &[(Tag, Entry)]| match bound.first() {
+            Some((tag, _)) if rule.deletes == Deletes::Refuse => {
+                Err(NoDelete::Immutable(tag.clone()))
+            }
+            _ => Ok(()),
+        };
+        refuses(&self.bound(key, rule, &digests).await?)?;
+        // A tag that the ledger lacks is free already under `release`.
+        if rule.deletes != Deletes::Release {
+            let all = self.adopt_all(caller, key, rule).await?;
+            if rule.deletes == Deletes::Refuse {
+                let bound = all.iter().filter_map(|(tag, entry)| Some((tag, entry.digest()?)));
+                self.check_parts(key, caller, manifest.as_ref(), &digests, bound).await?;
+                refuses(&self.bound(key, rule, &digests).await?)?;
+            }
         }
-        let all = self.adopt_all(caller, key, rule).await?;
-        if rule.deletes == Deletes::Refuse {
-            let bound = all.iter().filter_map(|(tag, entry)| Some((tag, entry.digest()?)));
-            self.check_parts(key, caller, manifest.as_ref(), digests, bound).await?;
-        }
-        Ok(self.bound(key, rule, digests).await?)
+        Ok(digests)
     }
 
     /// What would stand against the delete, without telling the ledger anything: for a rule that is
@@ -258,14 +457,14 @@ impl Judge {
                 return Some(NoDelete::Immutable(tag.clone()));
             }
             Reference::Tag(tag) => {
-                let entries = self.ledger.lookup(key, std::slice::from_ref(tag)).await.ok()?;
-                let bound = entries.into_iter().map(|entry| (tag.clone(), entry));
-                return plan(rule.deletes, &bound.collect::<Vec<_>>()).err();
+                let found = self.ledger.lookup(key, std::slice::from_ref(tag)).await.ok()?;
+                return plan(rule, Holder::present(std::slice::from_ref(tag), found.entries)).err();
             }
             Reference::Digest(digest) => std::slice::from_ref(digest),
         };
         let bound = self.bound(key, rule, digest).await.unwrap_or_default();
-        if let Err(no) = plan(rule.deletes, &bound) {
+        let bound = bound.into_iter().map(|(tag, entry)| Holder { tag, entry });
+        if let Err(no) = plan(rule, bound.collect()) {
             return Some(no);
         }
         if rule.deletes == Deletes::Release {
@@ -306,7 +505,7 @@ impl Judge {
         }
         let protected = |tag: &Tag| rule.mutability_of(tag) == Mutability::Immutable;
         let tags: Vec<_> = tags.into_iter().filter(protected).collect();
-        let entries = self.ledger.lookup(key, &tags).await?;
+        let entries = self.ledger.lookup(key, &tags).await?.entries;
         let still = |entry: &Entry| entry.digest().is_some_and(|digest| digests.contains(digest));
         Ok(tags.into_iter().zip(entries).filter(|(_, entry)| still(entry)).collect())
     }
@@ -347,31 +546,5 @@ impl Judge {
             }
         }
         Ok(())
-    }
-
-    /// Tells the ledger of a deletion; the tags it took, and why it did not take the others.
-    async fn mark(&self, key: &RepositoryKey, marks: Vec<Mark>) -> (Vec<Tag>, Option<Unavailable>) {
-        let mut tags = Vec::new();
-        let mut unmarked = None;
-        for mark in marks {
-            let (tag, marked) = match mark {
-                Mark::Withdraw { tag, digest } => {
-                    let one = std::slice::from_ref(&tag);
-                    let withdrawn = self.ledger.withdraw(key, one, &digest).await;
-                    (tag, withdrawn.map(|()| true))
-                }
-                Mark::Release { tag, token } => {
-                    let released = self.ledger.release(key, &tag, token).await;
-                    (tag, released.map(|release| release == Release::Freed))
-                }
-            };
-            match marked {
-                Ok(true) => tags.push(tag),
-                // Another life of the name has begun: that one is not ours to end.
-                Ok(false) => {}
-                Err(error) => unmarked = Some(error),
-            }
-        }
-        (tags, unmarked)
     }
 }

@@ -235,8 +235,8 @@ impl Drift {
             return self.saw(key, tag, &bound, seen);
         }
         // Meanwhile the name may have been let go of, and what was served remembered.
-        let Ok(entries) = ledger.lookup(key, std::slice::from_ref(tag)).await else { return };
-        let Some(entry @ Entry::Sealed(sealed)) = entries.first() else { return };
+        let Ok(found) = ledger.lookup(key, std::slice::from_ref(tag)).await else { return };
+        let Some(entry @ Entry::Sealed(sealed)) = found.entries.first() else { return };
         if sealed.digest != bound || sealed.withdrawn.is_some() {
             return;
         }

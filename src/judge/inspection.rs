@@ -4,9 +4,14 @@
 use http::StatusCode;
 
 use super::{Judge, OLDER_WRITES};
-use crate::ledger::{Entry, Ledger, Origin, RepositoryKey, Seal, Sealed, Unavailable};
+use crate::ledger::{
+    Adopt, Entry, FreedNumber, Ledger, Origin, RepositoryKey, Sealed, Unavailable,
+};
 use crate::name::{Digest, Reference, Tag};
 use crate::registry::{Answer, Caller, Registry, Sighting};
+
+/// How often an import looks at a tag, where names are freed meanwhile.
+const IMPORTS: usize = 5;
 
 /// What an import came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -73,10 +78,19 @@ impl Judge {
     ) -> Result<Imported, Halted> {
         let mut imported = Imported::default();
         let before = self.ledger.lookup(key, &tags).await?;
-        for (tag, entry) in tags.into_iter().zip(before) {
+        for (tag, entry) in tags.into_iter().zip(before.entries) {
             match entry {
                 Entry::Absent => {
-                    self.import_one(registry, caller, key, tag, &mut imported).await?;
+                    let mut freed = Some(before.freed);
+                    for _ in 0..IMPORTS {
+                        let Some(number) = freed else { break };
+                        let one = (&tag, number);
+                        freed = self.import_one(registry, caller, key, one, &mut imported).await?;
+                    }
+                    if freed.is_some() {
+                        let why = "names of the repository are being freed; import it again";
+                        imported.unseen.push((tag, why.to_owned()));
+                    }
                 }
                 Entry::Pending(_) => imported.pending.push(tag),
                 Entry::Sealed(_) => imported.already.push(tag),
@@ -85,46 +99,53 @@ impl Judge {
         Ok(imported)
     }
 
+    /// The repository's freed number of this moment, where a name was freed since the one that was given: what
+    /// the registry showed proves nothing, and is to be looked at again.
     async fn import_one(
         &self,
         registry: &dyn Registry,
         caller: &Caller,
         key: &RepositoryKey,
-        tag: Tag,
+        (tag, freed): (&Tag, FreedNumber),
         imported: &mut Imported,
-    ) -> Result<(), Halted> {
-        let tags = std::slice::from_ref(&tag);
+    ) -> Result<Option<FreedNumber>, Halted> {
+        let tags = std::slice::from_ref(tag);
+        let tag = tag.clone();
         // What older rules let through must have ended before anything is bound.
         if self.unjudged.none(key, tags, OLDER_WRITES).await.is_err() {
             imported.unseen.push((tag, "a push to it is under way".to_owned()));
-            return Ok(());
+            return Ok(None);
         }
         let digest = match registry.resolve(caller, &key.repository, &tag).await {
             Sighting::Found(digest) => digest,
             Sighting::NotFound(_) => {
                 imported.absent.push(tag);
-                return Ok(());
+                return Ok(None);
             }
             Sighting::Denied(answer) | Sighting::Failed(answer) => {
                 imported.unseen.push((tag, denied(&answer)?));
-                return Ok(());
+                return Ok(None);
             }
             Sighting::Unclear(trouble) => {
                 imported.unseen.push((tag, trouble.to_string()));
-                return Ok(());
+                return Ok(None);
             }
         };
-        let sealed = self.ledger.seal(key, tags, &digest, Origin::Import).await?;
+        let adopted = self.ledger.adopt(key, tags, &digest, Origin::Import, freed).await?;
         self.rivals.wake(key, tags);
-        match sealed {
-            Seal::Sealed => imported.sealed.push((tag, digest)),
+        match adopted {
+            Adopt::Adopted => imported.sealed.push((tag, digest)),
             // Somebody got ahead: then that stands.
-            Seal::Conflict(holders) => match holders.first().map(|holder| &holder.entry) {
+            Adopt::Conflict(holders) => match holders.first().map(|holder| &holder.entry) {
                 Some(Entry::Sealed(_)) => imported.already.push(tag),
                 _ => imported.pending.push(tag),
             },
+            Adopt::Freed => return Ok(Some(self.ledger.lookup(key, &[]).await?.freed)),
+            Adopt::Deleting => {
+                imported.unseen.push((tag, "a delete of its image is under way".to_owned()));
+            }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Compares these tags' entries with the registry. What differs is known as drift from then on;
@@ -139,7 +160,7 @@ impl Judge {
         key: &RepositoryKey,
         tags: Vec<Tag>,
     ) -> Result<Vec<(Tag, Compared)>, Halted> {
-        let entries = self.ledger.lookup(key, &tags).await?;
+        let entries = self.ledger.lookup(key, &tags).await?.entries;
         let mut compared = Vec::new();
         for (tag, entry) in tags.into_iter().zip(entries) {
             let result = match entry {
@@ -189,7 +210,7 @@ impl Judge {
         }
         // Meanwhile the name may have been let go of, or the image deleted through taglock.
         let now = self.ledger.lookup(key, std::slice::from_ref(tag)).await?;
-        match now.into_iter().next() {
+        match now.entries.into_iter().next() {
             Some(Entry::Sealed(now)) if now.token() == sealed.token() => {
                 if seen.is_none() && now.withdrawn.is_some() {
                     return Ok(Compared::Withdrawn);

@@ -8,30 +8,46 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::{Cargo, Judge, Judged, Permit, Undecided, Verdict};
-use crate::ledger::{Entry, Holder, Ledger, RepositoryKey};
+use super::{Cargo, Conflict, Judge, Judged, Permit, Undecided, Verdict};
+use crate::ledger::{Entry, Holder, Ledger, Lookup, RepositoryKey};
 use crate::name::{Digest, Tag};
 use crate::registry::{Answer, Place, Written};
 
 /// How long the ledger is waited for: with it down, mutable tags go on.
 pub(super) const BRIEF: Duration = Duration::from_millis(500);
 
+/// What a write of a mutable tag came to.
+pub(super) enum Moved {
+    /// The registry's word, and the entries that the write took the place of.
+    Written(Written, Vec<Holder>),
+    /// The registry has taken it, and another proxy, by newer rules, has claimed or bound the tag for
+    /// another image meanwhile.
+    Outrun(Conflict),
+    /// The registry has taken it, and whether the tag was bound meanwhile could not be found out.
+    Unknown(crate::ledger::Unavailable),
+}
+
 impl Judge {
-    /// Whether the ledger holds anything for tags that the rules leave mutable, so that a write to
-    /// them must take its place. With the ledger down the answer is no: the write goes on, the
-    /// entry stays, and the difference is seen when the tag is protected again.
-    pub async fn holds_any(&self, key: &RepositoryKey, tags: &[Tag]) -> bool {
+    /// What the ledger holds for tags that the rules leave mutable. With the ledger down it is nothing:
+    /// the write goes on, the entry stays, and the difference is seen when the tag is protected again.
+    async fn held(&self, key: &RepositoryKey, tags: &[Tag]) -> Vec<Holder> {
         match timeout(BRIEF, self.ledger.lookup(key, tags)).await {
-            Ok(Ok(entries)) => entries.iter().any(|entry| *entry != Entry::Absent),
+            Ok(Ok(Lookup { entries, .. })) => Holder::present(tags, entries),
             Ok(Err(error)) => {
                 tracing::warn!(repository = %key, %error, "a mutable push goes on without the ledger");
-                false
+                Vec::new()
             }
             Err(_) => {
                 tracing::warn!(repository = %key, "a mutable push goes on without the ledger");
-                false
+                Vec::new()
             }
         }
+    }
+
+    /// Whether a write to these tags, which the rules leave mutable, is to be looked after: the ledger
+    /// holds something that it takes the place of.
+    pub async fn holds_any(&self, key: &RepositoryKey, tags: &[Tag]) -> bool {
+        !self.held(key, tags).await.is_empty()
     }
 
     /// Forwards a write that names no protected tag: by digest alone, or to tags the rules leave
@@ -57,8 +73,19 @@ impl Judge {
         let mut written_tags = Vec::new();
         for tag in tags {
             let permit = Permit::mutable(tag);
-            let (written, held) = self.publish_mutable(key, &cargo, permit, &named).await;
-            superseded.extend(held);
+            let written = match self.publish_mutable(key, &cargo, permit, &named).await {
+                Moved::Written(written, held) => {
+                    superseded.extend(held);
+                    written
+                }
+                Moved::Outrun(conflict) => {
+                    return Judged { verdict: Verdict::Refused(conflict), superseded };
+                }
+                Moved::Unknown(error) => {
+                    let verdict = Verdict::Undecided(Undecided::LedgerUnknown(error));
+                    return Judged { verdict, superseded };
+                }
+            };
             match written {
                 Written::Created(created) => {
                     answer.get_or_insert(created);
@@ -77,33 +104,53 @@ impl Judge {
     /// push drops an entry, which is shown by the write itself; and to one that may not, the registry
     /// says the same whether there is an entry or not. A crash in between leaves the entry: the push
     /// was not acknowledged then. An entry that another proxy makes meanwhile, under newer rules,
-    /// stays.
+    /// stays: where several proxies share the ledger, it is looked for before the write is acknowledged.
     pub(super) async fn publish_mutable(
         &self,
         key: &RepositoryKey,
         cargo: &Cargo,
         permit: Permit,
         digest: &Digest,
-    ) -> (Written, Vec<Holder>) {
-        let tags = [permit.tag().clone()];
-        let held = self.holds_any(key, &tags).await;
+    ) -> Moved {
+        let tag = permit.tag().clone();
+        let tags = std::slice::from_ref(&tag);
+        let held = self.held(key, tags).await;
         let written = self.publish(cargo, &key.repository, permit, digest).await;
-        let moved = held && matches!(written, Written::Created(_));
-        let superseded = if moved { self.supersede(key, &tags).await } else { Vec::new() };
-        (written, superseded)
+        if !matches!(written, Written::Created(_)) {
+            return Moved::Written(written, Vec::new());
+        }
+        let superseded = if held.is_empty() { held } else { self.supersede(key, &held).await };
+        if !self.ledger.is_shared() {
+            return Moved::Written(written, superseded);
+        }
+        let found = match timeout(BRIEF, self.ledger.lookup(key, tags)).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => return Moved::Unknown(error),
+            Err(_) => return Moved::Unknown(crate::ledger::Unavailable::TimedOut),
+        };
+        match found.entries.first().and_then(Entry::digest) {
+            Some(bound) if bound != digest => {
+                if let Some(drift) = &self.drift {
+                    drift.saw(key, &tag, bound, Some(*digest));
+                }
+                Moved::Outrun(Conflict { tag, bound: *bound, pushed: *digest, visible: false })
+            }
+            _ => Moved::Written(written, superseded),
+        }
     }
 
     /// Drops the entries of tags that a streamed push has moved, under a rule that is not enforced.
     pub async fn moved(&self, key: &RepositoryKey, tags: &[Tag]) -> Vec<Holder> {
-        if tags.is_empty() || !self.holds_any(key, tags).await {
+        if tags.is_empty() {
             return Vec::new();
         }
-        self.supersede(key, tags).await
+        let held = self.held(key, tags).await;
+        if held.is_empty() { held } else { self.supersede(key, &held).await }
     }
 
-    async fn supersede(&self, key: &RepositoryKey, tags: &[Tag]) -> Vec<Holder> {
-        let superseded = self.ledger.supersede(key, tags).await;
-        superseded.unwrap_or_else(|error| {
+    /// Drops these entries; one that has changed since stays.
+    pub(super) async fn supersede(&self, key: &RepositoryKey, held: &[Holder]) -> Vec<Holder> {
+        self.ledger.supersede(key, held).await.unwrap_or_else(|error| {
             tracing::warn!(repository = %key, %error, "an entry could not be superseded and stays");
             Vec::new()
         })

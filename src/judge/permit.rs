@@ -35,7 +35,7 @@ impl Permit {
     /// From a claim on these tags: all of them, or none.
     pub(super) fn of_claim(tags: &[Tag], claim: &Claim) -> Vec<Self> {
         match claim {
-            Claim::Held(_) => Vec::new(),
+            Claim::Held(_) | Claim::Deleting => Vec::new(),
             Claim::Granted { sealed, .. } => {
                 let basis = |tag| if sealed.contains(tag) { Basis::Sealed } else { Basis::Claimed };
                 tags.iter().map(|tag| Self { tag: tag.clone(), basis: basis(tag) }).collect()

@@ -1,10 +1,11 @@
-//! The end of a push: each tag is published once, with a permit, and what is in place is sealed.
+//! The end of a push: each tag is published once, with a permit, and what is in place is bound.
 
 use super::permit::{Basis, Permit};
 use super::push::{Machine, Phase};
 use super::staging::Staging;
 use super::step::{Action, Step, Undecided, Verdict};
-use crate::ledger::{Origin, Seal, Unavailable};
+use crate::ledger::{Bind, FreedNumber, Unavailable};
+use crate::name::Tag;
 use crate::registry::{Sighting, Trouble, Written};
 
 /// A PUT by tag that was not answered with 201.
@@ -18,6 +19,8 @@ pub(super) enum Doubt<A> {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Progress<A> {
     outcomes: Vec<Outcome<A>>,
+    /// Tags that were freed after the registry had taken them.
+    gone: Vec<Tag>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -43,7 +46,7 @@ impl<A: Clone> Machine<A> {
 
     pub(super) fn publish(&mut self) -> Step<A> {
         self.permits.extend(self.push.mutable.iter().map(Permit::mutable));
-        self.publish_next(Progress { outcomes: Vec::new() })
+        self.publish_next(Progress { outcomes: Vec::new(), gone: Vec::new() })
     }
 
     fn publish_next(&mut self, progress: Progress<A>) -> Step<A> {
@@ -98,54 +101,70 @@ impl<A: Clone> Machine<A> {
         let refused = |n: usize| matches!(progress.outcomes[n], Outcome::Refused(_));
         let tags = self.claimed_tags(refused);
         if tags.is_empty() || !self.push.options.abort {
-            self.seal(progress)
+            self.bind(progress)
         } else {
             self.abort(tags, Phase::Disowning(progress))
         }
     }
 
-    // Step 6.
+    // Step 6. A tag that was sealed before is asked for, too: it may have been freed, and bound anew.
 
-    pub(super) fn seal(&mut self, progress: Progress<A>) -> Step<A> {
+    pub(super) fn bind(&mut self, progress: Progress<A>) -> Step<A> {
         let in_place =
             |n: usize| matches!(progress.outcomes[n], Outcome::Created(_) | Outcome::Confirmed);
         let permits = self.permits.iter().enumerate();
         let tags: Vec<_> = permits
-            .filter(|(n, permit)| match permit.basis() {
-                Basis::Claimed => in_place(*n),
-                Basis::Sealed => in_place(*n) && self.withdrawn.contains(permit.tag()),
-                Basis::Mutable => false,
-            })
+            .filter(|(n, permit)| permit.basis() != Basis::Mutable && in_place(*n))
             .map(|(_, permit)| permit.tag().clone())
+            .filter(|tag| !progress.gone.contains(tag))
             .collect();
         if tags.is_empty() {
-            return self.conclude(progress, true);
+            return self.conclude(progress);
         }
-        let digest = *self.push.content.digest();
-        self.act(Phase::Sealing(progress), Action::Seal { tags, digest, origin: Origin::Push })
+        let (digest, attempt) = (*self.push.content.digest(), self.push.attempt);
+        let bind = Action::Bind { tags, digest, attempt, freed: self.freed };
+        self.act(Phase::Binding(progress), bind)
     }
 
-    pub(super) fn sealed(
+    pub(super) fn bound(
         &mut self,
-        progress: Progress<A>,
-        sealed: Result<Seal, Unavailable>,
+        mut progress: Progress<A>,
+        bound: Result<Bind, Unavailable>,
     ) -> Step<A> {
-        match sealed {
-            Ok(Seal::Sealed) => self.conclude(progress, true),
-            // The claim stood until now, so only a ledger that lost it can say so. A PUT whose
-            // outcome is unknown must not be forgotten over it.
-            Ok(Seal::Conflict(_)) => match progress.unknown() {
-                Some(trouble) => self.undecided(Undecided::OutcomeUnknown(trouble)),
-                None => self.look_up(),
+        match bound {
+            Ok(Bind::Bound) => self.conclude(progress),
+            // Its name was freed after the PUT took place, and that is what the client is told. Where
+            // nothing was freed the ledger has lost the claim.
+            Ok(Bind::Gone { tags, freed }) if self.was_freed(freed) => {
+                progress.gone.extend(tags);
+                self.bind(progress)
+            }
+            Ok(Bind::Gone { mut tags, .. }) => match (progress.unknown(), tags.pop()) {
+                (None, Some(tag)) => self.undecided(Undecided::ClaimLost(tag)),
+                (trouble, _) => {
+                    let trouble = trouble.unwrap_or(Trouble::Internal);
+                    self.undecided(Undecided::OutcomeUnknown(trouble))
+                }
             },
-            // A name that was withdrawn is still so.
-            Err(error) if !self.withdrawn.is_empty() => self.undecided(error),
-            // The claim is durable and the tag is in the registry: nothing else can take it.
-            Err(_) => self.conclude(progress, false),
+            // A PUT whose outcome is unknown must not be forgotten over the others.
+            Ok(Bind::Conflict(_) | Bind::Freed | Bind::Deleting)
+                if progress.unknown().is_some() =>
+            {
+                self.conclude(progress)
+            }
+            // Freed, and bound to another image since; or deleted, and to be published again.
+            Ok(Bind::Conflict(_) | Bind::Freed) => self.look_up(),
+            Ok(Bind::Deleting) => self.wait_for_delete(),
+            Err(error) => self.undecided(Undecided::LedgerUnknown(error)),
         }
     }
 
-    fn conclude(&mut self, progress: Progress<A>, sealed: bool) -> Step<A> {
+    fn was_freed(&self, now: FreedNumber) -> bool {
+        now > self.freed
+    }
+
+    fn conclude(&mut self, progress: Progress<A>) -> Step<A> {
+        let sealed = progress.gone.is_empty();
         let mut answer = None;
         let mut tags = Vec::new();
         let mut refusal = None;

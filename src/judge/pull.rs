@@ -5,12 +5,14 @@
 //! is asked for in the registry, and bound to what is there, before anything is served.
 
 use crate::ledger::witness::Known;
-use crate::ledger::{Entry, Origin, RepositoryKey, Seal, Unavailable};
+use crate::ledger::{Adopt, Entry, FreedNumber, Origin, RepositoryKey, Unavailable};
 use crate::name::{Digest, Tag};
 use crate::registry::{Serving, Sighting, Trouble};
 
 /// How often a pull may start over: each time, somebody else has got ahead of it.
 const LOOKUPS: u8 = 8;
+/// How often a pull waits for the delete of what the registry shows, a tenth of a second at most each.
+const WAITS: u8 = 20;
 
 /// GET or HEAD of a manifest by a tag that a rule makes immutable.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -34,8 +36,10 @@ pub enum Action {
     Resolve,
     /// HEAD by digest. → [`Event::Seen`]
     LookAt(Digest),
-    /// → [`Event::Sealed`]
-    Seal { digest: Digest, origin: Origin },
+    /// → [`Event::Adopted`]
+    Adopt { digest: Digest, origin: Origin, freed: FreedNumber },
+    /// Wait a little, or until something happens to the tag. → [`Event::Waited`]
+    Wait,
     /// The client's own request, by digest. → [`Event::Served`]
     Serve(Digest),
 }
@@ -45,7 +49,8 @@ pub enum Action {
 pub enum Event<A> {
     Known(Known),
     Seen(Sighting<A>),
-    Sealed(Result<Seal, Unavailable>),
+    Adopted(Result<Adopt, Unavailable>),
+    Waited,
     Served(Serving<A>),
 }
 
@@ -121,6 +126,7 @@ pub struct Machine<A> {
     pub(super) pull: Pull,
     phase: Phase<A>,
     lookups: u8,
+    waits: u8,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -129,10 +135,12 @@ enum Phase<A> {
     /// The ledger is asked again, because what memory named is not in the registry: this digest,
     /// with this answer.
     Doubting(Digest, A),
-    /// The registry is asked whether it has what is claimed.
-    Looking(Digest),
-    Resolving,
-    Sealing(Digest, Origin),
+    /// The registry is asked whether it has what is claimed. A look proves something only while
+    /// nothing was freed since this number was read.
+    Looking(Digest, FreedNumber),
+    Resolving(FreedNumber),
+    Adopting(Digest, Origin),
+    Waiting,
     /// Whether this client may know of a withdrawn tag.
     LettingIn,
     Serving(Digest, Source),
@@ -149,7 +157,7 @@ enum Source {
 impl<A: Clone> Machine<A> {
     /// A machine and its first action.
     pub fn new(pull: Pull) -> (Self, Action) {
-        (Self { pull, phase: Phase::Recalling, lookups: 1 }, Action::Recall)
+        (Self { pull, phase: Phase::Recalling, lookups: 1, waits: 0 }, Action::Recall)
     }
 
     pub fn pull(&self) -> &Pull {
@@ -163,11 +171,12 @@ impl<A: Clone> Machine<A> {
             (Phase::Doubting(digest, answer), Event::Known(known)) => {
                 self.doubted(digest, answer, known)
             }
-            (Phase::Looking(digest), Event::Seen(seen)) => self.looked(digest, seen),
-            (Phase::Resolving, Event::Seen(seen)) => self.resolved(seen),
-            (Phase::Sealing(digest, origin), Event::Sealed(sealed)) => {
-                self.sealed(digest, origin, sealed)
+            (Phase::Looking(digest, freed), Event::Seen(seen)) => self.looked(digest, freed, seen),
+            (Phase::Resolving(freed), Event::Seen(seen)) => self.resolved(freed, seen),
+            (Phase::Adopting(digest, origin), Event::Adopted(adopted)) => {
+                self.adopted(digest, origin, adopted)
             }
+            (Phase::Waiting, Event::Waited) => self.act(Phase::Recalling, Action::Lookup),
             (Phase::LettingIn, Event::Seen(seen)) => match seen {
                 // The image may be there still, under another tag.
                 Sighting::Found(_) | Sighting::NotFound(_) => Step::Done(Pulled::Unknown),
@@ -191,12 +200,14 @@ impl<A: Clone> Machine<A> {
             Known::Fresh(digest) => self.serve(digest, Source::Fresh),
             Known::Remembered(digest) => self.serve(digest, Source::Sure(Basis::Memory)),
             Known::Nothing(error) => self.outage(error),
-            Known::Entry(Entry::Absent) => self.act(Phase::Resolving, Action::Resolve),
-            // A claim is what its tag will be, if anything; what isn't there yet may still come.
-            Known::Entry(Entry::Pending(pending)) => {
-                self.act(Phase::Looking(pending.digest), Action::Look)
+            Known::Entry(Entry::Absent, freed) => {
+                self.act(Phase::Resolving(freed), Action::Resolve)
             }
-            Known::Entry(Entry::Sealed(sealed)) => match sealed.withdrawn {
+            // A claim is what its tag will be, if anything; what isn't there yet may still come.
+            Known::Entry(Entry::Pending(pending), freed) => {
+                self.act(Phase::Looking(pending.digest, freed), Action::Look)
+            }
+            Known::Entry(Entry::Sealed(sealed), _) => match sealed.withdrawn {
                 None => self.serve(sealed.digest, Source::Sure(Basis::Ledger)),
                 // Deleted, whatever the registry may still have under its digest.
                 Some(_) => self.act(Phase::LettingIn, Action::LookAt(sealed.digest)),
@@ -204,9 +215,9 @@ impl<A: Clone> Machine<A> {
         }
     }
 
-    fn looked(&mut self, claimed: Digest, seen: Sighting<A>) -> Step<A> {
+    fn looked(&mut self, claimed: Digest, freed: FreedNumber, seen: Sighting<A>) -> Step<A> {
         match seen {
-            Sighting::Found(digest) if digest == claimed => self.seal(digest, Origin::Push),
+            Sighting::Found(digest) if digest == claimed => self.adopt(digest, Origin::Push, freed),
             // "No such tag" would be wrong: a store that went back in time may have forgotten that
             // this other image was acknowledged.
             Sighting::Found(_) => Step::Done(Pulled::Undecided(Unsure::Elsewhere)),
@@ -218,9 +229,9 @@ impl<A: Clone> Machine<A> {
         }
     }
 
-    fn resolved(&mut self, seen: Sighting<A>) -> Step<A> {
+    fn resolved(&mut self, freed: FreedNumber, seen: Sighting<A>) -> Step<A> {
         match seen {
-            Sighting::Found(digest) => self.seal(digest, Origin::FirstSight),
+            Sighting::Found(digest) => self.adopt(digest, Origin::FirstSight, freed),
             Sighting::NotFound(answer) | Sighting::Denied(answer) | Sighting::Failed(answer) => {
                 Step::Done(Pulled::Relayed(answer))
             }
@@ -229,29 +240,33 @@ impl<A: Clone> Machine<A> {
     }
 
     /// Binds the tag before anything is served: two first pulls of a moving tag get one image.
-    fn seal(&mut self, digest: Digest, origin: Origin) -> Step<A> {
-        self.act(Phase::Sealing(digest, origin), Action::Seal { digest, origin })
+    fn adopt(&mut self, digest: Digest, origin: Origin, freed: FreedNumber) -> Step<A> {
+        self.act(Phase::Adopting(digest, origin), Action::Adopt { digest, origin, freed })
     }
 
-    fn sealed(
+    fn adopted(
         &mut self,
         digest: Digest,
         origin: Origin,
-        sealed: Result<Seal, Unavailable>,
+        adopted: Result<Adopt, Unavailable>,
     ) -> Step<A> {
-        match sealed {
-            Ok(Seal::Sealed) => {
+        match adopted {
+            Ok(Adopt::Adopted) => {
                 let basis = match origin {
                     Origin::FirstSight => Basis::FirstSight,
                     Origin::Push | Origin::Import => Basis::Ledger,
                 };
                 self.serve(digest, Source::Sure(basis))
             }
-            Ok(Seal::Conflict(_)) if self.lookups < LOOKUPS => {
+            Ok(Adopt::Conflict(_) | Adopt::Freed) if self.lookups < LOOKUPS => {
                 self.lookups += 1;
                 self.act(Phase::Recalling, Action::Lookup)
             }
-            Ok(Seal::Conflict(_)) => Step::Done(Pulled::Undecided(Unsure::Busy)),
+            Ok(Adopt::Deleting) if self.waits < WAITS => {
+                self.waits += 1;
+                self.act(Phase::Waiting, Action::Wait)
+            }
+            Ok(_) => Step::Done(Pulled::Undecided(Unsure::Busy)),
             Err(error) => self.outage(error),
         }
     }
@@ -293,7 +308,7 @@ impl<A: Clone> Machine<A> {
     fn doubted(&mut self, digest: Digest, answer: A, known: Known) -> Step<A> {
         match &known {
             // A deleted image: the name stays bound.
-            Known::Entry(Entry::Sealed(sealed))
+            Known::Entry(Entry::Sealed(sealed), _)
                 if sealed.digest == digest && sealed.withdrawn.is_none() =>
             {
                 Step::Done(Pulled::Relayed(answer))
@@ -301,7 +316,7 @@ impl<A: Clone> Machine<A> {
             Known::Fresh(_) | Known::Remembered(_) | Known::Nothing(_) => {
                 Step::Done(Pulled::Relayed(answer))
             }
-            Known::Entry(_) => self.known(known),
+            Known::Entry(..) => self.known(known),
         }
     }
 

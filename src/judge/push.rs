@@ -4,7 +4,7 @@
 //! what the promises rest on; `docs/decisions/0002-claim-protocol.md` argues it.
 //!
 //! 0. look up; 1. see what the registry has; 2. store the manifest by digest; 3. claim;
-//! 4. see again; 5. publish the tag, once; 6. seal.
+//! 4. see again; 5. publish the tag, once; 6. bind.
 //!
 //! From a client that the registry has not lately let push, the manifest is stored before anything
 //! else: it moves no tag, and a client that may not push is answered alike whatever the ledger holds.
@@ -14,7 +14,9 @@ use super::publish::{Doubt, Progress};
 use super::rival::{Rival, Roll};
 use super::staging::{Next, Staging};
 use super::step::{Action, Conflict, Event, Eyes, Push, Step, Undecided, Verdict};
-use crate::ledger::{Claim, Entry, Holder, Origin, Seal, Unavailable};
+use crate::ledger::{
+    Adopt, Claim, Entry, FreedNumber, Holder, Lookup, Origin, Timestamp, Unavailable,
+};
 use crate::name::{Digest, Tag};
 use crate::registry::{Sighting, Trouble};
 
@@ -29,11 +31,13 @@ pub struct Machine<A> {
     pub(super) phase: Phase<A>,
     /// What may be published, as far as is known.
     pub(super) permits: Vec<Permit>,
-    /// Tags sealed with this digest whose image was deleted: a push brings it back.
-    pub(super) withdrawn: Vec<Tag>,
+    /// The repository's freed number at the last look-up.
+    pub(super) freed: FreedNumber,
     /// Tags that nobody else had claimed when this attempt did.
     fresh: Vec<Tag>,
     pub(super) staging: Staging<A>,
+    /// What was stored by digest was found deleted once.
+    restaged: bool,
     /// The registry has shown this client something.
     pub(super) let_in: bool,
     pub(super) eyes: Eyes,
@@ -44,6 +48,8 @@ pub struct Machine<A> {
     /// The look under way.
     pub(super) look: Option<Action>,
     pub(super) rival_seen: bool,
+    /// After all waits for a rival, the ledger was asked once more.
+    pub(super) looked_again: bool,
     waits: u8,
     lookups: u8,
 }
@@ -57,11 +63,12 @@ pub(super) enum Phase<A> {
     Waiting,
     /// The last of these is being asked for.
     Resolving(Vec<Tag>),
-    SealingSeen,
+    Adopting(Tag, Digest),
     Staging(Next),
     /// This look was denied, with this answer: whether the client may push at all is tried.
     Proving(Box<Phase<A>>, A),
     Claiming,
+    LookingAtParts,
     /// The last of these is being asked for.
     Rechecking(Vec<Tag>),
     LookingStaged,
@@ -71,7 +78,7 @@ pub(super) enum Phase<A> {
     /// The tag whose PUT was not confirmed is looked at.
     Checking(Progress<A>, Doubt<A>),
     Disowning(Progress<A>),
-    Sealing(Progress<A>),
+    Binding(Progress<A>),
     LettingIn(Conflict),
     /// Whether the client sees what it has stored, and so what is bound.
     Showing(Conflict),
@@ -85,6 +92,8 @@ pub(super) enum After<A> {
     Undecided(Undecided),
     /// Start over: the next look finds what the registry turned out to have.
     LookUp,
+    /// Start over a little later.
+    Wait,
 }
 
 impl<A: Clone> Machine<A> {
@@ -95,15 +104,17 @@ impl<A: Clone> Machine<A> {
             push,
             phase: Phase::LookingUp,
             permits: Vec::new(),
-            withdrawn: Vec::new(),
+            freed: FreedNumber::default(),
             fresh: Vec::new(),
             staging: Staging::Not,
+            restaged: false,
             let_in,
             eyes: Eyes::Client,
             unseeing: false,
             denied: false,
             look: None,
             rival_seen: false,
+            looked_again: false,
             waits: 0,
             lookups: 1,
         };
@@ -136,19 +147,26 @@ impl<A: Clone> Machine<A> {
                     let look = Action::Look(self.push.protected[0].clone());
                     self.act(Phase::Asking, look)
                 }
-                Ok(entries) => self.entries(entries),
+                Ok(found) => self.entries(found),
                 Err(error) => self.undecided(error),
             },
             (Phase::Asking, Event::Seen(seen)) => self.asked(seen),
             (Phase::Waiting, Event::Waited) => self.look_up(),
             (Phase::Resolving(rest), Event::Seen(seen)) => self.resolved(rest, seen),
-            (Phase::SealingSeen, Event::Sealed(sealed)) => match sealed {
-                Ok(Seal::Sealed) => self.look_up(),
-                Ok(Seal::Conflict(holders)) => self.outrun(holders),
-                Err(error) => self.undecided(error),
-            },
+            (Phase::Adopting(tag, digest), Event::Adopted(adopted)) => {
+                self.adopted(tag, digest, adopted)
+            }
             (Phase::Staging(next), Event::Written(written)) => self.staged(next, written),
             (Phase::Claiming, Event::Claimed(claimed)) => self.claimed(claimed),
+            (Phase::LookingAtParts, Event::Parts(deleting)) => match deleting {
+                Ok(None) => {
+                    let claimed = self.claimed_tags(|_| true);
+                    self.recheck(claimed)
+                }
+                Ok(Some(_)) if self.may_wait() => self.leave(After::Wait),
+                Ok(Some(part)) => self.leave(After::Undecided(Undecided::Deleting(part))),
+                Err(error) => self.leave(After::Undecided(error.into())),
+            },
             (Phase::Rechecking(rest), Event::Seen(seen)) => self.rechecked(rest, seen),
             (Phase::LookingStaged, Event::Seen(seen)) => self.saw_staged(seen),
             // Whether the ledger heard it or not: the claim is harmless, only in the way.
@@ -159,8 +177,8 @@ impl<A: Clone> Machine<A> {
             (Phase::Checking(progress, doubt), Event::Seen(seen)) => {
                 self.checked(progress, doubt, seen)
             }
-            (Phase::Disowning(progress), Event::Aborted(_)) => self.seal(progress),
-            (Phase::Sealing(progress), Event::Sealed(sealed)) => self.sealed(progress, sealed),
+            (Phase::Disowning(progress), Event::Aborted(_)) => self.bind(progress),
+            (Phase::Binding(progress), Event::Bound(bound)) => self.bound(progress, bound),
             (Phase::LettingIn(conflict), Event::Seen(seen)) => self.let_in(conflict, seen),
             (Phase::Showing(conflict), Event::Seen(seen)) => {
                 let visible = matches!(seen, Sighting::Found(_)) && self.eyes == Eyes::Client;
@@ -193,13 +211,13 @@ impl<A: Clone> Machine<A> {
         self.act(Phase::LookingUp, Action::Lookup)
     }
 
-    fn entries(&mut self, entries: Vec<Entry>) -> Step<A> {
+    fn entries(&mut self, found: Lookup) -> Step<A> {
         self.permits.clear();
-        self.withdrawn.clear();
+        self.freed = found.freed;
         let mut absent = Vec::new();
         let mut claimed_alike = false;
         let mut rival = None;
-        for (tag, entry) in self.push.protected.clone().iter().zip(&entries) {
+        for (tag, entry) in self.push.protected.clone().iter().zip(&found.entries) {
             match entry {
                 Entry::Absent => absent.push(tag.clone()),
                 Entry::Sealed(sealed) if !self.push.content.is(&sealed.digest) => {
@@ -210,16 +228,14 @@ impl<A: Clone> Machine<A> {
                     let is = |digest: &_| self.push.content.is(digest);
                     self.permits.extend(Permit::of_entry(tag, entry, is));
                     self.name(sealed.digest);
-                    if sealed.withdrawn.is_some() {
-                        self.withdrawn.push(tag.clone());
-                    }
                 }
                 Entry::Pending(pending) if self.push.content.is(&pending.digest) => {
                     self.name(pending.digest);
                     claimed_alike = true;
                 }
                 Entry::Pending(pending) => {
-                    rival.get_or_insert(Rival { tag: tag.clone(), digest: pending.digest });
+                    let (digest, since) = (pending.digest, pending.since);
+                    rival.get_or_insert(Rival { tag: tag.clone(), digest, since });
                 }
             }
         }
@@ -245,21 +261,48 @@ impl<A: Clone> Machine<A> {
         }
     }
 
-    /// What the registry has could not be sealed, because somebody holds the tag.
+    fn adopted(
+        &mut self,
+        tag: Tag,
+        digest: Digest,
+        adopted: Result<Adopt, Unavailable>,
+    ) -> Step<A> {
+        match adopted {
+            Ok(Adopt::Adopted | Adopt::Freed) => self.look_up(),
+            Ok(Adopt::Conflict(holders)) => self.outrun(holders),
+            Ok(Adopt::Deleting) if self.may_wait() => self.wait(),
+            // The image under the tag is being deleted: which one is not told to every client.
+            Ok(Adopt::Deleting) => match self.shown(digest) {
+                Some(digest) => self.undecided(Undecided::Deleting(digest)),
+                None => self.undecided(Undecided::Busy(tag)),
+            },
+            Err(error) => self.undecided(error),
+        }
+    }
+
+    /// What the registry has could not be adopted, because somebody holds the tag.
     fn outrun(&mut self, holders: Vec<Holder>) -> Step<A> {
         let pending = holders.into_iter().find_map(|holder| match holder.entry {
-            Entry::Pending(pending) => Some((holder.tag, pending.digest)),
+            Entry::Pending(pending) => Some((holder.tag, pending)),
             Entry::Absent | Entry::Sealed(_) => None,
         });
         match pending {
             // A claim whose tag is another image in the registry: only its owner can still move.
-            Some((tag, digest)) if !self.may_wait() => {
-                let digest = self.shown(digest);
-                self.undecided(Undecided::Stuck { tag, digest })
+            Some((tag, pending)) if !self.may_wait() => {
+                let digest = self.shown(pending.digest);
+                self.undecided(Undecided::Stuck { tag, digest, since: pending.since })
             }
             Some(_) => self.wait(),
             None => self.look_up(),
         }
+    }
+
+    /// A delete of this image is under way: it is waited for.
+    pub(super) fn wait_for_delete(&mut self) -> Step<A> {
+        if self.may_wait() {
+            return self.wait();
+        }
+        self.undecided(Undecided::Deleting(*self.push.content.digest()))
     }
 
     pub(super) fn wait(&mut self) -> Step<A> {
@@ -286,7 +329,7 @@ impl<A: Clone> Machine<A> {
             Sighting::Found(digest) => {
                 self.saw();
                 match rest.pop() {
-                    Some(tag) => self.seal_seen(tag, digest, Origin::Import),
+                    Some(tag) => self.adopt(tag, digest, Origin::Import),
                     None => self.look_up(),
                 }
             }
@@ -299,8 +342,9 @@ impl<A: Clone> Machine<A> {
         }
     }
 
-    pub(super) fn seal_seen(&mut self, tag: Tag, digest: Digest, origin: Origin) -> Step<A> {
-        self.act(Phase::SealingSeen, Action::Seal { tags: vec![tag], digest, origin })
+    pub(super) fn adopt(&mut self, tag: Tag, digest: Digest, origin: Origin) -> Step<A> {
+        let adopt = Action::Adopt { tag: tag.clone(), digest, origin, freed: self.freed };
+        self.act(Phase::Adopting(tag, digest), adopt)
     }
 
     // Step 3.
@@ -314,16 +358,21 @@ impl<A: Clone> Machine<A> {
     fn claimed(&mut self, claimed: Result<Claim, Unavailable>) -> Step<A> {
         let claim = match claimed {
             Ok(claim) => claim,
-            // The claim may exist: harmless, since nothing is sent for it and the same digest joins.
-            Err(error) => return self.undecided(error),
+            // The claim may exist: nothing is sent for it, and the same digest joins.
+            Err(error) => return self.undecided(Undecided::LedgerUnknown(error)),
         };
         match &claim {
             Claim::Held(_) => return self.look_up(),
+            Claim::Deleting => return self.wait_for_delete(),
             Claim::Granted { fresh, .. } => self.fresh.clone_from(fresh),
         }
         // At this point the claim is durable. A crash leaves it pending, and whoever pushes the
         // same digest, or looks and finds it published, brings it to its end.
         self.permits = Permit::of_claim(&self.push.protected, &claim);
+        if !self.push.content.parts().is_empty() {
+            // A delete of a part that begins after this look sees the claim.
+            return self.act(Phase::LookingAtParts, Action::LookAtParts);
+        }
         let claimed = self.claimed_tags(|_| true);
         self.recheck(claimed)
     }
@@ -357,7 +406,8 @@ impl<A: Clone> Machine<A> {
                 } else {
                     // Others hold the claim still, so what is there can't be adopted either.
                     let digest = Some(*self.push.content.digest());
-                    self.leave(After::Undecided(Undecided::Stuck { tag, digest }))
+                    let since = Timestamp::now();
+                    self.leave(After::Undecided(Undecided::Stuck { tag, digest, since }))
                 }
             }
             (Sighting::Found(_) | Sighting::NotFound(_), _) => self.recheck(rest),
@@ -383,6 +433,12 @@ impl<A: Clone> Machine<A> {
                 self.eyes = Eyes::Account;
                 return self.leave(After::LookUp);
             }
+            // It may have been deleted before the claim kept deletes out: it is stored once more.
+            Sighting::NotFound(_) if !self.restaged => {
+                self.restaged = true;
+                self.staging = Staging::Not;
+                return self.leave(After::LookUp);
+            }
             Sighting::NotFound(_) => Undecided::Invisible,
             Sighting::Denied(answer) | Sighting::Failed(answer) => {
                 return self.leave(After::Relay(answer));
@@ -403,6 +459,7 @@ impl<A: Clone> Machine<A> {
             After::Relay(answer) => self.relay(answer),
             After::Undecided(undecided) => self.undecided(undecided),
             After::LookUp => self.look_up(),
+            After::Wait => self.wait(),
         }
     }
 

@@ -1,13 +1,14 @@
-//! Meeting a claim of another digest: wait for its end, or bring it to its end.
+//! A claim of another digest: its end is waited for, or it is brought to its end.
 //!
-//! Nobody ever replaces a claim. A pusher of another digest may only push the old claim
-//! *forward*: publish the manifest its owner stored, seal it, and be refused.
+//! Nobody ever replaces a claim. What the registry shows under the tag is bound, whoever looks. An image
+//! that is only stored is published with this client's rights under `upstream.roll_forward = "staged"`
+//! alone: its owner may lack the right to the tag.
 
 use super::permit::{Basis, Permit};
 use super::push::{After, Machine, Phase};
 use super::staging::Next;
 use super::step::{Action, Event, Step, Undecided};
-use crate::ledger::{Claim, Origin, Unavailable};
+use crate::ledger::{Bind, Claim, Origin, Timestamp, Unavailable};
 use crate::name::{Digest, Tag};
 use crate::registry::{Sighting, Written};
 
@@ -16,12 +17,16 @@ use crate::registry::{Sighting, Written};
 pub(super) struct Rival {
     pub tag: Tag,
     pub digest: Digest,
+    /// When it was claimed: for people.
+    pub since: Timestamp,
 }
 
 /// What rolling a rival forward waits for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Roll<A> {
     Looking,
+    /// For the last time, after all waits.
+    LookingAgain,
     Joining,
     Rechecking(Permit),
     Fetching(Permit),
@@ -31,7 +36,7 @@ pub(super) enum Roll<A> {
         definitive: bool,
     },
     Leaving(After<A>),
-    Sealing,
+    Binding,
 }
 
 impl<A> From<Undecided> for After<A> {
@@ -52,7 +57,7 @@ impl<A: Clone> Machine<A> {
             // Only a client that may push here moves anything.
             self.stage(Next::Roll(rival))
         } else if self.let_in {
-            self.stuck(rival)
+            self.look_again(rival)
         } else {
             // A 404 may mean "no access": no digest is told.
             self.undecided(Undecided::Busy(rival.tag))
@@ -68,6 +73,20 @@ impl<A: Clone> Machine<A> {
     pub(super) fn rolled(&mut self, rival: Rival, roll: Roll<A>, event: Event<A>) -> Step<A> {
         match (roll, event) {
             (Roll::Looking, Event::Seen(seen)) => self.saw_rival(rival, seen),
+            (Roll::LookingAgain, Event::Seen(seen)) => match seen {
+                Sighting::Found(digest) if digest == rival.digest => {
+                    self.saw();
+                    self.adopt(rival.tag, digest, Origin::Push)
+                }
+                // Its owner may have left it while this image was stored.
+                Sighting::Found(_) | Sighting::NotFound(_) if !self.looked_again => {
+                    self.looked_again = true;
+                    self.look_up()
+                }
+                Sighting::Found(_) | Sighting::NotFound(_) => self.stuck(rival),
+                Sighting::Denied(answer) | Sighting::Failed(answer) => self.relay(answer),
+                Sighting::Unclear(trouble) => self.undecided(Undecided::Registry(trouble)),
+            },
             (Roll::Joining, Event::Claimed(claimed)) => self.joined(rival, claimed),
             (Roll::Rechecking(permit), Event::Seen(seen)) => self.saw_joined(rival, permit, seen),
             (Roll::Fetching(permit), Event::Fetched(fetched)) => match fetched {
@@ -79,7 +98,7 @@ impl<A: Clone> Machine<A> {
             },
             (Roll::Publishing, Event::Written(written)) => {
                 let definitive = match written {
-                    Written::Created(_) => return self.seal_rival(rival),
+                    Written::Created(_) => return self.bind_rival(rival),
                     Written::Denied(answer) if self.push.options.abort => {
                         return self.leave_claim(rival, After::Relay(answer));
                     }
@@ -90,12 +109,13 @@ impl<A: Clone> Machine<A> {
                 self.act(Phase::Rolling(rival, Roll::Checking { definitive }), look)
             }
             (Roll::Checking { definitive }, Event::Seen(seen)) => match seen {
-                Sighting::Found(digest) if digest == rival.digest => self.seal_rival(rival),
+                Sighting::Found(digest) if digest == rival.digest => self.bind_rival(rival),
                 _ if definitive && self.push.options.abort => self.give_up(rival),
                 _ => self.stuck(rival),
             },
             (Roll::Leaving(after), Event::Aborted(_)) => self.left(after),
-            (Roll::Sealing, Event::Sealed(sealed)) => match sealed {
+            (Roll::Binding, Event::Bound(bound)) => match bound {
+                Ok(Bind::Deleting) if self.may_wait() => self.wait(),
                 Ok(_) => self.look_up(),
                 Err(error) => self.undecided(error),
             },
@@ -108,7 +128,7 @@ impl<A: Clone> Machine<A> {
             // Published, and its owner crashed before the seal.
             Sighting::Found(digest) if digest == rival.digest => {
                 self.saw();
-                self.seal_seen(rival.tag, digest, Origin::Push)
+                self.adopt(rival.tag, digest, Origin::Push)
             }
             Sighting::Found(_) => {
                 self.saw();
@@ -139,13 +159,14 @@ impl<A: Clone> Machine<A> {
                 }
             }
             Ok(Claim::Held(_)) => self.look_up(),
+            Ok(Claim::Deleting) => self.stuck(rival),
             Err(error) => self.undecided(error),
         }
     }
 
     fn saw_joined(&mut self, rival: Rival, permit: Permit, seen: Sighting<A>) -> Step<A> {
         match seen {
-            Sighting::Found(digest) if digest == rival.digest => self.seal_rival(rival),
+            Sighting::Found(digest) if digest == rival.digest => self.bind_rival(rival),
             Sighting::Found(_) => self.give_up(rival),
             Sighting::NotFound(_) => {
                 let fetch = Action::Fetch(rival.digest);
@@ -160,15 +181,22 @@ impl<A: Clone> Machine<A> {
         }
     }
 
-    fn seal_rival(&mut self, rival: Rival) -> Step<A> {
+    fn bind_rival(&mut self, rival: Rival) -> Step<A> {
         let (tags, digest) = (vec![rival.tag.clone()], rival.digest);
-        let seal = Action::Seal { tags, digest, origin: Origin::Push };
-        self.act(Phase::Rolling(rival, Roll::Sealing), seal)
+        let (attempt, freed) = (self.push.errand, self.freed);
+        let bind = Action::Bind { tags, digest, attempt, freed };
+        self.act(Phase::Rolling(rival, Roll::Binding), bind)
+    }
+
+    /// Nothing is published for a rival: it may have ended meanwhile.
+    pub(super) fn look_again(&mut self, rival: Rival) -> Step<A> {
+        let look = Action::Look(rival.tag.clone());
+        self.act(Phase::Rolling(rival, Roll::LookingAgain), look)
     }
 
     fn give_up(&mut self, rival: Rival) -> Step<A> {
         let digest = self.shown(rival.digest);
-        let stuck = Undecided::Stuck { tag: rival.tag.clone(), digest };
+        let stuck = Undecided::Stuck { tag: rival.tag.clone(), digest, since: rival.since };
         self.leave_claim(rival, stuck.into())
     }
 
@@ -181,6 +209,6 @@ impl<A: Clone> Machine<A> {
 
     fn stuck(&mut self, rival: Rival) -> Step<A> {
         let digest = self.shown(rival.digest);
-        self.undecided(Undecided::Stuck { tag: rival.tag, digest })
+        self.undecided(Undecided::Stuck { tag: rival.tag, digest, since: rival.since })
     }
 }

@@ -6,7 +6,7 @@ use http::StatusCode;
 use tokio::time::Instant;
 
 use super::pull::{Action, Basis, Event, Machine, Pull, Pulled, Step, Unsure};
-use super::{Judge, OLDER_WRITES};
+use super::{Judge, OLDER_WRITES, PAUSE};
 use crate::ledger::Ledger;
 use crate::ledger::RepositoryKey;
 use crate::ledger::witness::Fresh;
@@ -176,10 +176,14 @@ impl Judge {
                 let reference = Reference::Digest(digest);
                 Event::Seen(self.registry.look(caller, name, &reference).await)
             }
-            Action::Seal { digest, origin } => {
-                let sealed = self.ledger.seal(key, tags, &digest, origin).await;
+            Action::Adopt { digest, origin, freed } => {
+                let adopted = self.ledger.adopt(key, tags, &digest, origin, freed).await;
                 self.rivals.wake(key, tags);
-                Event::Sealed(sealed)
+                Event::Adopted(adopted)
+            }
+            Action::Wait => {
+                self.rivals.wait(key, tags, PAUSE).await;
+                Event::Waited
             }
             Action::Serve(digest) => {
                 Event::Served(self.registry.serve(caller, name, &digest, reading).await)

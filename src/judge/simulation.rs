@@ -12,18 +12,24 @@ use std::hash::{Hash, Hasher};
 use std::rc::Rc;
 
 use super::push::{Machine, Phase};
-use super::step::{Action, Blind, Content, Event, Eyes, Options, Push, Step, Verdict};
-use crate::ledger::table::{self, Change, Stamp};
+use super::step::{Action, Blind, Content, Event, Eyes, Options, Push, RollForward, Step, Verdict};
+use crate::ledger::table::{Around, Operation, Outcome, Stamp};
 use crate::ledger::{
-    AttemptId, Claim, Entry, Holder, Pending, RepositoryKey, Seal, Timestamp, Unavailable,
+    Adopt, AttemptId, Bind, Claim, Entry, FreedNumber, Lookup, Pending, RepositoryKey, Timestamp,
+    Unavailable,
 };
 use crate::name::{Algorithm, Digest, RepositoryName, Tag, UpstreamName};
 use crate::registry::{Sighting, Trouble, Written};
 
+mod deletes;
 mod pulls;
 mod searches;
+mod specification;
 
+use crate::rules::Deletes;
+use deletes::{Deleter, Sent};
 use pulls::Puller;
+use specification::{Call, Ghost, Told};
 
 /// How a known unsafe protocol differs from this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +51,22 @@ enum Flaw {
     PullIgnoresClaims,
     /// A pull serves what it saw without binding it.
     PullBindsNothing,
+    /// A push binds a tag that nobody has claimed any more.
+    BindNeedsNoClaim,
+    /// What a look has shown is bound, whatever was freed since.
+    AdoptIgnoresFreed,
+    /// An image is claimed and adopted while it is deleted.
+    NoDeleteMark,
+    /// A push of a bound image does not ask the ledger after its PUT.
+    BoundAsksNoMore,
+    /// A push is acknowledged though its binding was not written.
+    UnboundIsAcknowledged,
+    /// A DELETE is sent again.
+    DeleteSentTwice,
+    /// A DELETE whose outcome is unknown leaves no mark.
+    UnknownDeleteIsUnmarked,
+    /// What a proxy remembers serves it whatever was freed since.
+    MemoryOfFreedNames,
 }
 
 /// What of the world doesn't change.
@@ -60,6 +82,11 @@ struct Physics {
     named: bool,
     /// All pushers but the first set a tag for what is stored, as by a registry's own API.
     stored: bool,
+    roll_forward: RollForward,
+    /// What the rule says of deletes; `None` where no name is ever freed.
+    deletes: Option<Deletes>,
+    /// The image that the registry has under each tag before taglock knows of it.
+    first: Option<&'static str>,
 }
 
 impl Physics {
@@ -82,12 +109,15 @@ struct Budget {
     pulls: u8,
     /// Tags put elsewhere in the registry itself.
     moves: u8,
+    /// Deletes of the image "one", and releases by an operator.
+    deletes: u8,
+    releases: u8,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct World {
-    ledger: BTreeMap<Tag, Entry>,
-    replica: BTreeMap<Tag, Entry>,
+    ledger: Store,
+    replica: Store,
     registry: BTreeMap<Tag, Digest>,
     staged: BTreeSet<Digest>,
     /// Shared with the worlds around: most steps change one of them.
@@ -102,6 +132,64 @@ struct World {
     budget: Budget,
     /// Something happened after which a claim may rightly be left.
     disturbed: bool,
+    deleters: Vec<Deleter>,
+    sent: Vec<Sent>,
+    /// How often the registry has deleted something.
+    deleted: u8,
+    /// Kept where names are freed.
+    ghost: Ghost,
+    /// What a proxy has served last, with the freed number then.
+    memory: Option<(Digest, FreedNumber)>,
+}
+
+/// What a ledger holds of the one repository.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Store {
+    entries: BTreeMap<Tag, Entry>,
+    freed: FreedNumber,
+    /// Tells lives of a name apart.
+    sequence: u64,
+    /// Digests with a delete mark, and whose it is.
+    marks: BTreeSet<(Digest, u8)>,
+}
+
+impl Store {
+    fn new(tags: &[Tag]) -> Self {
+        let entries = tags.iter().map(|tag| (tag.clone(), Entry::Absent)).collect();
+        let (freed, sequence, marks) = Default::default();
+        Self { entries, freed, sequence, marks }
+    }
+
+    fn lookup(&self, tags: &[Tag]) -> Lookup {
+        let entries = tags.iter().map(|tag| self.entries[tag].clone()).collect();
+        Lookup { entries, freed: self.freed }
+    }
+
+    fn set(&self, tags: &[Tag]) -> Vec<(Tag, Entry)> {
+        tags.iter().map(|tag| (tag.clone(), self.entries[tag].clone())).collect()
+    }
+
+    /// Applies an operation of the table; `marked` where its digest counts as being deleted.
+    fn apply(&mut self, tags: &[Tag], operation: &Operation) -> Outcome {
+        let marked = operation.digest().is_some_and(|d| self.marks.iter().any(|(m, _)| m == d));
+        self.apply_as(tags, operation, Around { freed: self.freed, marked })
+    }
+
+    fn apply_as(&mut self, tags: &[Tag], operation: &Operation, around: Around) -> Outcome {
+        let set = self.set(tags);
+        let stamp = Stamp { now: Timestamp::EPOCH, sequence: self.sequence + 1 };
+        let outcome = operation.on(&set, around, stamp);
+        if let Outcome::Done { puts, frees } = &outcome {
+            self.sequence += u64::from(*frees || !puts.is_empty());
+            for (n, entry) in puts {
+                self.entries.insert(set[*n].0.clone(), entry.clone());
+            }
+            if *frees {
+                self.freed = self.freed.next();
+            }
+        }
+        outcome
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -109,6 +197,8 @@ struct Pusher {
     machine: Machine<()>,
     doing: Doing,
     fetched: Option<Digest>,
+    /// In the specification, once it has begun.
+    number: Option<u8>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -126,13 +216,13 @@ struct Put {
     digest: Digest,
     /// The pusher still waits for its answer.
     awaited: bool,
+    /// What the registry had deleted by then.
+    deleted: u8,
 }
 
 /// A promise that was broken.
 type Violation = String;
 type Next = Vec<(String, Result<World, Violation>)>;
-
-const STAMP: Stamp = Stamp { now: Timestamp::EPOCH, sequence: 0 };
 
 fn tag(name: &str) -> Tag {
     Tag::parse(name).unwrap()
@@ -142,6 +232,7 @@ impl World {
     /// One pusher for each image, each of these tags.
     fn new(images: &[&str], physics: &Physics, budget: Budget) -> Self {
         let blind = if physics.blind { Blind::Account } else { Blind::Relay };
+        let roll_forward = physics.roll_forward;
         let pushers = images.iter().enumerate().map(|(n, image)| {
             let attempt =
                 |kind: u8| AttemptId::from_bytes([u8::try_from(n).unwrap() * 2 + kind; 16]);
@@ -156,23 +247,28 @@ impl World {
                 attempt: attempt(1),
                 errand: attempt(2),
                 options: match physics.stored && n > 0 {
-                    true => {
-                        Options { stage: false, shown: true, patience: 1, ..Options::default() }
-                    }
-                    false => Options { patience: 1, blind, ..Options::default() },
+                    true => Options {
+                        stage: false,
+                        shown: true,
+                        patience: 1,
+                        roll_forward,
+                        ..Options::default()
+                    },
+                    false => Options { patience: 1, blind, roll_forward, ..Options::default() },
                 },
             });
-            Rc::new(Pusher { machine, doing: Doing::Act(action), fetched: None })
+            Rc::new(Pusher { machine, doing: Doing::Act(action), fetched: None, number: None })
         });
         let stored = images.iter().skip(1).filter(|_| physics.stored);
         let stored = stored.map(|image| Digest::of(Algorithm::Sha256, image.as_bytes()));
-        let absent: BTreeMap<_, _> =
-            physics.tags.iter().map(|tag| (tag.clone(), Entry::Absent)).collect();
+        let empty = Store::new(&physics.tags);
+        let first = physics.first.map(|seed| Digest::of(Algorithm::Sha256, seed.as_bytes()));
+        let tagged = physics.tags.iter().filter_map(|tag| Some((tag.clone(), first?)));
         Self {
-            ledger: absent.clone(),
-            replica: absent,
-            registry: BTreeMap::new(),
-            staged: stored.collect(),
+            ledger: empty.clone(),
+            replica: empty,
+            registry: tagged.collect(),
+            staged: stored.chain(first).collect(),
             pushers: pushers.collect(),
             net: Vec::new(),
             acknowledged: BTreeSet::new(),
@@ -181,6 +277,11 @@ impl World {
             moved: false,
             budget,
             disturbed: false,
+            deleters: Vec::new(),
+            sent: Vec::new(),
+            deleted: 0,
+            ghost: Ghost::new(first),
+            memory: None,
         }
     }
 
@@ -202,13 +303,14 @@ impl World {
                 world.disturbed = true;
                 world.pusher(n).doing = Doing::Over;
                 world.forget(n);
-                next.push((physics.label(|| format!("{n} crashes")), world.checked()));
+                next.push((physics.label(|| format!("{n} crashes")), world.checked(physics)));
             }
         }
         for m in 0..self.net.len() {
             self.travel(physics, m, &mut next);
         }
         self.pulls(physics, &mut next);
+        self.deletes(physics, &mut next);
         if self.budget.failovers > 0 && self.replica != self.ledger {
             let mut world = self.clone();
             world.replica = world.ledger.clone();
@@ -226,8 +328,8 @@ impl World {
     fn act(&self, physics: &Physics, n: usize, action: Action, next: &mut Next) {
         let label = physics.label(|| format!("{n} {action:?}"));
         let mut add = |what: &str, mut world: Self, event: Event<()>| {
-            let told = world.tell(n, event);
-            let world = told.and_then(|()| world.checked());
+            let told = world.tell(physics, n, event);
+            let world = told.and_then(|()| world.checked(physics));
             next.push((physics.label(|| format!("{label}{what}")), world));
         };
         // The answer is lost, or the call never took place.
@@ -246,8 +348,8 @@ impl World {
         }
         match action {
             Action::Lookup => {
-                let entries = physics.tags.iter().map(|tag| self.ledger[tag].clone()).collect();
-                add("", self.clone(), Event::Entries(Ok(entries)));
+                let found = self.ledger.lookup(&physics.tags);
+                add("", self.clone(), Event::Entries(Ok(found)));
                 if let Some(world) = spend(self) {
                     add(", no answer", world, Event::Entries(Err(lost())));
                 }
@@ -281,6 +383,13 @@ impl World {
             Action::Claim { tags, digest, attempt } => {
                 let mut world = self.clone();
                 let claim = world.claim(physics, &tags, &digest, attempt);
+                if let Some(mut world) = spend(&world) {
+                    let again = world.claim(physics, &tags, &digest, attempt);
+                    if physics.wait {
+                        world.replica = world.ledger.clone();
+                    }
+                    add(", repeated", world, Event::Claimed(Ok(again)));
+                }
                 if let Some(world) = spend(&world) {
                     add(", answer lost", world, Event::Claimed(Err(lost())));
                 }
@@ -293,18 +402,41 @@ impl World {
                 }
                 add("", world, Event::Claimed(Ok(claim)));
             }
-            Action::Seal { tags, digest, origin } => {
+            Action::LookAtParts => add("", self.clone(), Event::Parts(Ok(None))),
+            Action::Bind { tags, digest, attempt, freed } => {
                 let mut world = self.clone();
-                let sealed = world
-                    .apply(&tags, |entry| table::seal(entry, &digest, origin, STAMP))
-                    .map_or_else(Seal::Conflict, |()| Seal::Sealed);
+                let operation = Operation::Bind { digest, attempt, freed };
+                let bound = world.bind(physics, &tags, &operation);
+                // A repeated call finds what the first one made.
+                if let Some(mut world) = spend(&world) {
+                    let again = world.bind(physics, &tags, &operation);
+                    add(", repeated", world, Event::Bound(Ok(again)));
+                }
+                let unknown = || match physics.flaw {
+                    Flaw::UnboundIsAcknowledged | Flaw::PullIgnoresClaims => {
+                        Event::Bound(Ok(Bind::Bound))
+                    }
+                    _ => Event::Bound(Err(lost())),
+                };
                 if let Some(world) = spend(&world) {
-                    add(", answer lost", world, Event::Sealed(Err(lost())));
+                    add(", answer lost", world, unknown());
                 }
                 if let Some(world) = spend(self) {
-                    add(", not done", world, Event::Sealed(Err(lost())));
+                    add(", not done", world, unknown());
                 }
-                add("", world, Event::Sealed(Ok(sealed)));
+                add("", world, Event::Bound(Ok(bound)));
+            }
+            Action::Adopt { tag, digest, origin, freed } => {
+                let mut world = self.clone();
+                let operation = Operation::Adopt { digest, origin, freed };
+                let adopted = world.adopt(physics, std::slice::from_ref(&tag), &operation);
+                if let Some(world) = spend(&world) {
+                    add(", answer lost", world, Event::Adopted(Err(lost())));
+                }
+                if let Some(world) = spend(self) {
+                    add(", not done", world, Event::Adopted(Err(lost())));
+                }
+                add("", world, Event::Adopted(Ok(adopted)));
             }
             Action::Abort { tags, digest, attempt } => {
                 let mut world = self.clone();
@@ -333,7 +465,8 @@ impl World {
 
     fn sent(&self, pusher: usize, tag: &Tag, digest: Digest) -> Self {
         let mut world = self.clone();
-        world.net.push(Put { pusher, tag: tag.clone(), digest, awaited: true });
+        let deleted = self.deleted;
+        world.net.push(Put { pusher, tag: tag.clone(), digest, awaited: true, deleted });
         world.pusher(pusher).doing = Doing::Awaits;
         world
     }
@@ -343,13 +476,13 @@ impl World {
         let put = &self.net[m];
         let mut add = |what: &str, mut world: Self, event: Option<Written<()>>| {
             let told = match event {
-                Some(written) => world.tell(put.pusher, Event::Written(written)),
+                Some(written) => world.tell(physics, put.pusher, Event::Written(written)),
                 None => Ok(()),
             };
             let Put { digest, tag, pusher, .. } = put;
             let label =
                 physics.label(|| format!("the PUT of {digest} for {tag} by {pusher} {what}"));
-            let world = told.and_then(|()| world.checked());
+            let world = told.and_then(|()| world.checked(physics));
             next.push((label, world));
         };
         let unknown = || match physics.flaw {
@@ -359,9 +492,13 @@ impl World {
         let mut arrived = self.clone();
         arrived.net.remove(m);
         let gone = arrived.clone();
+        arrived.staged.insert(put.digest);
         arrived.registry.insert(put.tag.clone(), put.digest);
         if !put.awaited {
-            add("arrives late", arrived, None);
+            // One that lands after its image was deleted brings it back: what remains, by decision 30.
+            if put.deleted == self.deleted {
+                add("arrives late", arrived, None);
+            }
             add("is lost", gone, None);
             return;
         }
@@ -392,61 +529,110 @@ impl World {
     }
 
     fn claim(&mut self, physics: &Physics, tags: &[Tag], digest: &Digest, a: AttemptId) -> Claim {
-        let before: Vec<_> = tags.iter().map(|tag| self.ledger[tag].clone()).collect();
-        let done = self.apply(tags, |entry| match (physics.flaw, entry) {
-            (Flaw::TakeOver, Entry::Pending(pending)) if pending.digest != *digest => {
-                table::claim(&Entry::Absent, digest, a, STAMP)
-            }
-            (Flaw::SharedOwner, Entry::Pending(pending))
-                if pending.digest == *digest && !pending.owners.contains(&a) =>
-            {
-                let owners = vec![AttemptId::from_bytes([0; 16])];
-                Change::Put(Entry::Pending(Pending { owners, ..pending.clone() }))
-            }
-            (_, entry) => table::claim(entry, digest, a, STAMP),
-        });
-        done.map_or_else(Claim::Held, |()| Claim::granted(tags.iter().zip(&before)))
-    }
-
-    fn abort(&mut self, physics: &Physics, tags: &[Tag], digest: &Digest, a: AttemptId) {
-        let flaw = physics.flaw;
-        // Nothing stands against an abort.
-        let _ = self.apply(tags, |entry| match (flaw, entry) {
-            (Flaw::AbortIgnoresOthers, Entry::Pending(pending)) if pending.digest == *digest => {
-                Change::Put(Entry::Absent)
-            }
-            (_, entry) => table::abort(entry, digest, a),
-        });
-    }
-
-    fn apply(&mut self, tags: &[Tag], on: impl Fn(&Entry) -> Change) -> Result<(), Vec<Holder>> {
-        let mut puts = Vec::new();
-        let mut standing = Vec::new();
-        for tag in tags {
-            match on(&self.ledger[tag]) {
-                Change::Keep => {}
-                Change::Put(entry) => puts.push((tag.clone(), entry)),
-                Change::Stands => {
-                    standing.push(Holder { tag: tag.clone(), entry: self.ledger[tag].clone() });
+        let before = self.ledger.set(tags);
+        for (tag, entry) in &before {
+            let entry = match (physics.flaw, entry) {
+                (Flaw::TakeOver, Entry::Pending(pending)) if pending.digest != *digest => {
+                    Entry::Absent
+                }
+                (Flaw::SharedOwner, Entry::Pending(pending))
+                    if pending.digest == *digest && !pending.owners.contains(&a) =>
+                {
+                    let owners = vec![AttemptId::from_bytes([0; 16]), a];
+                    Entry::Pending(Pending { owners, ..pending.clone() })
+                }
+                _ => continue,
+            };
+            self.ledger.entries.insert(tag.clone(), entry);
+        }
+        let operation = Operation::Claim { digest: *digest, attempt: a };
+        let outcome = self.applied(physics, tags, &operation);
+        if physics.flaw == Flaw::SharedOwner {
+            for entry in self.ledger.entries.values_mut() {
+                if let Entry::Pending(pending) = entry {
+                    let shared = AttemptId::from_bytes([0; 16]);
+                    if pending.owners.contains(&shared) {
+                        pending.owners = vec![shared];
+                    }
                 }
             }
         }
-        if standing.is_empty() {
-            self.ledger.extend(puts);
-            Ok(())
-        } else {
-            Err(standing)
+        Claim::of(outcome, &before, a)
+    }
+
+    fn bind(&mut self, physics: &Physics, tags: &[Tag], operation: &Operation) -> Bind {
+        let Operation::Bind { digest, attempt, .. } = operation else { panic!("{operation:?}") };
+        let before = self.ledger.set(tags);
+        if physics.flaw == Flaw::BoundAsksNoMore
+            && before.iter().all(|(_, entry)| !matches!(entry, Entry::Pending(_)))
+        {
+            return Bind::Bound;
+        }
+        if physics.flaw == Flaw::BindNeedsNoClaim {
+            for (tag, entry) in before {
+                if entry == Entry::Absent || entry.digest() == Some(digest) {
+                    let claim = Operation::Claim { digest: *digest, attempt: *attempt };
+                    let around = Around { freed: self.ledger.freed, marked: false };
+                    self.ledger.apply_as(&[tag], &claim, around);
+                }
+            }
+        }
+        let outcome = self.applied(physics, tags, operation);
+        Bind::of(outcome, self.ledger.freed)
+    }
+
+    fn adopt(&mut self, physics: &Physics, tags: &[Tag], operation: &Operation) -> Adopt {
+        let Operation::Adopt { digest, origin, .. } = operation else { panic!("{operation:?}") };
+        let freed = self.ledger.freed;
+        match physics.flaw {
+            Flaw::AdoptIgnoresFreed => {
+                let (digest, origin) = (*digest, *origin);
+                let operation = Operation::Adopt { digest, origin, freed };
+                self.applied(physics, tags, &operation).into()
+            }
+            _ => self.applied(physics, tags, operation).into(),
         }
     }
 
+    fn applied(&mut self, physics: &Physics, tags: &[Tag], operation: &Operation) -> Outcome {
+        if physics.flaw == Flaw::NoDeleteMark {
+            let around = Around { freed: self.ledger.freed, marked: false };
+            return self.ledger.apply_as(tags, operation, around);
+        }
+        self.ledger.apply(tags, operation)
+    }
+
+    fn abort(&mut self, physics: &Physics, tags: &[Tag], digest: &Digest, a: AttemptId) {
+        if physics.flaw == Flaw::AbortIgnoresOthers {
+            for tag in tags {
+                if let Entry::Pending(pending) = &mut self.ledger.entries.get_mut(tag).unwrap()
+                    && pending.digest == *digest
+                {
+                    pending.owners = vec![a];
+                }
+            }
+        }
+        self.ledger.apply(tags, &Operation::Abort { digest: *digest, attempt: a });
+    }
+
     /// Hands a pusher its event and records a verdict.
-    fn tell(&mut self, n: usize, event: Event<()>) -> Result<(), Violation> {
+    fn tell(&mut self, physics: &Physics, n: usize, event: Event<()>) -> Result<(), Violation> {
+        if physics.deletes.is_some() && self.pushers[n].number.is_none() {
+            let digest = *self.pushers[n].machine.push().content.digest();
+            let number = u8::try_from(n).unwrap();
+            self.ghost.begin(number, Call::Push(digest));
+            self.pusher(n).number = Some(number);
+        }
         let pusher = self.pusher(n);
+        let number = pusher.number;
         match pusher.machine.on(event) {
             Step::Do(action) => pusher.doing = Doing::Act(action),
             Step::Done(verdict) => {
                 pusher.doing = Doing::Over;
                 let digest = *pusher.machine.push().content.digest();
+                if let Some(number) = number {
+                    return self.ended(number, &verdict);
+                }
                 match verdict {
                     Verdict::Admitted { tags, .. } => {
                         self.acknowledged.extend(tags.into_iter().map(|tag| (tag, digest)));
@@ -465,9 +651,26 @@ impl World {
         Ok(())
     }
 
+    /// Whether the verdict has a place in the history.
+    fn ended(&mut self, number: u8, verdict: &Verdict<()>) -> Result<(), Violation> {
+        let fits = match verdict {
+            Verdict::Admitted { tags, .. } if !tags.is_empty() => {
+                self.ghost.end(number, Told::Done)
+            }
+            Verdict::Refused(conflict) => self.ghost.end(number, Told::Refused(conflict.bound)),
+            // It may have taken place, or take place yet: its PUT may.
+            _ => true,
+        };
+        if fits { Ok(()) } else { Err(format!("{verdict:?} has no place in the history")) }
+    }
+
     /// The promises, in every state.
-    fn checked(self) -> Result<Self, Violation> {
-        for tag in self.ledger.keys() {
+    fn checked(self, physics: &Physics) -> Result<Self, Violation> {
+        if physics.deletes.is_some() {
+            // Where names are freed, each answer is held to the specification instead.
+            return Ok(self);
+        }
+        for tag in self.ledger.entries.keys() {
             let acknowledged = self.acknowledged.iter().filter(|(t, _)| t == tag);
             let digests: Vec<_> = acknowledged.map(|(_, digest)| *digest).collect();
             if digests.len() > 1 {
@@ -482,7 +685,7 @@ impl World {
         let at_rest =
             self.net.is_empty() && self.pushers.iter().all(|pusher| pusher.doing == Doing::Over);
         if at_rest && !self.disturbed {
-            for (tag, entry) in &self.ledger {
+            for (tag, entry) in &self.ledger.entries {
                 if matches!(entry, Entry::Pending(_)) {
                     return Err(format!("{tag} is left pending though every push has ended"));
                 }

@@ -3,7 +3,7 @@
 
 use super::push::{Machine, Phase};
 use super::rival::Rival;
-use super::step::{Action, Conflict, Options, Step, Undecided};
+use super::step::{Action, Conflict, Options, RollForward, Step, Undecided};
 use crate::name::Digest;
 use crate::registry::{Sighting, Written};
 
@@ -55,7 +55,10 @@ impl<A: Clone> Machine<A> {
             (Staging::Done(..), Next::Refuse(conflict)) => {
                 self.act(Phase::Showing(conflict), Action::LookStaged)
             }
-            (Staging::Done(..), Next::Roll(rival)) => self.join(rival),
+            (Staging::Done(..), Next::Roll(rival)) => match self.push.options.roll_forward {
+                RollForward::Staged => self.join(rival),
+                RollForward::Published => self.look_again(rival),
+            },
         }
     }
 

@@ -1,11 +1,15 @@
 //! The vocabulary of the step machine: what it wants done, what it is told, what it concludes.
 
 use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 use super::permit::Permit;
-use crate::ledger::{AttemptId, Claim, Entry, Origin, RepositoryKey, Seal, Unavailable};
+use crate::ledger::{
+    Adopt, AttemptId, Bind, Claim, FreedNumber, Lookup, Origin, RepositoryKey, Timestamp,
+    Unavailable,
+};
 use crate::name::{Algorithm, Digest, Tag};
-use crate::registry::{Sighting, Trouble, Written};
+use crate::registry::{Sighting, Trouble, Written, wire};
 
 /// One manifest's identity: its digest as the client or taglock names it, and under every other
 /// registered algorithm, because the registry may use another one.
@@ -13,6 +17,8 @@ use crate::registry::{Sighting, Trouble, Written};
 pub struct Content {
     digest: Digest,
     all: [Digest; Algorithm::ALL.len()],
+    /// The manifests it lists, if it is an index.
+    parts: Arc<[Digest]>,
 }
 
 impl Content {
@@ -22,18 +28,27 @@ impl Content {
         let all = Algorithm::ALL.map(|algorithm| Digest::of(algorithm, bytes));
         match named {
             Some(named) if !all.contains(&named) => Err(Digest::of(named.algorithm(), bytes)),
-            named => Ok(Self { digest: named.unwrap_or(all[0]), all }),
+            named => {
+                let parts = wire::parts(bytes).unwrap_or_default();
+                let parts = parts.iter().filter_map(|part| Digest::parse(part).ok()).collect();
+                Ok(Self { digest: named.unwrap_or(all[0]), all, parts })
+            }
         }
     }
 
     /// One that the registry has, of which no more than its digest there is known: by another
     /// algorithm it counts as something else.
     pub fn known(digest: Digest) -> Self {
-        Self { digest, all: [digest; Algorithm::ALL.len()] }
+        Self { digest, all: [digest; Algorithm::ALL.len()], parts: Arc::default() }
     }
 
     pub fn digest(&self) -> &Digest {
         &self.digest
+    }
+
+    /// The manifests it lists, as far as they can be told; none where it is no index.
+    pub(super) fn parts(&self) -> &[Digest] {
+        &self.parts
     }
 
     /// All its digests, one for each registered algorithm.
@@ -94,6 +109,19 @@ pub struct Options {
     /// client the manifest is put by digest before anything else, so that the answer to who may not
     /// push does not depend on what the ledger holds.
     pub proven: bool,
+    /// How far a rival's image is brought (`upstream.roll_forward`).
+    pub roll_forward: RollForward,
+}
+
+/// How far a push brings a rival's image that its owner has claimed and not bound.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum RollForward {
+    /// It is bound once the registry shows it under the tag. No client's rights are used for it.
+    #[default]
+    Published,
+    /// It is published, too, where it is stored by its digest: for registries in which the right to
+    /// store an image is the right to tag it.
+    Staged,
 }
 
 /// Taglock looks at tags with the client's own credentials. A client that may push and not pull
@@ -125,6 +153,7 @@ impl Default for Options {
             blind: Blind::Relay,
             shown: false,
             proven: false,
+            roll_forward: RollForward::Published,
         }
     }
 }
@@ -144,10 +173,14 @@ pub enum Action {
     LookStaged,
     /// PUT by digest. → [`Event::Written`]
     Stage,
+    /// Whether a part of this push's image is being deleted. → [`Event::Parts`]
+    LookAtParts,
     /// → [`Event::Claimed`]
     Claim { tags: Vec<Tag>, digest: Digest, attempt: AttemptId },
-    /// → [`Event::Sealed`]
-    Seal { tags: Vec<Tag>, digest: Digest, origin: Origin },
+    /// Bind what the registry has taken. → [`Event::Bound`]
+    Bind { tags: Vec<Tag>, digest: Digest, attempt: AttemptId, freed: FreedNumber },
+    /// Bind what the registry has shown. → [`Event::Adopted`]
+    Adopt { tag: Tag, digest: Digest, origin: Origin, freed: FreedNumber },
     /// → [`Event::Aborted`]
     Abort { tags: Vec<Tag>, digest: Digest, attempt: AttemptId },
     /// PUT by tag of this push's manifest. → [`Event::Written`]
@@ -161,12 +194,15 @@ pub enum Action {
 /// What became of an action.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event<A> {
-    Entries(Result<Vec<Entry>, Unavailable>),
+    Entries(Result<Lookup, Unavailable>),
     Waited,
     Seen(Sighting<A>),
     Written(Written<A>),
     Claimed(Result<Claim, Unavailable>),
-    Sealed(Result<Seal, Unavailable>),
+    /// A part on which a delete mark stands.
+    Parts(Result<Option<Digest>, Unavailable>),
+    Bound(Result<Bind, Unavailable>),
+    Adopted(Result<Adopt, Unavailable>),
     Aborted(Result<(), Unavailable>),
     /// Whether the manifest was had.
     Fetched(Result<bool, Trouble>),
@@ -187,8 +223,8 @@ pub enum Verdict<A> {
         /// The registry's 201; `None` where the tag was found in place after an unclear answer.
         answer: Option<A>,
         tags: Vec<Tag>,
-        /// False when the last word to the ledger failed: the claim is durable and the tag is in
-        /// the registry, so nothing can take it; the next look seals it.
+        /// False where a protected tag was freed between the registry's 201 and the ledger's word, so
+        /// that it is bound to nothing.
         sealed: bool,
     },
     /// A protected tag is bound to another digest.
@@ -230,6 +266,20 @@ pub struct Conflict {
 pub enum Undecided {
     #[error(transparent)]
     Ledger(#[from] Unavailable),
+    /// The claim, or the binding, may have been written.
+    #[error("{0}; the outcome is unknown: push the same image again")]
+    LedgerUnknown(Unavailable),
+    /// The registry has taken the image, and the ledger has lost the claim it was pushed under.
+    #[error(
+        "the ledger lost the claim of tag `{0}`; the outcome is unknown: push the same image again"
+    )]
+    ClaimLost(Tag),
+    /// A delete of the image has had no definitive answer.
+    #[error(
+        "a delete of {0} is under way, or its outcome is unknown; push again later, or ask an operator \
+         to clear its delete mark (`taglock ledger clear-delete`)"
+    )]
+    Deleting(Digest),
     /// Before anything was claimed, or with the claim taken back.
     #[error("{0}; nothing was written under the tag")]
     Registry(Trouble),
@@ -249,13 +299,14 @@ pub enum Undecided {
     Busy(Tag),
     /// A claim that can't be brought to its end.
     #[error(
-        "tag `{tag}` is claimed for {} by a push that did not end, and the claim could not be \
-         brought to its end; push that image again to end it, or ask an operator",
+        "tag `{tag}` is claimed for {} since {since} by a push that did not end; push that image again to \
+         end it, or ask an operator to free the claim (`taglock ledger release --pending`)",
         .digest.map_or_else(|| "another image".to_owned(), |digest| digest.to_string())
     )]
     Stuck {
         tag: Tag,
         /// `None` where the client may not see it.
         digest: Option<Digest>,
+        since: Timestamp,
     },
 }

@@ -5,13 +5,16 @@ use tokio::time::timeout;
 
 use super::mutable::BRIEF;
 use super::{Judge, OLDER_WRITES};
-use crate::ledger::{Entry, Ledger, Origin, RepositoryKey, Unavailable};
+use crate::ledger::{Adopt, Entry, Ledger, Origin, RepositoryKey, Unavailable};
 use crate::name::{Digest, Reference, Tag};
 use crate::registry::{Answer, Caller, Listing, Sighting, Trouble};
 use crate::rules::{Mutability, Rule};
 
 /// How many tags of a repository are looked through.
 pub const MAX_TAGS: usize = 1000;
+
+/// How often a look-through starts over, because names were freed while it went on.
+const ADOPTIONS: usize = 5;
 
 /// Why a repository could not be looked through.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +89,8 @@ impl Judge {
         tags: &[Tag],
     ) -> Vec<(Tag, Digest)> {
         let entries = timeout(BRIEF, self.ledger.lookup(key, tags)).await;
-        let entries = entries.ok().and_then(Result::ok).unwrap_or_default();
+        let found = entries.ok().and_then(Result::ok);
+        let entries = found.map(|found| found.entries).unwrap_or_default();
         let mut standing = Vec::new();
         for (n, tag) in tags.iter().enumerate() {
             if let Some(digest) = entries.get(n).and_then(Entry::digest) {
@@ -102,38 +106,49 @@ impl Judge {
         standing
     }
 
-    /// These tags and their entries; those the ledger lacks are sealed with what the registry has.
+    /// These tags and their entries; those the ledger lacks are bound to what the registry has.
     pub(super) async fn adopt(
         &self,
         caller: &Caller,
         key: &RepositoryKey,
         tags: Vec<Tag>,
     ) -> Result<Vec<(Tag, Entry)>, Missed> {
-        let mut entries = self.ledger.lookup(key, &tags).await.map_err(Missed::Ledger)?;
-        let absent = tags.iter().zip(&entries).filter(|(_, entry)| **entry == Entry::Absent);
-        let absent: Vec<_> = absent.map(|(tag, _)| tag.clone()).collect();
-        // What older rules let through must have ended before anything is bound.
-        let older = self.unjudged.none(key, &absent, OLDER_WRITES).await;
-        older.map_err(Missed::Busy)?;
-        for tag in &absent {
-            match self.registry.resolve(caller, &key.repository, tag).await {
-                // Somebody may have claimed it meanwhile: then that stands.
-                Sighting::Found(digest) => self
-                    .ledger
-                    .seal(key, std::slice::from_ref(tag), &digest, Origin::Import)
-                    .await
-                    .map(drop)
-                    .map_err(Missed::Ledger)?,
-                Sighting::NotFound(_) => {}
-                Sighting::Denied(answer) | Sighting::Failed(answer) => {
-                    return Err(Missed::Denied(answer));
+        for _ in 0..ADOPTIONS {
+            let found = self.ledger.lookup(key, &tags).await.map_err(Missed::Ledger)?;
+            let absent = tags.iter().zip(&found.entries);
+            let absent = absent.filter(|(_, entry)| **entry == Entry::Absent);
+            let absent: Vec<_> = absent.map(|(tag, _)| tag.clone()).collect();
+            // What older rules let through must have ended before anything is bound.
+            let older = self.unjudged.none(key, &absent, OLDER_WRITES).await;
+            older.map_err(Missed::Busy)?;
+            let mut again = false;
+            for tag in &absent {
+                let seen = match self.registry.resolve(caller, &key.repository, tag).await {
+                    Sighting::Found(digest) => digest,
+                    Sighting::NotFound(_) => continue,
+                    Sighting::Denied(answer) | Sighting::Failed(answer) => {
+                        return Err(Missed::Denied(answer));
+                    }
+                    Sighting::Unclear(trouble) => return Err(Missed::Registry(trouble)),
+                };
+                let one = std::slice::from_ref(tag);
+                let adopted = self.ledger.adopt(key, one, &seen, Origin::Import, found.freed).await;
+                match adopted.map_err(Missed::Ledger)? {
+                    // Somebody may have claimed it meanwhile: then that stands.
+                    Adopt::Adopted | Adopt::Conflict(_) => {}
+                    Adopt::Freed => again = true,
+                    Adopt::Deleting => return Err(Missed::Busy(tag.clone())),
                 }
-                Sighting::Unclear(trouble) => return Err(Missed::Registry(trouble)),
+            }
+            if absent.is_empty() {
+                return Ok(tags.into_iter().zip(found.entries).collect());
+            }
+            if !again {
+                let found = self.ledger.lookup(key, &tags).await.map_err(Missed::Ledger)?;
+                return Ok(tags.into_iter().zip(found.entries).collect());
             }
         }
-        if !absent.is_empty() {
-            entries = self.ledger.lookup(key, &tags).await.map_err(Missed::Ledger)?;
-        }
-        Ok(tags.into_iter().zip(entries).collect())
+        // Names of the repository are freed faster than it can be looked through.
+        Err(tags.into_iter().next().map_or(Missed::TooMany, Missed::Busy))
     }
 }

@@ -9,7 +9,7 @@
 //! A sealed sha256 entry takes 41 to 45 bytes and a pending one 56 to 60: at most 64 keeps a
 //! Redis hash in its compact form. Numbers are big-endian.
 
-use super::entry::{AttemptId, Entry, Origin, Pending, Sealed, Timestamp, Token};
+use super::entry::{AttemptId, DeleteMark, Entry, Origin, Pending, Sealed, Timestamp, Token};
 use crate::name::{Algorithm, Digest};
 
 /// The bytes are no entry: the store was damaged, or written by something else.
@@ -78,15 +78,47 @@ pub fn decode(bytes: &[u8]) -> Result<Entry, Corrupt> {
             let since = take_time(&mut rest)?;
             let sequence = take_varint(&mut rest)?;
             let digest = take_digest(&mut rest)?;
-            let (owners, odd) = rest.as_chunks::<{ AttemptId::SIZE }>();
-            if owners.is_empty() || !odd.is_empty() {
-                return Err(Corrupt);
-            }
-            let owners = owners.iter().copied().map(AttemptId::from_bytes).collect();
+            let owners = attempts(rest)?;
             Ok(Entry::Pending(Pending { digest, owners, since, sequence }))
         }
         _ => Err(Corrupt),
     }
+}
+
+/// The stored form of a delete mark: since (5), then each attempt (16).
+pub fn encode_mark(mark: &DeleteMark) -> Vec<u8> {
+    let mut out = time_bytes(mark.since);
+    for attempt in &mark.attempts {
+        out.extend(attempt.as_bytes());
+    }
+    out
+}
+
+/// # Errors
+/// When the bytes are no delete mark.
+pub fn decode_mark(bytes: &[u8]) -> Result<DeleteMark, Corrupt> {
+    let mut rest = bytes;
+    let since = take_time(&mut rest)?;
+    Ok(DeleteMark { attempts: attempts(rest)?, since })
+}
+
+/// At least one attempt, whole.
+fn attempts(bytes: &[u8]) -> Result<Vec<AttemptId>, Corrupt> {
+    let (attempts, odd) = bytes.as_chunks::<{ AttemptId::SIZE }>();
+    if attempts.is_empty() || !odd.is_empty() {
+        return Err(Corrupt);
+    }
+    Ok(attempts.iter().copied().map(AttemptId::from_bytes).collect())
+}
+
+/// A digest as it stands in an index or in a field's name.
+///
+/// # Errors
+/// When the bytes are no digest.
+pub fn decode_digest(bytes: &[u8]) -> Result<Digest, Corrupt> {
+    let mut rest = bytes;
+    let digest = take_digest(&mut rest)?;
+    if rest.is_empty() { Ok(digest) } else { Err(Corrupt) }
 }
 
 /// A digest as stored in entries and in indexes: the algorithm's byte, then the hash.

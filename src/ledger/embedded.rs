@@ -19,12 +19,14 @@ use async_trait::async_trait;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::oneshot;
 
+use super::table::{Operation as Rule, Outcome};
 use super::{
-    Announcement, AttemptId, Claim, Entry, Holder, Identity, Ledger, Listed, Origin, Position,
-    Release, RepositoryKey, Seal, Token, Unavailable, codec,
+    Adopt, Announcement, AttemptId, Begun, Bind, Claim, DeleteEnd, DeleteMark, Ended, Entry,
+    FreedNumber, Holder, Identity, Ledger, Listed, Lookup, Origin, Position, Release,
+    RepositoryKey, Token, Unavailable, codec,
 };
 use crate::name::{Digest, RepositoryName, Tag, UpstreamName};
-use writer::{Change, Operation, Writer};
+use writer::{Change, Operation, Reply, Writer};
 
 /// `upstream \0 repository \0 tag` to the entry's bytes.
 const ENTRIES: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("entries");
@@ -32,6 +34,10 @@ const ENTRIES: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("en
 const BY_DIGEST: TableDefinition<'static, &[u8], ()> = TableDefinition::new("by-digest");
 /// `upstream \0 repository \0` to the sequence number.
 const SEQUENCES: TableDefinition<'static, &[u8], u64> = TableDefinition::new("sequences");
+/// `upstream \0 repository \0` to the freed number.
+const FREED: TableDefinition<'static, &[u8], u64> = TableDefinition::new("freed");
+/// `upstream \0 repository \0 digest` to the delete mark.
+const MARKS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("delete-marks");
 
 pub struct Embedded {
     identity: Identity,
@@ -106,18 +112,30 @@ impl Embedded {
         &self.identity.id
     }
 
-    async fn write<T: Send + 'static>(
+    async fn write(
         &self,
         repository: &RepositoryKey,
         tags: &[Tag],
         change: Change,
-        answer: impl FnOnce(writer::Outcome) -> T,
-    ) -> Result<T, Unavailable> {
+    ) -> Result<Reply, Unavailable> {
         let (reply, answered) = oneshot::channel();
         let operation =
             Operation { repository: repository.clone(), tags: tags.to_vec(), change, reply };
         self.writer.submit(operation)?;
-        answered.await.map_err(|_| Unavailable::Closed)?.map(answer)
+        answered.await.map_err(|_| Unavailable::Closed)?
+    }
+
+    /// An operation of the table: what it came to, each tag's entry before it, and the freed number.
+    async fn run(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+        operation: Rule,
+    ) -> Result<(Outcome, Vec<(Tag, Entry)>, FreedNumber), Unavailable> {
+        match self.write(repository, tags, Change::Table(operation)).await? {
+            Reply::Table { outcome, before, freed } => Ok((outcome, before, freed)),
+            Reply::Begun(_) | Reply::NoMark => Err(failed("the writer answered something else")),
+        }
     }
 
     async fn read<T: Send + 'static>(
@@ -163,6 +181,21 @@ fn digest_key(repository: &RepositoryKey, digest: &Digest, tag: &Tag) -> Vec<u8>
     key
 }
 
+/// The tags of an index of digests that stand behind this prefix.
+fn tags_with(
+    table: &impl ReadableTable<&'static [u8], ()>,
+    prefix: &[u8],
+) -> Result<Vec<Tag>, Unavailable> {
+    let mut tags = Vec::new();
+    for row in table.range(prefix..).map_err(failed)? {
+        let (key, _) = row.map_err(failed)?;
+        let Some(tag) = key.value().strip_prefix(prefix) else { break };
+        let text = std::str::from_utf8(tag).map_err(failed)?;
+        tags.push(Tag::parse(text).map_err(failed)?);
+    }
+    Ok(tags)
+}
+
 fn position_of(key: &[u8]) -> Result<Position, Unavailable> {
     let corrupt = || failed(codec::Corrupt);
     let text = std::str::from_utf8(key).map_err(|_| corrupt())?;
@@ -190,11 +223,15 @@ impl Ledger for Embedded {
         &self,
         repository: &RepositoryKey,
         tags: &[Tag],
-    ) -> Result<Vec<Entry>, Unavailable> {
+    ) -> Result<Lookup, Unavailable> {
         let keys: Vec<_> = tags.iter().map(|tag| entry_key(repository, tag)).collect();
+        let own = prefix(repository);
         self.read(move |transaction| {
             let table = transaction.open_table(ENTRIES).map_err(failed)?;
-            keys.iter().map(|key| read_entry(&table, key)).collect()
+            let entries = keys.iter().map(|key| read_entry(&table, key)).collect::<Result<_, _>>();
+            let freed = transaction.open_table(FREED).map_err(failed)?;
+            let freed = freed.get(own.as_slice()).map_err(failed)?.map_or(0, |n| n.value());
+            Ok(Lookup { entries: entries?, freed: FreedNumber(freed) })
         })
         .await
     }
@@ -206,29 +243,34 @@ impl Ledger for Embedded {
         digest: &Digest,
         attempt: AttemptId,
     ) -> Result<Claim, Unavailable> {
-        let change = Change::Claim { digest: *digest, attempt };
-        self.write(repository, tags, change, |outcome| match outcome {
-            writer::Outcome::Done { before } => {
-                Claim::granted(before.iter().map(|(tag, entry)| (tag, entry)))
-            }
-            writer::Outcome::Standing(holders) => Claim::Held(holders),
-        })
-        .await
+        let claim = Rule::Claim { digest: *digest, attempt };
+        let (outcome, before, _) = self.run(repository, tags, claim).await?;
+        Ok(Claim::of(outcome, &before, attempt))
     }
 
-    async fn seal(
+    async fn bind(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+        digest: &Digest,
+        attempt: AttemptId,
+        freed: FreedNumber,
+    ) -> Result<Bind, Unavailable> {
+        let bind = Rule::Bind { digest: *digest, attempt, freed };
+        let (outcome, _, now) = self.run(repository, tags, bind).await?;
+        Ok(Bind::of(outcome, now))
+    }
+
+    async fn adopt(
         &self,
         repository: &RepositoryKey,
         tags: &[Tag],
         digest: &Digest,
         origin: Origin,
-    ) -> Result<Seal, Unavailable> {
-        let change = Change::Seal { digest: *digest, origin };
-        self.write(repository, tags, change, |outcome| match outcome {
-            writer::Outcome::Done { .. } => Seal::Sealed,
-            writer::Outcome::Standing(holders) => Seal::Conflict(holders),
-        })
-        .await
+        freed: FreedNumber,
+    ) -> Result<Adopt, Unavailable> {
+        let adopt = Rule::Adopt { digest: *digest, origin, freed };
+        self.run(repository, tags, adopt).await.map(|(outcome, ..)| outcome.into())
     }
 
     async fn abort(
@@ -238,8 +280,7 @@ impl Ledger for Embedded {
         digest: &Digest,
         attempt: AttemptId,
     ) -> Result<(), Unavailable> {
-        let change = Change::Abort { digest: *digest, attempt };
-        self.write(repository, tags, change, |_| ()).await
+        self.run(repository, tags, Rule::Abort { digest: *digest, attempt }).await.map(drop)
     }
 
     async fn release(
@@ -248,19 +289,10 @@ impl Ledger for Embedded {
         tag: &Tag,
         token: Token,
     ) -> Result<Release, Unavailable> {
-        let change = Change::Release { token };
-        self.write(repository, std::slice::from_ref(tag), change, |outcome| match outcome {
-            writer::Outcome::Done { before }
-                if matches!(
-                    before.as_slice(),
-                    [(_, Entry::Sealed(sealed))] if sealed.token() == token
-                ) =>
-            {
-                Release::Freed
-            }
-            _ => Release::Changed,
-        })
-        .await
+        let tags = std::slice::from_ref(tag);
+        self.run(repository, tags, Rule::Release { token })
+            .await
+            .map(|(outcome, ..)| outcome.into())
     }
 
     async fn withdraw(
@@ -269,21 +301,85 @@ impl Ledger for Embedded {
         tags: &[Tag],
         digest: &Digest,
     ) -> Result<(), Unavailable> {
-        self.write(repository, tags, Change::Withdraw { digest: *digest }, |_| ()).await
+        self.run(repository, tags, Rule::Withdraw { digest: *digest }).await.map(drop)
     }
 
     async fn supersede(
         &self,
         repository: &RepositoryKey,
-        tags: &[Tag],
+        seen: &[Holder],
     ) -> Result<Vec<Holder>, Unavailable> {
-        self.write(repository, tags, Change::Supersede, |outcome| match outcome {
-            writer::Outcome::Done { before } => {
-                let (tags, entries): (Vec<_>, Vec<_>) = before.into_iter().unzip();
-                Holder::present(&tags, entries)
+        let (tags, supersede) = Rule::supersede(seen);
+        let (outcome, before, _) = self.run(repository, &tags, supersede).await?;
+        Ok(outcome.dropped(&before))
+    }
+
+    async fn begin_delete(
+        &self,
+        repository: &RepositoryKey,
+        digest: &Digest,
+        attempt: AttemptId,
+    ) -> Result<Begun, Unavailable> {
+        let begin = Change::BeginDelete { digest: *digest, attempt };
+        match self.write(repository, &[], begin).await? {
+            Reply::Begun(begun) => Ok(begun),
+            Reply::Table { .. } | Reply::NoMark => {
+                Err(failed("the writer answered something else"))
             }
-            // Nothing stands against it.
-            writer::Outcome::Standing(_) => Vec::new(),
+        }
+    }
+
+    async fn end_delete(
+        &self,
+        repository: &RepositoryKey,
+        digest: &Digest,
+        attempts: &[AttemptId],
+        tags: &[Tag],
+        end: DeleteEnd,
+    ) -> Result<Ended, Unavailable> {
+        let ending = Change::EndDelete { digest: *digest, attempts: attempts.to_vec(), end };
+        match self.write(repository, tags, ending).await? {
+            Reply::Table { outcome, before, .. } => Ok(Ended::Done(outcome.changed(&before))),
+            Reply::NoMark => Ok(Ended::NoMark),
+            Reply::Begun(_) => Err(failed("the writer answered something else")),
+        }
+    }
+
+    async fn marked(
+        &self,
+        repository: &RepositoryKey,
+        digests: &[Digest],
+    ) -> Result<Vec<Digest>, Unavailable> {
+        let keys: Vec<_> =
+            digests.iter().map(|digest| (*digest, digest_prefix(repository, digest))).collect();
+        self.read(move |transaction| {
+            let table = transaction.open_table(MARKS).map_err(failed)?;
+            let mut marked = Vec::new();
+            for (digest, key) in keys {
+                if table.get(key.as_slice()).map_err(failed)?.is_some() {
+                    marked.push(digest);
+                }
+            }
+            Ok(marked)
+        })
+        .await
+    }
+
+    async fn delete_marks(
+        &self,
+        repository: &RepositoryKey,
+    ) -> Result<Vec<(Digest, DeleteMark)>, Unavailable> {
+        let own = prefix(repository);
+        self.read(move |transaction| {
+            let table = transaction.open_table(MARKS).map_err(failed)?;
+            let mut marks = Vec::new();
+            for row in table.range(own.as_slice()..).map_err(failed)? {
+                let (key, value) = row.map_err(failed)?;
+                let Some(digest) = key.value().strip_prefix(own.as_slice()) else { break };
+                let digest = codec::decode_digest(digest).map_err(failed)?;
+                marks.push((digest, codec::decode_mark(value.value()).map_err(failed)?));
+            }
+            Ok(marks)
         })
         .await
     }
@@ -295,15 +391,7 @@ impl Ledger for Embedded {
     ) -> Result<Vec<Tag>, Unavailable> {
         let prefix = digest_prefix(repository, digest);
         self.read(move |transaction| {
-            let table = transaction.open_table(BY_DIGEST).map_err(failed)?;
-            let mut tags = Vec::new();
-            for row in table.range(prefix.as_slice()..).map_err(failed)? {
-                let (key, ()) = row.map(|(key, value)| (key, value.value())).map_err(failed)?;
-                let Some(tag) = key.value().strip_prefix(prefix.as_slice()) else { break };
-                let text = std::str::from_utf8(tag).map_err(failed)?;
-                tags.push(Tag::parse(text).map_err(failed)?);
-            }
-            Ok(tags)
+            tags_with(&transaction.open_table(BY_DIGEST).map_err(failed)?, &prefix)
         })
         .await
     }

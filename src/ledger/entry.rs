@@ -110,6 +110,38 @@ impl Entry {
             Self::Sealed(sealed) => Some(&sealed.digest),
         }
     }
+
+    /// Which life of the name this is; `None` where it has none.
+    pub fn token(&self) -> Option<Token> {
+        match self {
+            Self::Absent => None,
+            Self::Pending(Pending { since, sequence, .. }) => {
+                Some(Token { since: *since, sequence: *sequence })
+            }
+            Self::Sealed(sealed) => Some(sealed.token()),
+        }
+    }
+}
+
+/// How often a name or an image of a repository was freed: by a release, a delete, a withdrawal, a
+/// superseded entry, or a claim that was aborted to nothing. No clock: only equality counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FreedNumber(pub u64);
+
+impl FreedNumber {
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+/// A DELETE of a digest is under way, or its outcome is unknown. While it stands, no tag is claimed
+/// for the digest, and none is adopted.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct DeleteMark {
+    /// The DELETEs that have had no definitive answer; never empty.
+    pub attempts: Vec<AttemptId>,
+    pub since: Timestamp,
 }
 
 /// Claimed: every PUT under way for the tag carries this digest.
@@ -141,8 +173,8 @@ impl Sealed {
     }
 }
 
-/// Names one life of a sealed entry, so that a release can't free a later one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Names one life of an entry, so that what frees it can't free a later one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Token {
     pub since: Timestamp,
     pub sequence: u64,

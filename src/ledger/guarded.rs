@@ -8,8 +8,9 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::losses::Losses;
 use super::{
-    Announcement, AttemptId, Claim, Entry, Holder, Identity, Ledger, Listed, Origin, Position,
-    Release, RepositoryKey, Seal, Token, Unavailable,
+    Adopt, Announcement, AttemptId, Begun, Bind, Claim, DeleteEnd, DeleteMark, Ended, FreedNumber,
+    Holder, Identity, Ledger, Listed, Lookup, Origin, Position, Release, RepositoryKey, Token,
+    Unavailable,
 };
 use crate::name::{Digest, Tag};
 use crate::telemetry::Metrics;
@@ -93,7 +94,7 @@ impl Ledger for Guarded {
         &self,
         repository: &RepositoryKey,
         tags: &[Tag],
-    ) -> Result<Vec<Entry>, Unavailable> {
+    ) -> Result<Lookup, Unavailable> {
         self.call("lookup", || async { self.inner()?.lookup(repository, tags).await }).await
     }
 
@@ -110,15 +111,32 @@ impl Ledger for Guarded {
         .await
     }
 
-    async fn seal(
+    async fn bind(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+        digest: &Digest,
+        attempt: AttemptId,
+        freed: FreedNumber,
+    ) -> Result<Bind, Unavailable> {
+        self.call("bind", || async {
+            self.inner()?.bind(repository, tags, digest, attempt, freed).await
+        })
+        .await
+    }
+
+    async fn adopt(
         &self,
         repository: &RepositoryKey,
         tags: &[Tag],
         digest: &Digest,
         origin: Origin,
-    ) -> Result<Seal, Unavailable> {
-        self.call("seal", || async { self.inner()?.seal(repository, tags, digest, origin).await })
-            .await
+        freed: FreedNumber,
+    ) -> Result<Adopt, Unavailable> {
+        self.call("adopt", || async {
+            self.inner()?.adopt(repository, tags, digest, origin, freed).await
+        })
+        .await
     }
 
     async fn abort(
@@ -156,9 +174,50 @@ impl Ledger for Guarded {
     async fn supersede(
         &self,
         repository: &RepositoryKey,
-        tags: &[Tag],
+        seen: &[Holder],
     ) -> Result<Vec<Holder>, Unavailable> {
-        self.call("supersede", || async { self.inner()?.supersede(repository, tags).await }).await
+        self.call("supersede", || async { self.inner()?.supersede(repository, seen).await }).await
+    }
+
+    async fn begin_delete(
+        &self,
+        repository: &RepositoryKey,
+        digest: &Digest,
+        attempt: AttemptId,
+    ) -> Result<Begun, Unavailable> {
+        self.call("begin_delete", || async {
+            self.inner()?.begin_delete(repository, digest, attempt).await
+        })
+        .await
+    }
+
+    async fn end_delete(
+        &self,
+        repository: &RepositoryKey,
+        digest: &Digest,
+        attempts: &[AttemptId],
+        tags: &[Tag],
+        end: DeleteEnd,
+    ) -> Result<Ended, Unavailable> {
+        self.call("end_delete", || async {
+            self.inner()?.end_delete(repository, digest, attempts, tags, end).await
+        })
+        .await
+    }
+
+    async fn marked(
+        &self,
+        repository: &RepositoryKey,
+        digests: &[Digest],
+    ) -> Result<Vec<Digest>, Unavailable> {
+        self.call("marked", || async { self.inner()?.marked(repository, digests).await }).await
+    }
+
+    async fn delete_marks(
+        &self,
+        repository: &RepositoryKey,
+    ) -> Result<Vec<(Digest, DeleteMark)>, Unavailable> {
+        self.call("delete_marks", || async { self.inner()?.delete_marks(repository).await }).await
     }
 
     async fn bound_to(
@@ -187,6 +246,10 @@ impl Ledger for Guarded {
 
     async fn announce(&self, own: &Announcement) -> Result<Vec<Announcement>, Unavailable> {
         self.call("announce", || async { self.inner()?.announce(own).await }).await
+    }
+
+    fn is_shared(&self) -> bool {
+        self.inner.get().is_some_and(|inner| inner.is_shared())
     }
 
     fn losses(&self) -> Option<&Losses> {

@@ -6,10 +6,11 @@ use std::sync::Mutex;
 use async_trait::async_trait;
 
 use super::losses::Losses;
-use super::table::{self, Change, Stamp};
+use super::table::{self, Around, Operation, Outcome, Stamp};
 use super::{
-    Announcement, AttemptId, Claim, Entry, Holder, Identity, Ledger, Listed, Origin, Position,
-    Release, RepositoryKey, Seal, Timestamp, Token, Unavailable,
+    Adopt, Announcement, AttemptId, Begun, Bind, Claim, DeleteEnd, DeleteMark, Ended, Entry,
+    FreedNumber, Holder, Identity, Ledger, Listed, Lookup, Origin, Position, Release,
+    RepositoryKey, Timestamp, Token, Unavailable,
 };
 use crate::name::{Digest, Tag};
 
@@ -24,6 +25,8 @@ pub struct Memory {
 struct State {
     entries: BTreeMap<Position, Entry>,
     sequences: BTreeMap<RepositoryKey, u64>,
+    freed: BTreeMap<RepositoryKey, FreedNumber>,
+    marks: BTreeMap<(RepositoryKey, Digest), DeleteMark>,
 }
 
 impl Default for Memory {
@@ -60,38 +63,56 @@ impl State {
         self.entries.get(&(repository.clone(), tag.clone())).cloned().unwrap_or(Entry::Absent)
     }
 
-    /// Applies one operation to the whole set: all changes, or the entries in its way.
+    fn freed(&self, repository: &RepositoryKey) -> FreedNumber {
+        self.freed.get(repository).copied().unwrap_or_default()
+    }
+
+    fn mark(&self, repository: &RepositoryKey, digest: &Digest) -> Option<DeleteMark> {
+        self.marks.get(&(repository.clone(), *digest)).cloned()
+    }
+
+    fn set(&self, repository: &RepositoryKey, tags: &[Tag]) -> Vec<(Tag, Entry)> {
+        tags.iter().map(|tag| (tag.clone(), self.entry(repository, tag))).collect()
+    }
+
+    /// Applies one operation to the whole set: all changes, or none.
     fn apply(
         &mut self,
         repository: &RepositoryKey,
-        tags: &[Tag],
-        operation: impl Fn(&Entry, Stamp) -> Change,
-    ) -> Result<(), Vec<Holder>> {
+        set: &[(Tag, Entry)],
+        operation: &Operation,
+    ) -> Outcome {
         let before = self.sequences.get(repository).copied().unwrap_or(0);
         let stamp = Stamp { now: Timestamp::now(), sequence: before + 1 };
-        let mut puts = Vec::new();
-        let mut standing = Vec::new();
-        for tag in tags {
-            let entry = self.entry(repository, tag);
-            match operation(&entry, stamp) {
-                Change::Keep => {}
-                Change::Put(entry) => puts.push(((repository.clone(), tag.clone()), entry)),
-                Change::Stands => standing.push(Holder { tag: tag.clone(), entry }),
-            }
-        }
-        if !standing.is_empty() {
-            return Err(standing);
-        }
-        if !puts.is_empty() {
+        let freed = self.freed(repository);
+        let marked = operation.digest().is_some_and(|d| self.mark(repository, d).is_some());
+        let outcome = operation.on(set, Around { freed, marked }, stamp);
+        let Outcome::Done { puts, frees } = &outcome else { return outcome };
+        if !puts.is_empty() || *frees {
             self.sequences.insert(repository.clone(), stamp.sequence);
         }
-        for (position, entry) in puts {
+        if *frees {
+            self.freed.insert(repository.clone(), freed.next());
+        }
+        for (n, entry) in puts {
+            let position = (repository.clone(), set[*n].0.clone());
             match entry {
                 Entry::Absent => self.entries.remove(&position),
-                entry => self.entries.insert(position, entry),
+                entry => self.entries.insert(position, entry.clone()),
             };
         }
-        Ok(())
+        outcome
+    }
+
+    fn with_digest(&self, repository: &RepositoryKey, digest: &Digest) -> Vec<Holder> {
+        let bound = |((key, _), entry): &(&Position, &Entry)| {
+            key == repository && entry.digest() == Some(digest)
+        };
+        let holder = |((_, tag), entry): (&Position, &Entry)| Holder {
+            tag: tag.clone(),
+            entry: entry.clone(),
+        };
+        self.entries.iter().filter(bound).map(holder).collect()
     }
 }
 
@@ -101,8 +122,11 @@ impl Ledger for Memory {
         &self,
         repository: &RepositoryKey,
         tags: &[Tag],
-    ) -> Result<Vec<Entry>, Unavailable> {
-        self.with(|state| tags.iter().map(|tag| state.entry(repository, tag)).collect())
+    ) -> Result<Lookup, Unavailable> {
+        self.with(|state| Lookup {
+            entries: tags.iter().map(|tag| state.entry(repository, tag)).collect(),
+            freed: state.freed(repository),
+        })
     }
 
     async fn claim(
@@ -113,25 +137,40 @@ impl Ledger for Memory {
         attempt: AttemptId,
     ) -> Result<Claim, Unavailable> {
         self.with(|state| {
-            let before: Vec<_> = tags.iter().map(|tag| state.entry(repository, tag)).collect();
-            let done = state.apply(repository, tags, |entry, stamp| {
-                table::claim(entry, digest, attempt, stamp)
-            });
-            done.map_or_else(Claim::Held, |()| Claim::granted(tags.iter().zip(&before)))
+            let set = state.set(repository, tags);
+            let operation = Operation::Claim { digest: *digest, attempt };
+            Claim::of(state.apply(repository, &set, &operation), &set, attempt)
         })
     }
 
-    async fn seal(
+    async fn bind(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+        digest: &Digest,
+        attempt: AttemptId,
+        freed: FreedNumber,
+    ) -> Result<Bind, Unavailable> {
+        self.with(|state| {
+            let set = state.set(repository, tags);
+            let operation = Operation::Bind { digest: *digest, attempt, freed };
+            let outcome = state.apply(repository, &set, &operation);
+            Bind::of(outcome, state.freed(repository))
+        })
+    }
+
+    async fn adopt(
         &self,
         repository: &RepositoryKey,
         tags: &[Tag],
         digest: &Digest,
         origin: Origin,
-    ) -> Result<Seal, Unavailable> {
+        freed: FreedNumber,
+    ) -> Result<Adopt, Unavailable> {
         self.with(|state| {
-            let done = state
-                .apply(repository, tags, |entry, stamp| table::seal(entry, digest, origin, stamp));
-            done.map_or_else(Seal::Conflict, |()| Seal::Sealed)
+            let set = state.set(repository, tags);
+            let operation = Operation::Adopt { digest: *digest, origin, freed };
+            state.apply(repository, &set, &operation).into()
         })
     }
 
@@ -142,9 +181,9 @@ impl Ledger for Memory {
         digest: &Digest,
         attempt: AttemptId,
     ) -> Result<(), Unavailable> {
-        // Nothing stands against an abort, so there are no holders to report.
         self.with(|state| {
-            let _ = state.apply(repository, tags, |entry, _| table::abort(entry, digest, attempt));
+            let set = state.set(repository, tags);
+            state.apply(repository, &set, &Operation::Abort { digest: *digest, attempt });
         })
     }
 
@@ -155,15 +194,8 @@ impl Ledger for Memory {
         token: Token,
     ) -> Result<Release, Unavailable> {
         self.with(|state| {
-            let before = state.entry(repository, tag);
-            let _ = state.apply(repository, std::slice::from_ref(tag), |entry, _| {
-                table::release(entry, token)
-            });
-            if before != Entry::Absent && state.entry(repository, tag) == Entry::Absent {
-                Release::Freed
-            } else {
-                Release::Changed
-            }
+            let set = state.set(repository, std::slice::from_ref(tag));
+            state.apply(repository, &set, &Operation::Release { token }).into()
         })
     }
 
@@ -174,20 +206,81 @@ impl Ledger for Memory {
         digest: &Digest,
     ) -> Result<(), Unavailable> {
         self.with(|state| {
-            let _ =
-                state.apply(repository, tags, |entry, stamp| table::withdraw(entry, digest, stamp));
+            let set = state.set(repository, tags);
+            state.apply(repository, &set, &Operation::Withdraw { digest: *digest });
         })
     }
 
     async fn supersede(
         &self,
         repository: &RepositoryKey,
-        tags: &[Tag],
+        seen: &[Holder],
     ) -> Result<Vec<Holder>, Unavailable> {
         self.with(|state| {
-            let before = tags.iter().map(|tag| state.entry(repository, tag)).collect();
-            let _ = state.apply(repository, tags, |entry, _| table::supersede(entry));
-            Holder::present(tags, before)
+            let (tags, operation) = Operation::supersede(seen);
+            let set = state.set(repository, &tags);
+            state.apply(repository, &set, &operation).dropped(&set)
+        })
+    }
+
+    async fn begin_delete(
+        &self,
+        repository: &RepositoryKey,
+        digest: &Digest,
+        attempt: AttemptId,
+    ) -> Result<Begun, Unavailable> {
+        self.with(|state| {
+            let before = state.mark(repository, digest);
+            let earlier = before.iter().flat_map(|mark| mark.attempts.clone());
+            let earlier = earlier.filter(|other| *other != attempt).collect();
+            let mark = table::marked(before, attempt, Timestamp::now());
+            state.marks.insert((repository.clone(), *digest), mark);
+            Begun { holders: state.with_digest(repository, digest), earlier }
+        })
+    }
+
+    async fn end_delete(
+        &self,
+        repository: &RepositoryKey,
+        digest: &Digest,
+        attempts: &[AttemptId],
+        tags: &[Tag],
+        end: DeleteEnd,
+    ) -> Result<Ended, Unavailable> {
+        self.with(|state| {
+            let mark = state.mark(repository, digest);
+            if !table::stands(mark.as_ref(), attempts) {
+                return Ended::NoMark;
+            }
+            let key = (repository.clone(), *digest);
+            match table::unmarked(mark, attempts) {
+                Some(left) => state.marks.insert(key, left),
+                None => state.marks.remove(&key),
+            };
+            let set = state.set(repository, tags);
+            let operation = Operation::EndDelete { digest: *digest, end };
+            Ended::Done(state.apply(repository, &set, &operation).changed(&set))
+        })
+    }
+
+    async fn marked(
+        &self,
+        repository: &RepositoryKey,
+        digests: &[Digest],
+    ) -> Result<Vec<Digest>, Unavailable> {
+        self.with(|state| {
+            let marked = |digest: &&Digest| state.mark(repository, digest).is_some();
+            digests.iter().filter(marked).copied().collect()
+        })
+    }
+
+    async fn delete_marks(
+        &self,
+        repository: &RepositoryKey,
+    ) -> Result<Vec<(Digest, DeleteMark)>, Unavailable> {
+        self.with(|state| {
+            let own = state.marks.iter().filter(|((key, _), _)| key == repository);
+            own.map(|((_, digest), mark)| (*digest, mark.clone())).collect()
         })
     }
 
@@ -197,10 +290,7 @@ impl Ledger for Memory {
         digest: &Digest,
     ) -> Result<Vec<Tag>, Unavailable> {
         self.with(|state| {
-            let bound = |((key, _), entry): &(&Position, &Entry)| {
-                key == repository && entry.digest() == Some(digest)
-            };
-            state.entries.iter().filter(bound).map(|((_, tag), _)| tag.clone()).collect()
+            state.with_digest(repository, digest).into_iter().map(|holder| holder.tag).collect()
         })
     }
 

@@ -8,6 +8,7 @@ mod access;
 mod listing;
 mod open;
 mod reach;
+mod script;
 mod topology;
 
 pub use access::{Access, Address, Tls};
@@ -22,20 +23,28 @@ use dashmap::DashMap;
 use redis::{Cmd, Value, cmd};
 
 use super::losses::Losses;
+use super::table;
 use super::{
-    Announcement, AttemptId, Claim, Entry, Holder, Identity, Ledger, Listed, Origin, Position,
-    Release, RepositoryKey, Seal, Timestamp, Token, Unavailable, codec,
+    Adopt, Announcement, AttemptId, Begun, Bind, Claim, DeleteEnd, DeleteMark, Ended, Entry,
+    FreedNumber, Holder, Identity, Ledger, Listed, Lookup, Origin, Position, Release,
+    RepositoryKey, Timestamp, Token, Unavailable, codec,
 };
 use crate::name::{Digest, RepositoryName, Tag, UpstreamName};
 use reach::Reach;
+use script::{Done, Script};
 
 const SCRIPT: &str = include_str!("redis/ledger.lua");
-/// The field of a repository's hash that is no tag.
+/// Fields of a repository's hash that are no tags begin with a NUL.
+const NO_TAG: u8 = 0;
 const SEQUENCE: &str = "\0seq";
+const FREED: &str = "\0freed";
+const MARK: &[u8] = b"\0del:";
 const REPOSITORIES: &str = "taglock:1:repositories";
 /// Where `ledger.id` names the one that was there before.
 const ANOTHER: &str = "the Redis holds another ledger than `ledger.id` names";
 const META: &str = "taglock:1:meta";
+/// Repositories by the ledger's count of what was freed, when something was freed in them last.
+const FREED_IN: &str = "taglock:1:freed";
 /// Which rules each proxy applies: its name to `<fingerprint> <seconds since 1970>`.
 const PROXIES: &str = "taglock:1:proxies";
 /// A proxy that has not announced itself for so many seconds is gone.
@@ -66,12 +75,6 @@ struct Mark {
     losses: u64,
 }
 
-/// What the script answered.
-struct Done {
-    stands: bool,
-    before: Vec<Entry>,
-}
-
 fn failed(error: impl std::fmt::Display) -> Unavailable {
     Unavailable::Store(error.to_string())
 }
@@ -96,6 +99,12 @@ fn repository_of(member: &str) -> Result<RepositoryKey, Unavailable> {
 
 fn entry_of(bytes: &[u8]) -> Result<Entry, Unavailable> {
     if bytes.is_empty() { Ok(Entry::Absent) } else { codec::decode(bytes).map_err(failed) }
+}
+
+/// A number as Redis keeps it; nothing is 0.
+fn number_of(value: &Value) -> Result<u64, Unavailable> {
+    let text = std::str::from_utf8(bytes_of(value)?).map_err(failed)?;
+    if text.is_empty() { Ok(0) } else { text.parse().map_err(failed) }
 }
 
 fn bytes_of(value: &Value) -> Result<&[u8], Unavailable> {
@@ -195,72 +204,69 @@ impl Redis {
         Ok(())
     }
 
-    fn call(
-        &self,
-        repository: &RepositoryKey,
-        operation: &str,
-        digest: &[u8],
-        attempt: &[u8],
-        origin: u8,
-        tags: &[Tag],
-    ) -> Cmd {
+    fn command(&self, repository: &RepositoryKey, script: &Script<'_>) -> Cmd {
         let mut call = cmd("EVALSHA");
-        call.arg(self.script.get_hash()).arg(1).arg(hash_of(repository)).arg(operation);
-        call.arg(digest).arg(attempt).arg(codec::time_bytes(Timestamp::now())).arg(&[origin][..]);
-        for tag in tags {
+        call.arg(self.script.get_hash());
+        // In a Cluster, keys of one call must share a slot.
+        if self.reach.is_clustered() {
+            call.arg(1).arg(hash_of(repository));
+        } else {
+            call.arg(3).arg(hash_of(repository)).arg(META).arg(FREED_IN);
+        }
+        let waits = script.durable && self.replicas > 0;
+        call.arg(format!("{}{}", script.letter, if waits { "+" } else { "" }));
+        call.arg(&script.subject).arg(&script.attempts).arg(codec::time_bytes(Timestamp::now()));
+        call.arg(&[script.origin][..]).arg(script.freed.0).arg(member_of(repository));
+        call.arg(script.tags.len());
+        for tag in script.tags {
             call.arg(tag.as_str());
+        }
+        for token in &script.tokens {
+            call.arg(token);
         }
         call
     }
 
-    async fn run(&self, repository: &RepositoryKey, call: &Cmd) -> Result<Done, Unavailable> {
-        let begun = self.mark(repository);
-        let value = self.reach.ask(&hash_of(repository), call).await?;
-        self.done(repository, begun, &value)
-    }
-
-    /// For what must not be lost with a master. The operation's `+` makes a repeated call wait for
+    /// For what must not be lost with a master, too. The operation's `+` makes a repeated call wait for
     /// what the first one wrote.
-    async fn run_durably(
+    async fn run(
         &self,
         repository: &RepositoryKey,
-        call: &Cmd,
+        script: &Script<'_>,
     ) -> Result<Done, Unavailable> {
+        self.open_still()?;
         let (key, begun) = (hash_of(repository), self.mark(repository));
-        let value = self.reach.ask_and_wait(&key, call, self.replicas).await?;
-        self.done(repository, begun, &value)
-    }
-
-    /// An operation's letter, for [`Self::run_durably`].
-    fn durable(&self, plain: &'static str, durable: &'static str) -> &'static str {
-        if self.replicas == 0 { plain } else { durable }
+        let call = self.command(repository, script);
+        let replicas = if script.durable { self.replicas } else { 0 };
+        let value = self.reach.ask_and_wait(&key, &call, replicas).await?;
+        self.done(repository, script.tags, begun, &value)
     }
 
     fn done(
         &self,
         repository: &RepositoryKey,
+        tags: &[Tag],
         begun: Mark,
         value: &Value,
     ) -> Result<Done, Unavailable> {
         let Value::Array(parts) = value else {
             return Err(failed("the script's answer is no list"));
         };
-        let (Some(status), Some(Value::Int(sequence))) = (parts.first(), parts.get(1)) else {
+        let [status, Value::Int(sequence), Value::Int(freed), mark, before @ ..] = parts.as_slice()
+        else {
             return Err(failed("the script's answer is too short"));
         };
         self.note(repository, begun, u64::try_from(*sequence).map_err(failed)?);
-        let before = parts[2..].iter().map(|value| entry_of(bytes_of(value)?));
+        let mark = bytes_of(mark)?;
+        let mark = (!mark.is_empty()).then(|| codec::decode_mark(mark)).transpose();
+        let before = before.iter().map(|value| entry_of(bytes_of(value)?));
+        let before = before.collect::<Result<Vec<_>, _>>()?;
         Ok(Done {
-            stands: bytes_of(status)? == b"stands",
-            before: before.collect::<Result<_, _>>()?,
+            status: bytes_of(status)?.to_vec(),
+            freed: FreedNumber(u64::try_from(*freed).map_err(failed)?),
+            mark: mark.map_err(failed)?,
+            before: tags.iter().cloned().zip(before).collect(),
         })
-    }
-
-    /// The entries that stand against `digest`.
-    fn holders(tags: &[Tag], before: Vec<Entry>, digest: &Digest) -> Vec<Holder> {
-        let stands = |entry: &Entry| entry.digest().is_some_and(|held| held != digest);
-        let pairs = tags.iter().cloned().zip(before);
-        pairs.filter(|(_, entry)| stands(entry)).map(|(tag, entry)| Holder { tag, entry }).collect()
     }
 }
 
@@ -276,23 +282,24 @@ impl Ledger for Redis {
         &self,
         repository: &RepositoryKey,
         tags: &[Tag],
-    ) -> Result<Vec<Entry>, Unavailable> {
+    ) -> Result<Lookup, Unavailable> {
         self.open_still()?;
         let mut call = cmd("HMGET");
-        call.arg(hash_of(repository)).arg(SEQUENCE);
+        call.arg(hash_of(repository)).arg(SEQUENCE).arg(FREED);
         for tag in tags {
             call.arg(tag.as_str());
         }
         let begun = self.mark(repository);
         let values: Vec<Value> = self.reach.ask(&hash_of(repository), &call).await?;
-        let (sequence, values) = values.split_first().ok_or_else(|| failed("an empty answer"))?;
-        let sequence = std::str::from_utf8(bytes_of(sequence)?).map_err(failed)?;
-        self.note(
-            repository,
-            begun,
-            if sequence.is_empty() { 0 } else { sequence.parse().map_err(failed)? },
-        );
-        values.iter().map(|value| entry_of(bytes_of(value)?)).collect()
+        let [sequence, freed, values @ ..] = values.as_slice() else {
+            return Err(failed("an answer that is too short"));
+        };
+        self.note(repository, begun, number_of(sequence)?);
+        let entries = values.iter().map(|value| entry_of(bytes_of(value)?));
+        Ok(Lookup {
+            entries: entries.collect::<Result<_, _>>()?,
+            freed: FreedNumber(number_of(freed)?),
+        })
     }
 
     async fn claim(
@@ -304,33 +311,40 @@ impl Ledger for Redis {
     ) -> Result<Claim, Unavailable> {
         self.open_still()?;
         self.name(repository).await?;
-        let operation = self.durable("C", "C+");
-        let call = self.call(repository, operation, &stored(digest), attempt.as_bytes(), 0, tags);
-        let done = self.run_durably(repository, &call).await?;
-        if done.stands {
-            return Ok(Claim::Held(Self::holders(tags, done.before, digest)));
-        }
-        Ok(Claim::granted(tags.iter().zip(&done.before)))
+        let script = Script::new('C', stored(digest), tags).by(attempt);
+        let done = self.run(repository, &script).await?;
+        let outcome = done.outcome(&table::Operation::Claim { digest: *digest, attempt })?;
+        Ok(Claim::of(outcome, &done.before, attempt))
     }
 
-    async fn seal(
+    async fn bind(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+        digest: &Digest,
+        attempt: AttemptId,
+        freed: FreedNumber,
+    ) -> Result<Bind, Unavailable> {
+        let script = Script::new('B', stored(digest), tags).by(attempt).since(freed);
+        let done = self.run(repository, &script).await?;
+        let outcome = done.outcome(&table::Operation::Bind { digest: *digest, attempt, freed })?;
+        Ok(Bind::of(outcome, done.freed))
+    }
+
+    async fn adopt(
         &self,
         repository: &RepositoryKey,
         tags: &[Tag],
         digest: &Digest,
         origin: Origin,
-    ) -> Result<Seal, Unavailable> {
+        freed: FreedNumber,
+    ) -> Result<Adopt, Unavailable> {
         self.open_still()?;
         self.name(repository).await?;
-        let origin = codec::origin_bits(origin);
-        let operation = self.durable("S", "S+");
-        let call = self.call(repository, operation, &stored(digest), b"", origin, tags);
-        let done = self.run_durably(repository, &call).await?;
-        Ok(if done.stands {
-            Seal::Conflict(Self::holders(tags, done.before, digest))
-        } else {
-            Seal::Sealed
-        })
+        let mut script = Script::new('D', stored(digest), tags).since(freed);
+        script.origin = codec::origin_bits(origin);
+        let done = self.run(repository, &script).await?;
+        done.outcome(&table::Operation::Adopt { digest: *digest, origin, freed }).map(Adopt::from)
     }
 
     async fn abort(
@@ -340,9 +354,8 @@ impl Ledger for Redis {
         digest: &Digest,
         attempt: AttemptId,
     ) -> Result<(), Unavailable> {
-        self.open_still()?;
-        let call = self.call(repository, "A", &stored(digest), attempt.as_bytes(), 0, tags);
-        self.run(repository, &call).await.map(drop)
+        let script = Script::new('A', stored(digest), tags).by(attempt);
+        self.run(repository, &script).await.map(drop)
     }
 
     async fn release(
@@ -351,15 +364,9 @@ impl Ledger for Redis {
         tag: &Tag,
         token: Token,
     ) -> Result<Release, Unavailable> {
-        self.open_still()?;
-        let tags = std::slice::from_ref(tag);
-        let call = self.call(repository, "R", &codec::token_bytes(token), b"", 0, tags);
-        let done = self.run(repository, &call).await?;
-        let freed = matches!(
-            done.before.as_slice(),
-            [Entry::Sealed(sealed)] if sealed.token() == token
-        );
-        Ok(if freed { Release::Freed } else { Release::Changed })
+        let script = Script::new('R', codec::token_bytes(token), std::slice::from_ref(tag));
+        let done = self.run(repository, &script).await?;
+        done.outcome(&table::Operation::Release { token }).map(Release::from)
     }
 
     async fn withdraw(
@@ -368,20 +375,92 @@ impl Ledger for Redis {
         tags: &[Tag],
         digest: &Digest,
     ) -> Result<(), Unavailable> {
-        self.open_still()?;
-        let call = self.call(repository, "W", &stored(digest), b"", 0, tags);
-        self.run(repository, &call).await.map(drop)
+        self.run(repository, &Script::new('W', stored(digest), tags)).await.map(drop)
     }
 
     async fn supersede(
         &self,
         repository: &RepositoryKey,
-        tags: &[Tag],
+        seen: &[Holder],
     ) -> Result<Vec<Holder>, Unavailable> {
+        let (tags, operation) = table::Operation::supersede(seen);
+        let table::Operation::Supersede { lives } = &operation else { return Ok(Vec::new()) };
+        let tokens = lives.iter().map(|life| codec::token_bytes(*life)).collect();
+        let script = Script { tokens, ..Script::new('X', Vec::new(), &tags) };
+        let done = self.run(repository, &script).await?;
+        Ok(done.outcome(&operation)?.dropped(&done.before))
+    }
+
+    async fn begin_delete(
+        &self,
+        repository: &RepositoryKey,
+        digest: &Digest,
+        attempt: AttemptId,
+    ) -> Result<Begun, Unavailable> {
         self.open_still()?;
-        let call = self.call(repository, self.durable("X", "X+"), b"", b"", 0, tags);
-        let done = self.run_durably(repository, &call).await?;
-        Ok(Holder::present(tags, done.before))
+        self.name(repository).await?;
+        let script = Script::new('G', stored(digest), &[]).by(attempt);
+        let done = self.run(repository, &script).await?;
+        // Read behind the mark: no other tag gets the digest from here on.
+        let bound = |entry: &Entry| entry.digest() == Some(digest);
+        let holders = self.entries(repository, bound).await?;
+        let earlier = done.mark.into_iter().flat_map(|mark| mark.attempts);
+        Ok(Begun {
+            holders: holders.into_iter().map(|(tag, entry)| Holder { tag, entry }).collect(),
+            earlier: earlier.filter(|other| *other != attempt).collect(),
+        })
+    }
+
+    async fn end_delete(
+        &self,
+        repository: &RepositoryKey,
+        digest: &Digest,
+        attempts: &[AttemptId],
+        tags: &[Tag],
+        end: DeleteEnd,
+    ) -> Result<Ended, Unavailable> {
+        let mut script = Script::new('E', stored(digest), tags);
+        script.attempts = attempts.iter().flat_map(|attempt| *attempt.as_bytes()).collect();
+        script.origin = match end {
+            DeleteEnd::Refused => b'N',
+            DeleteEnd::Kept => b'K',
+            DeleteEnd::Withdrawn => b'W',
+            DeleteEnd::Released => b'R',
+        };
+        let done = self.run(repository, &script).await?;
+        if done.status == b"nomark" {
+            return Ok(Ended::NoMark);
+        }
+        let outcome = done.outcome(&table::Operation::EndDelete { digest: *digest, end })?;
+        Ok(Ended::Done(outcome.changed(&done.before)))
+    }
+
+    async fn marked(
+        &self,
+        repository: &RepositoryKey,
+        digests: &[Digest],
+    ) -> Result<Vec<Digest>, Unavailable> {
+        self.open_still()?;
+        if digests.is_empty() {
+            return Ok(Vec::new());
+        }
+        let hash = hash_of(repository);
+        let mut call = cmd("HMGET");
+        call.arg(&hash);
+        for digest in digests {
+            call.arg([MARK, &stored(digest)].concat());
+        }
+        let marks: Vec<Value> = self.reach.ask(&hash, &call).await?;
+        let marked = digests.iter().zip(marks).filter(|(_, mark)| *mark != Value::Nil);
+        Ok(marked.map(|(digest, _)| *digest).collect())
+    }
+
+    async fn delete_marks(
+        &self,
+        repository: &RepositoryKey,
+    ) -> Result<Vec<(Digest, DeleteMark)>, Unavailable> {
+        self.open_still()?;
+        self.marks(repository).await
     }
 
     async fn bound_to(
@@ -409,6 +488,10 @@ impl Ledger for Redis {
         }
         let id: Option<String> = self.reach.ask(META, cmd("HGET").arg(META).arg("id")).await?;
         self.look_at(id)
+    }
+
+    fn is_shared(&self) -> bool {
+        true
     }
 
     fn losses(&self) -> Option<&Losses> {

@@ -8,20 +8,18 @@
 //! loss is bound again, before anything else may be. See `docs/decisions/0010-lost-ledgers.md`.
 
 mod restore;
+mod store;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use tokio::time::{Instant, timeout};
 
-use super::losses::Losses;
 use super::{
-    Announcement, AttemptId, Claim, Entry, Holder, Identity, Ledger, Listed, Origin, Position,
-    Release, RepositoryKey, Seal, Sealed, Timestamp, Token, Unavailable,
+    Entry, FreedNumber, Holder, Ledger, Origin, RepositoryKey, Sealed, Timestamp, Unavailable,
 };
 use crate::name::{Digest, Tag};
 use crate::telemetry::Metrics;
@@ -48,8 +46,8 @@ impl Default for Remembering {
 /// What a pull has to go by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Known {
-    /// The ledger's word of this moment.
-    Entry(Entry),
+    /// The ledger's word of this moment, and the repository's freed number.
+    Entry(Entry, FreedNumber),
     /// Sealed with this, seen less than the time to live ago.
     Fresh(Digest),
     /// Sealed with this when it was last seen; the ledger can't be asked now.
@@ -187,7 +185,7 @@ impl Witness {
         // By what came of it: the ledger may fail only when it is asked.
         self.count(match &known {
             Known::Fresh(_) => "hit",
-            Known::Entry(_) => "miss",
+            Known::Entry(..) => "miss",
             Known::Remembered(_) | Known::Nothing(_) => "outage",
         });
         known
@@ -205,9 +203,9 @@ impl Witness {
             // Whatever patience the ledger itself has.
             lookup.await
         };
-        let error = match result.map(|mut entries| entries.pop()) {
-            Ok(Some(entry)) => return Known::Entry(entry),
-            Ok(None) => Unavailable::Store("no entry was returned".into()),
+        let error = match result.map(|mut found| (found.entries.pop(), found.freed)) {
+            Ok((Some(entry), freed)) => return Known::Entry(entry, freed),
+            Ok((None, _)) => Unavailable::Store("no entry was returned".into()),
             Err(error) => error,
         };
         match self.recall(repository, tag) {
@@ -335,152 +333,6 @@ struct Beginning {
     at: Instant,
     forgotten: u64,
     losses: u64,
-}
-
-#[async_trait]
-impl Ledger for Witness {
-    async fn lookup(
-        &self,
-        repository: &RepositoryKey,
-        tags: &[Tag],
-    ) -> Result<Vec<Entry>, Unavailable> {
-        let begun = self.begin(repository);
-        let mut entries = self.noted(self.inner.lookup(repository, tags).await)?;
-        if self.restored(repository, tags, &entries).await? {
-            entries = self.noted(self.inner.lookup(repository, tags).await)?;
-        }
-        for (tag, entry) in tags.iter().zip(&entries) {
-            self.note(repository, tag, entry, &begun);
-        }
-        Ok(entries)
-    }
-
-    async fn claim(
-        &self,
-        repository: &RepositoryKey,
-        tags: &[Tag],
-        digest: &Digest,
-        attempt: AttemptId,
-    ) -> Result<Claim, Unavailable> {
-        let begun = self.begin(repository);
-        let claim = self.noted(self.inner.claim(repository, tags, digest, attempt).await)?;
-        match &claim {
-            Claim::Granted { sealed, .. } => {
-                for tag in tags {
-                    if sealed.contains(tag) {
-                        self.remember(repository, tag, *digest, None, &begun);
-                    } else {
-                        self.stop(repository, tag);
-                    }
-                }
-            }
-            Claim::Held(holders) => self.note_holders(repository, holders, &begun),
-        }
-        Ok(claim)
-    }
-
-    async fn seal(
-        &self,
-        repository: &RepositoryKey,
-        tags: &[Tag],
-        digest: &Digest,
-        origin: Origin,
-    ) -> Result<Seal, Unavailable> {
-        let begun = self.begin(repository);
-        let seal = self.noted(self.inner.seal(repository, tags, digest, origin).await)?;
-        match &seal {
-            Seal::Sealed => {
-                for tag in tags {
-                    self.remember(repository, tag, *digest, None, &begun);
-                }
-            }
-            Seal::Conflict(holders) => self.note_holders(repository, holders, &begun),
-        }
-        Ok(seal)
-    }
-
-    async fn abort(
-        &self,
-        repository: &RepositoryKey,
-        tags: &[Tag],
-        digest: &Digest,
-        attempt: AttemptId,
-    ) -> Result<(), Unavailable> {
-        self.noted(self.inner.abort(repository, tags, digest, attempt).await)
-    }
-
-    async fn release(
-        &self,
-        repository: &RepositoryKey,
-        tag: &Tag,
-        token: Token,
-    ) -> Result<Release, Unavailable> {
-        let result = self.noted(self.inner.release(repository, tag, token).await);
-        // One that failed may have happened.
-        self.forget(repository, tag);
-        result
-    }
-
-    async fn withdraw(
-        &self,
-        repository: &RepositoryKey,
-        tags: &[Tag],
-        digest: &Digest,
-    ) -> Result<(), Unavailable> {
-        let result = self.noted(self.inner.withdraw(repository, tags, digest).await);
-        for tag in tags {
-            self.stop(repository, tag);
-        }
-        result
-    }
-
-    async fn supersede(
-        &self,
-        repository: &RepositoryKey,
-        tags: &[Tag],
-    ) -> Result<Vec<Holder>, Unavailable> {
-        let result = self.noted(self.inner.supersede(repository, tags).await);
-        for tag in tags {
-            self.forget(repository, tag);
-        }
-        result
-    }
-
-    async fn bound_to(
-        &self,
-        repository: &RepositoryKey,
-        digest: &Digest,
-    ) -> Result<Vec<Tag>, Unavailable> {
-        self.noted(self.inner.bound_to(repository, digest).await)
-    }
-
-    async fn list(
-        &self,
-        after: Option<&Position>,
-        limit: usize,
-    ) -> Result<Vec<Listed>, Unavailable> {
-        self.noted(self.inner.list(after, limit).await)
-    }
-
-    async fn identity(&self) -> Result<Identity, Unavailable> {
-        self.noted(self.inner.identity().await)
-    }
-
-    async fn sequence(&self, repository: &RepositoryKey) -> Result<u64, Unavailable> {
-        self.noted(self.inner.sequence(repository).await)
-    }
-
-    async fn announce(&self, own: &Announcement) -> Result<Vec<Announcement>, Unavailable> {
-        self.noted(self.inner.announce(own).await)
-    }
-
-    fn losses(&self) -> Option<&Losses> {
-        self.inner.losses()
-    }
-
-    async fn close(&self) {
-        self.inner.close().await;
-    }
 }
 
 #[cfg(test)]

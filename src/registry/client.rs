@@ -90,6 +90,8 @@ enum Repeat {
     Unanswered,
     /// Only when its body was never begun, so that it can't have been carried out.
     BeforeBody,
+    /// Never, and over a connection of its own: one that was kept may be dead already.
+    Never,
 }
 
 impl Client {
@@ -190,7 +192,8 @@ impl Client {
             let mut addresses = 1;
             loop {
                 let way = peers.way().await?;
-                let sent = Sent { request: request.clone(), body: body.clone(), max };
+                let fresh = repeat == Repeat::Never;
+                let sent = Sent { request: request.clone(), body: body.clone(), max, fresh };
                 match self.once(&way, sent).await {
                     Ok(answer) if answer.status.is_server_error() && repeat == Repeat::Harmless => {
                         match pauses.next() {
@@ -217,9 +220,13 @@ impl Client {
     }
 
     async fn once(&self, way: &Way, sent: Sent) -> Result<Answer, Failure> {
-        let Sent { request, body, max } = sent;
+        let Sent { request, body, max, fresh } = sent;
         let method = request.method.clone();
-        let (mut session, reused) = self.connections.take(way).await.map_err(|e| Failure {
+        let taken = match fresh {
+            true => self.connections.open(way).await.map(|session| (session, false)),
+            false => self.connections.take(way).await,
+        };
+        let (mut session, reused) = taken.map_err(|e| Failure {
             trouble: trouble_of(&e),
             connected: false,
             reused: false,
@@ -267,6 +274,8 @@ struct Sent {
     request: RequestHeader,
     body: Option<Bytes>,
     max: usize,
+    /// Over no kept connection.
+    fresh: bool,
 }
 
 struct Failure {

@@ -71,7 +71,14 @@ impl Connections {
         Ok((HttpSession::H1(session), reused))
     }
 
-    /// The same, for who speaks HTTP itself, and knows what time it is.
+    /// A connection of its own.
+    pub async fn open(&self, way: &Way) -> pingora::Result<HttpSession> {
+        let stream = Box::pin(self.connector.new_stream(&way.peer)).await?;
+        let session = v1::client::HttpSession::new_with_options(stream, &way.peer);
+        Ok(HttpSession::H1(session))
+    }
+
+    /// The same as [`Self::take`], for who speaks HTTP itself, and knows what time it is.
     pub async fn take_stream(
         &self,
         way: &Way,

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{Failure, ledgers, print};
-use crate::admin::model::{ListQuery, ReleaseRequest};
+use crate::admin::model::{ClearDelete, ListQuery, ReleaseRequest};
 use crate::cli::{self, Common, LedgerCommand};
 use crate::console::{self, Client, Stopped, Telling, Way, aside};
 use crate::rules::lint::{self, Remark, Weight};
@@ -54,6 +54,16 @@ pub(super) fn ledger(command: LedgerCommand) -> Result<(), Failure> {
             let no_one = String::new();
             let request = ReleaseRequest { reference, reason, actor: no_one, digest, pending };
             Ok(console::release(&way, telling(&common), request, actor)?)
+        }
+        LedgerCommand::DeleteMarks { repository, common } => {
+            let way = way(&common, Needs::Running)?;
+            Ok(console::delete_marks(&way, telling(&common), &repository)?)
+        }
+        LedgerCommand::ClearDelete { repository, digest, reason, actor, common } => {
+            let way = way(&common, Needs::Running)?;
+            let no_one = String::new();
+            let request = ClearDelete { repository, digest, reason, actor: no_one };
+            Ok(console::clear_delete(&way, telling(&common), request, actor)?)
         }
         LedgerCommand::Export { common } => Ok(console::export(&way(&common, Needs::Store)?)?),
         LedgerCommand::Restore { file, actor, common } => {

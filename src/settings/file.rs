@@ -16,7 +16,7 @@ use super::{
     Admin, Authorities, Caps, Drift, HostPolicy, KeyPair, Limits, Listen, Log, LogFormat, Secret,
     Settings, Upstream, ledger, values,
 };
-use crate::judge::Options;
+use crate::judge::{Options, RollForward};
 use crate::name::UpstreamName;
 use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Timeouts};
@@ -266,6 +266,7 @@ fn one_upstream(mut table: Table<'_>) -> Option<Upstream> {
     // Parsed for the day when several upstreams are told apart by them.
     table.texts("hosts", values::host);
     let abort = [("refused", true), ("never", false)];
+    let roll_forward = [("published", RollForward::Published), ("staged", RollForward::Staged)];
     let account = table.secret("credentials_file", |account| match account {
         account if account.contains(':') => Ok(Secret::new(account)),
         _ => Err("the file holds no `user:password`".to_owned()),
@@ -285,6 +286,9 @@ fn one_upstream(mut table: Table<'_>) -> Option<Upstream> {
         options: Options {
             stage: table.flag("stage").unwrap_or(true),
             abort: table.text("abort", |t| values::word(t, &abort)).unwrap_or(true),
+            roll_forward: table
+                .text("roll_forward", |t| values::word(t, &roll_forward))
+                .unwrap_or_default(),
             ..Options::default()
         },
         fast_path: table.flag("fast_path").unwrap_or(true),

@@ -246,16 +246,22 @@ fn a_delete_whose_outcome_is_unknown_says_so_and_marks_nothing() {
             let fake = Fake::start();
             let taglock = Taglock::with(&fake.address, quick, &rules(policy));
             put(&taglock.address, "prod/app", "v1", &manifest("one"));
-            // A pooled connection that dies before an answer is worth one more try.
-            fake.plan("DELETE", "/manifests/", fault.clone(), 100);
+            fake.plan("DELETE", "/manifests/", fault.clone(), 1);
             let answer = delete(&taglock.address, "prod/app", &digest(&manifest("one")));
+            assert_eq!(fake.count("DELETE", ""), 1, "{fault:?}: it is sent once");
             assert_eq!(answer.status, status, "{fault:?}: {}", answer.text());
             assert!(answer.message().contains("unknown"), "{fault:?}: {}", answer.text());
             fake.recover();
             assert_eq!(put(&taglock.address, "prod/app", "v1", &manifest("two")).status, 409);
-            assert_eq!(put(&taglock.address, "prod/app", "v1", &manifest("one")).status, 201);
             let audit = taglock.process.log();
             assert!(!audit.contains("withdrawn") && !audit.contains("released"), "{audit}");
+            // Nothing is bound to an image that may go yet, until a delete of it is answered.
+            let waits = put(&taglock.address, "prod/app", "v1", &manifest("one"));
+            assert_eq!(waits.status, 503, "{fault:?}: {}", waits.text());
+            assert!(waits.message().contains("a delete of sha256:"), "{}", waits.text());
+            let again = delete(&taglock.address, "prod/app", &digest(&manifest("one")));
+            assert!(matches!(again.status, 202 | 404), "{fault:?}: {}", again.text());
+            assert_eq!(put(&taglock.address, "prod/app", "v1", &manifest("one")).status, 201);
         }
     }
     // A redirect is not passed on: the client would delete past the ledger.

@@ -13,8 +13,9 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use sha2::{Digest as _, Sha512};
+use tokio::sync::Semaphore;
 
-use crate::harness::{digest, listener};
+use crate::harness::{digest, eventually, listener};
 
 /// What goes wrong with a request. The pairs matter: "failed and did not happen" and "failed but
 /// happened".
@@ -32,6 +33,9 @@ pub enum Fault {
     Lie,
     /// Does it late.
     Delay(Duration),
+    /// Does it, or has done it, and answers, once the test lets go: see [`Fake::let_go`].
+    HeldBefore,
+    HeldAfter,
 }
 
 struct Plan {
@@ -60,6 +64,19 @@ struct State {
     hides_digests: bool,
     /// Whom it lets in, by `Authorization`, and the status for all others.
     lets_in: Option<(String, u16)>,
+    /// Requests that wait for the test.
+    held: usize,
+    gate: Gate,
+}
+
+/// Shut at first.
+#[derive(Clone)]
+struct Gate(Arc<Semaphore>);
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(0)))
+    }
 }
 
 pub struct Fake {
@@ -132,6 +149,18 @@ impl Fake {
     pub fn plan(&self, method: &'static str, part: &str, fault: Fault, times: u32) {
         let plan = Plan { method, part: part.into(), fault, times };
         self.state.lock().unwrap().plans.push(plan);
+    }
+
+    /// Waits until a request is held.
+    pub fn holds(&self) {
+        eventually("a request that is held", || self.state.lock().unwrap().held > 0);
+    }
+
+    /// Whatever is held goes on.
+    pub fn let_go(&self) {
+        let mut state = self.state.lock().unwrap();
+        let held = std::mem::take(&mut state.held);
+        state.gate.0.add_permits(held);
     }
 
     pub fn recover(&self) {
@@ -266,7 +295,26 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Reply {
             tokio::time::sleep(time).await;
             Ok(act())
         }
+        Some(Fault::HeldBefore) => {
+            held(&state).await;
+            Ok(act())
+        }
+        Some(Fault::HeldAfter) => {
+            let response = act();
+            held(&state).await;
+            Ok(response)
+        }
     }
+}
+
+/// Until the test lets go.
+async fn held(state: &Mutex<State>) {
+    let gate = {
+        let mut state = state.lock().unwrap();
+        state.held += 1;
+        state.gate.clone()
+    };
+    gate.0.acquire().await.unwrap().forget();
 }
 
 /// It names the request, as some registries do.

@@ -212,11 +212,12 @@ fn a_publication_with_an_unknown_outcome_says_so_and_only_its_image_completes_it
         assert_eq!(answer.status, status, "{fault:?}: {}", answer.text());
         assert!(answer.message().contains("push the same image again"), "{}", answer.text());
         assert_eq!(fake.count("PUT", "/v1"), 1, "{fault:?}: it was sent once");
-        // The claim stands: another image is not let in, but brings the first one to its end.
+        // The claim stands: another image is not let in, and nobody else publishes the first one.
         let other = push(&taglock, "two");
-        assert_eq!(other.status, 409, "{fault:?}: {}", other.text());
-        assert_eq!(fake.tag("prod/app", "v1"), Some(digest(&manifest("one"))));
+        assert_eq!(other.status, 503, "{fault:?}: {}", other.text());
+        assert_eq!(fake.tag("prod/app", "v1"), None);
         assert_eq!(push(&taglock, "one").status, 201);
+        assert_eq!(push(&taglock, "two").status, 409);
     }
 }
 
@@ -327,9 +328,9 @@ fn a_registry_without_puts_by_digest_is_served_with_stage_off() {
 fn with_abort_never_a_refused_push_keeps_its_claim() {
     let fake = Fake::start();
     let taglock = Taglock::with(&fake.address, "abort = \"never\"", RULES);
-    fake.plan("PUT", "/v1", Fault::Answer(409, vec![], ""), 2);
+    fake.plan("PUT", "/v1", Fault::Answer(409, vec![], ""), 1);
     assert_eq!(push(&taglock, "one").status, 409);
-    // The other's roll forward is refused as well, so nothing moves; the tag stays spoken for.
+    // Nothing moves; the tag stays claimed.
     let other = push(&taglock, "two");
     assert_eq!(other.status, 503, "{}", other.text());
     assert!(other.message().contains("push that image again"), "{}", other.text());

@@ -162,13 +162,18 @@ fn a_failed_delete_marks_nothing_it_is_not_sure_of() {
         ("f", Fault::HangAfter, 504, true),
     ] {
         push(&taglock, "prod/app", tag, tag);
-        // Taglock tries again on connections that may have been dead all along.
-        (0..10).for_each(|_| harbor.plan("DELETE", "/tags/", fault.clone()));
+        harbor.plan("DELETE", "/tags/", fault.clone());
         let answer = delete(&taglock, &format!("{APP}/artifacts/{tag}/tags/{tag}"), ALICE);
         harbor.recover();
         assert_eq!(answer.status, status, "{tag} {answer:?}");
         assert_eq!(harbor.tag("prod/app", tag).is_none(), gone, "{tag}");
         assert_eq!(push(&taglock, "prod/app", tag, "other").status, 409, "{tag} stays bound");
+        if status != 412 {
+            // Whatever it is by then: a delete that is answered ends the one that was not.
+            assert_eq!(push(&taglock, "prod/app", tag, tag).status, 503, "{tag}");
+            let again = delete(&taglock, &format!("{APP}/artifacts/{tag}/tags/{tag}"), ALICE);
+            assert!(matches!(again.status, 200 | 404), "{tag} {again:?}");
+        }
         assert_eq!(push(&taglock, "prod/app", tag, tag).status, 201, "{tag}");
     }
 }

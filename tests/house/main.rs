@@ -25,6 +25,7 @@ mod faults;
 mod fields;
 mod fleet;
 mod framing;
+mod freed;
 mod fuzz;
 mod harbor;
 mod harness;

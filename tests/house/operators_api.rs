@@ -217,6 +217,9 @@ fn every_route_and_every_field_is_described_and_the_other_way_round() {
         "reference": "prod/app:v1", "reason": "why", "actor": "alice", "pending": false,
         "digest": digest(&manifest("1")),
     });
+    let clear = json!({
+        "repository": "prod/app", "digest": digest(&manifest("1")), "reason": "why", "actor": "alice",
+    });
     let calls = [
         ("GET /healthz", "", String::new()),
         ("GET /readyz", "", String::new()),
@@ -238,6 +241,8 @@ fn every_route_and_every_field_is_described_and_the_other_way_round() {
             String::new(),
         ),
         ("GET /v1/refusals", "", String::new()),
+        ("GET /v1/delete-marks", "?repository=prod/app", String::new()),
+        ("POST /v1/clear-delete", "", clear.to_string()),
         ("GET /v1/export", "", String::new()),
         ("POST /v1/restore", "?actor=alice", conflicting),
         ("POST /v1/release", "", release.to_string()),
@@ -308,8 +313,11 @@ fn every_route_and_every_field_is_described_and_the_other_way_round() {
     line(&mut held, "Verified", &verified.text());
     let explained = ask(&taglock, "GET", "/v1/explain?reference=prod/app:v2", b"");
     line(&mut held, "Explanation", &explained.text());
-    // Only a push that hangs, and a registry with a thousand repositories, show the rest.
-    assert_eq!(held.unseen(), ["LedgerEntry.pushes", "RepositoryPage.next"]);
+    // Only a push that hangs, a delete without an answer, and a registry with a thousand repositories show
+    // the rest.
+    let mark = ["DeleteMark.deletes", "DeleteMark.digest", "DeleteMark.since"];
+    let rest = ["LedgerEntry.pushes", "RepositoryPage.next"];
+    assert_eq!(held.unseen(), [&mark[..], &rest].concat());
 }
 
 #[test]

@@ -26,7 +26,7 @@ fn rewrite(folder: &Path, rules: &str) {
 }
 
 impl Taglock {
-    fn reload(&self, rules: &str) {
+    pub fn reload(&self, rules: &str) {
         let before = self.reloads();
         rewrite(self.folder.path(), rules);
         self.process.signal("-HUP");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use taglock::ledger::embedded::Embedded;
-use taglock::ledger::{Entry, Ledger, Origin, RepositoryKey, Seal};
+use taglock::ledger::{Adopt, Entry, FreedNumber, Ledger, Origin, RepositoryKey};
 use taglock::name::{Algorithm, Digest, RepositoryName, Tag, UpstreamName};
 use tokio::runtime::Runtime;
 
@@ -123,8 +123,9 @@ async fn fill(path: &Path, digest: &Digest, repositories: usize) -> Series {
         }
         let (ledger, tags, digest, key) = (Arc::clone(&ledger), tags.clone(), *digest, key(number));
         tasks.spawn(async move {
-            let sealed = ledger.seal(&key, &tags, &digest, Origin::Import).await;
-            assert_eq!(sealed, Ok(Seal::Sealed));
+            let none = FreedNumber::default();
+            let adopted = ledger.adopt(&key, &tags, &digest, Origin::Import, none).await;
+            assert_eq!(adopted, Ok(Adopt::Adopted));
         });
     }
     tasks.join_all().await;
@@ -133,9 +134,9 @@ async fn fill(path: &Path, digest: &Digest, repositories: usize) -> Series {
         let place = (n * 7919 + 13) * 104_729;
         let (key, tag) = (key(place % repositories), &tags[place / 7 % tags.len()]);
         let start = Instant::now();
-        let entries = ledger.lookup(&key, std::slice::from_ref(tag)).await.unwrap();
+        let found = ledger.lookup(&key, std::slice::from_ref(tag)).await.unwrap();
         times.push(start.elapsed());
-        assert!(matches!(entries.as_slice(), [Entry::Sealed(_)]));
+        assert!(matches!(found.entries.as_slice(), [Entry::Sealed(_)]));
     }
     ledger.close().await;
     drop(ledger);

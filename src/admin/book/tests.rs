@@ -1,8 +1,9 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::ledger::AttemptId;
+use crate::ledger::contract::adopt;
 use crate::ledger::memory::Memory;
+use crate::ledger::{AttemptId, FreedNumber};
 use crate::name::Algorithm;
 
 fn upstream(name: &str) -> UpstreamName {
@@ -33,10 +34,10 @@ async fn filled() -> Arc<dyn Ledger> {
         ("other", "a", vec!["v1"]),
     ] {
         for name_of_tag in tags {
-            let sealed = ledger
-                .seal(&key(up, name), &[tag(name_of_tag)], &digest(name_of_tag), Origin::Push)
-                .await;
-            assert_eq!(sealed, Ok(Seal::Sealed));
+            let (repository, image) = (key(up, name), digest(name_of_tag));
+            let tags = [tag(name_of_tag)];
+            let adopted = adopt(&ledger, &repository, &tags, &image, Origin::Push).await;
+            assert_eq!(adopted, Ok(Adopt::Adopted));
         }
     }
     let claimed = [tag("claimed")];
@@ -159,7 +160,8 @@ async fn an_export_restores_an_empty_ledger_and_never_overwrites_another() {
     // A ledger that went on meanwhile keeps what it has.
     let other: Arc<dyn Ledger> = Arc::new(Memory::new());
     let moved = key("default", "a");
-    other.seal(&moved, &[tag("v1")], &digest("newer"), Origin::Push).await.unwrap();
+    let none = FreedNumber::default();
+    other.adopt(&moved, &[tag("v1")], &digest("newer"), Origin::Push, none).await.unwrap();
     other.claim(&moved, &[tag("0")], &digest("claim"), AttemptId::random()).await.unwrap();
     other.claim(&moved, &[tag("00")], &digest("00"), AttemptId::random()).await.unwrap();
     let outcome = restore(&*other, &entries(&lines)).await.unwrap().restored;
@@ -170,8 +172,8 @@ async fn an_export_restores_an_empty_ledger_and_never_overwrites_another() {
         ("v1", digest("newer").to_string().as_str())
     );
     let kept = other.lookup(&moved, &[tag("v1"), tag("00")]).await.unwrap();
-    assert_eq!(kept[0].digest(), Some(&digest("newer")));
-    assert!(matches!(kept[1], Entry::Sealed(_)), "a claim of the same image is settled");
+    assert_eq!(kept.entries[0].digest(), Some(&digest("newer")));
+    assert!(matches!(kept.entries[1], Entry::Sealed(_)), "a claim of the same image is settled");
 }
 
 #[tokio::test]

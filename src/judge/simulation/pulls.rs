@@ -1,5 +1,6 @@
 //! Pulls in the simulated world, and tags that are moved behind taglock.
 
+use super::deletes::PULLS;
 use super::*;
 use crate::judge::pull::{Action as Ask, Event as Heard, Machine as Reader, Pull, Pulled, Step};
 use crate::ledger::witness::Known;
@@ -13,6 +14,8 @@ pub(super) struct Puller {
     asks: Ask,
     /// A push of the tag had been acknowledged before it began.
     after_push: bool,
+    /// In the specification.
+    number: Option<u8>,
 }
 
 /// What somebody puts under a tag in the registry itself.
@@ -31,7 +34,12 @@ impl World {
                 let pull = Pull { repository, tag: tag.clone(), strict: true };
                 let (machine, asks) = Reader::new(pull);
                 let after_push = self.acknowledged.iter().any(|(pushed, _)| pushed == tag);
-                world.pullers.push(Puller { machine, asks, after_push });
+                let freeing = physics.deletes.is_some();
+                let number = freeing.then_some(PULLS + self.budget.pulls);
+                if let Some(number) = number {
+                    world.ghost.begin(number, Call::Pull);
+                }
+                world.pullers.push(Puller { machine, asks, after_push, number });
                 next.push((physics.label(|| format!("a pull of {tag} begins")), Ok(world)));
             }
         }
@@ -46,7 +54,10 @@ impl World {
                 world.disturbed = true;
                 world.staged.insert(stray());
                 world.registry.insert(tag.clone(), stray());
-                next.push((physics.label(|| format!("{tag} is moved behind")), world.checked()));
+                next.push((
+                    physics.label(|| format!("{tag} is moved behind")),
+                    world.checked(physics),
+                ));
             }
         }
     }
@@ -58,7 +69,7 @@ impl World {
         let mut add = |what: &str, mut world: Self, event: Heard<()>| {
             let label = physics.label(|| format!("pull {n} {asks:?}{what}"));
             let told = world.tell_puller(physics, n, event);
-            next.push((label, told.and_then(|()| world.checked())));
+            next.push((label, told.and_then(|()| world.checked(physics))));
         };
         let spend = |world: &Self| {
             (world.budget.troubles > 0).then(|| {
@@ -69,15 +80,24 @@ impl World {
             })
         };
         // What any proxy has served so far, this one may have seen.
-        let seen = self.served.iter().find(|(served, _)| served == tag).map(|(_, digest)| *digest);
+        let seen = match (physics.deletes, self.memory) {
+            (None, _) => self.served.iter().find(|(of, _)| of == tag).map(|(_, digest)| *digest),
+            // A proxy forgets what it remembers once it has learned that something was freed.
+            (Some(_), Some((digest, freed)))
+                if freed == self.ledger.freed || physics.flaw == Flaw::MemoryOfFreedNames =>
+            {
+                Some(digest)
+            }
+            (Some(_), _) => None,
+        };
         match asks {
             Ask::Recall | Ask::Lookup => {
-                let entry = match &self.ledger[tag] {
+                let entry = match &self.ledger.entries[tag] {
                     Entry::Pending(_) if physics.flaw == Flaw::PullIgnoresClaims => Entry::Absent,
                     entry => entry.clone(),
                 };
-                add("", self.clone(), Heard::Known(Known::Entry(entry)));
-                if let (Some(digest), Ask::Recall) = (seen, asks) {
+                add("", self.clone(), Heard::Known(Known::Entry(entry, self.ledger.freed)));
+                if let (Some(digest), Ask::Recall, None) = (seen, asks, physics.deletes) {
                     add(", from memory", self.clone(), Heard::Known(Known::Fresh(digest)));
                 }
                 if let Some(world) = spend(self) {
@@ -96,23 +116,22 @@ impl World {
             Ask::LookAt(digest) => {
                 add("", self.clone(), Heard::Seen(Sighting::Found(*digest)));
             }
-            Ask::Seal { digest, origin } => {
+            Ask::Adopt { digest, origin, freed } => {
                 let mut world = self.clone();
-                let sealed = match physics.flaw {
-                    Flaw::PullBindsNothing => Ok(()),
-                    Flaw::PullIgnoresClaims => world.apply(std::slice::from_ref(tag), |entry| {
-                        let entry = match entry {
-                            Entry::Pending(_) => &Entry::Absent,
-                            entry => entry,
-                        };
-                        table::seal(entry, digest, *origin, STAMP)
-                    }),
-                    _ => world.apply(std::slice::from_ref(tag), |entry| {
-                        table::seal(entry, digest, *origin, STAMP)
-                    }),
+                let tags = std::slice::from_ref(tag);
+                let operation =
+                    Operation::Adopt { digest: *digest, origin: *origin, freed: *freed };
+                let adopted = match physics.flaw {
+                    Flaw::PullBindsNothing => Adopt::Adopted,
+                    Flaw::PullIgnoresClaims => {
+                        if matches!(world.ledger.entries[tag], Entry::Pending(_)) {
+                            world.ledger.entries.insert(tag.clone(), Entry::Absent);
+                        }
+                        world.adopt(physics, tags, &operation)
+                    }
+                    _ => world.adopt(physics, tags, &operation),
                 };
-                let sealed = sealed.map_or_else(Seal::Conflict, |()| Seal::Sealed);
-                let lost = || Heard::Sealed(Err(Unavailable::TimedOut));
+                let lost = || Heard::Adopted(Err(Unavailable::TimedOut));
                 if let Some(world) = spend(&world) {
                     add(", answer lost", world, lost());
                 }
@@ -122,8 +141,9 @@ impl World {
                 if physics.wait {
                     world.replica = world.ledger.clone();
                 }
-                add("", world, Heard::Sealed(Ok(sealed)));
+                add("", world, Heard::Adopted(Ok(adopted)));
             }
+            Ask::Wait => add("", self.clone(), Heard::Waited),
             Ask::Serve(digest) => {
                 let found = self.staged.contains(digest);
                 let serving = if found { Serving::Good(()) } else { Serving::NotFound(()) };
@@ -147,8 +167,21 @@ impl World {
             }
             Step::Done(pulled) => pulled,
         };
-        let Puller { machine, after_push, .. } = self.pullers.remove(n);
+        let Puller { machine, after_push, number, .. } = self.pullers.remove(n);
         let tag = machine.pull().tag.clone();
+        if let Some(number) = number {
+            let (told, what) = match pulled {
+                Pulled::Served { digest, .. } => {
+                    self.memory = Some((digest, self.ledger.freed));
+                    (Told::Found(digest), "an image")
+                }
+                Pulled::Unknown | Pulled::Relayed(()) => (Told::Nothing, "404"),
+                _ => return Ok(()),
+            };
+            let fits = self.ghost.end(number, told);
+            let wrong = || format!("{what} to a pull of {tag} has no place in the history");
+            return if fits { Ok(()) } else { Err(wrong()) };
+        }
         match pulled {
             Pulled::Served { digest, .. } => {
                 let digest = match (physics.flaw, self.registry.get(&tag)) {

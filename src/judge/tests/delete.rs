@@ -187,23 +187,100 @@ async fn release_never_frees_a_later_life_of_the_name() {
     let Entry::Sealed(first) = house.entry("v1").await else { panic!() };
     house.meanwhile(move |ledger| async move {
         ledger.release(&key(), &tag("v1"), first.token()).await.unwrap();
-        ledger.seal(&key(), &[tag("v1")], &digest("one"), Origin::Push).await.unwrap();
+        bind(&ledger, "v1", "two").await;
     });
     deleted(&house.delete(Deletes::Release, tag("v1")).await, &[]);
-    assert!(matches!(house.entry("v1").await, Entry::Sealed(s) if s.digest == digest("one")));
+    assert!(matches!(house.entry("v1").await, Entry::Sealed(s) if s.digest == digest("two")));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_tag_bound_while_the_registry_deletes_stays_as_it_is() {
-    for deletes in [Deletes::Keep, Deletes::Release] {
+async fn nothing_is_bound_to_an_image_while_the_registry_deletes_it() {
+    for deletes in ALL {
+        let house = House::new();
+        house.shelf.set("dev-1", &manifest("one"));
+        if deletes != Deletes::Refuse {
+            house.push(&["v1"], "one").await;
+        }
+        let before = house.ledger.lookup(&key(), &[]).await.unwrap().freed;
+        house.meanwhile(move |ledger| async move {
+            let (v2, one, attempt) = ([tag("v2")], digest("one"), AttemptId::random());
+            let claim = ledger.claim(&key(), &v2, &one, attempt).await;
+            assert_eq!(claim, Ok(Claim::Deleting));
+            let adopt = ledger.adopt(&key(), &v2, &one, Origin::Import, before).await;
+            assert_eq!(adopt, Ok(Adopt::Deleting));
+            bind(&ledger, "other", "two").await;
+        });
+        let tags: &[&str] = if deletes == Deletes::Refuse { &[] } else { &["v1"] };
+        deleted(&house.delete(deletes, digest("one")).await, tags);
+        // What was seen before proves nothing, and what comes after is bound as ever.
+        let (v2, one) = ([tag("v2")], digest("one"));
+        let late = house.ledger.adopt(&key(), &v2, &one, Origin::Import, before).await;
+        assert_eq!(late, Ok(Adopt::Freed));
+        assert!(admitted(&house.push(&["v2"], "one").await));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delete_whose_outcome_is_unknown_keeps_its_mark_until_one_is_answered() {
+    for (deletes, second) in [
+        (Deletes::Keep, Play::Truth),
+        (Deletes::Release, Play::Truth),
+        (Deletes::Release, Play::NotFound),
+    ] {
         let house = House::new();
         house.push(&["v1"], "one").await;
-        house.meanwhile(move |ledger| async move {
-            ledger.seal(&key(), &[tag("v2")], &digest("one"), Origin::Push).await.unwrap();
-        });
+        house.shelf.plan("delete", &[Play::Unclear, second]);
+        let unknown = Ruling::Undecided(Unsettled::OutcomeUnknown(Trouble::TimedOut));
+        assert_eq!(house.delete(deletes, digest("one")).await, unknown);
+        // A push of the image waits, and says why it ends; others go on.
+        for _ in 0..2 {
+            let verdict = house.push(&["v2"], "one").await;
+            let expected = Verdict::Undecided(Undecided::Deleting(digest("one")));
+            assert_eq!(verdict, expected);
+        }
+        assert!(admitted(&house.push(&["v3"], "two").await));
+        assert_eq!(house.entry("v2").await, Entry::Absent);
         deleted(&house.delete(deletes, digest("one")).await, &["v1"]);
-        assert!(!house.withdrawn("v2").await);
+        assert_eq!(house.ledger.delete_marks(&key()).await, Ok(vec![]));
+        assert!(admitted(&house.push(&["v1"], "one").await));
     }
+    // One that the registry refuses says nothing about the first.
+    let house = House::new();
+    house.push(&["v1"], "one").await;
+    house.shelf.plan("delete", &[Play::Unclear, Play::Refuse]);
+    house.delete(Deletes::Keep, digest("one")).await;
+    house.delete(Deletes::Keep, digest("one")).await;
+    assert_eq!(house.ledger.delete_marks(&key()).await.unwrap()[0].1.attempts.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delete_under_a_mutable_rule_frees_what_was_bound_under_a_stricter_one() {
+    let caller = Caller::default();
+    let house = House::new();
+    house.push(&["v1", "v2"], "one").await;
+    house.push(&["v3"], "two").await;
+    assert!(house.judge.holds_reference(&key(), &Reference::Digest(digest("one"))).await);
+    let one = Reference::Digest(digest("one"));
+    let ruling = house.judge.delete_mutable(&key(), &one, &caller).await;
+    assert!(matches!(ruling, Ruling::Deleted { .. }), "{ruling:?}");
+    assert_eq!(house.entry("v1").await, Entry::Absent);
+    assert_eq!(house.entry("v2").await, Entry::Absent);
+    let v3 = Reference::Tag(tag("v3"));
+    house.shelf.plan("delete", &[Play::Refuse]);
+    let ruling = house.judge.delete_mutable(&key(), &v3, &caller).await;
+    assert!(matches!(ruling, Ruling::Relayed(_)), "{ruling:?}");
+    assert!(matches!(house.entry("v3").await, Entry::Sealed(_)), "it was not deleted");
+    let ruling = house.judge.delete_mutable(&key(), &v3, &caller).await;
+    assert!(matches!(ruling, Ruling::Deleted { .. }), "{ruling:?}");
+    assert_eq!(house.entry("v3").await, Entry::Absent);
+    assert!(!house.judge.holds_reference(&key(), &v3).await);
+    // With the ledger down it goes on.
+    house.shelf.set("v4", &manifest("four"));
+    house.ledger.close().await;
+    let four = Reference::Digest(digest("four"));
+    let ruling = house.judge.delete_mutable(&key(), &four, &caller).await;
+    assert!(matches!(ruling, Ruling::Deleted { .. }), "{ruling:?}");
+    assert_eq!(house.shelf.tag("v4"), None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -237,6 +314,9 @@ async fn what_was_not_deleted_for_sure_is_not_marked() {
                 _ => assert!(matches!(ruling, Ruling::Relayed(_)), "{ruling:?}"),
             }
             assert_eq!(house.entry("v1").await, before);
+            let marks = house.ledger.delete_marks(&key()).await.unwrap();
+            let unknown = matches!(play, Play::Unclear | Play::DoneButUnclear);
+            assert_eq!(!marks.is_empty(), unknown, "{play:?}");
             refused(&house.push(&["v1"], "two").await, "v1", "one");
         }
     }

@@ -217,7 +217,7 @@ async fn a_name_let_go_of_elsewhere_is_asked_for_again_once_its_image_is_gone() 
     house.ledger.release(&key(), &tag("v1"), sealed.token()).await.unwrap();
     house.shelf.manifests.lock().unwrap().clear();
     house.shelf.set("v1", &manifest("two"));
-    house.ledger.seal(&key(), &[tag("v1")], &digest("two"), Origin::Push).await.unwrap();
+    bind(&house.ledger, "v1", "two").await;
     serves(&house.pull("v1").await, "two", Basis::Ledger);
 }
 
@@ -249,12 +249,13 @@ async fn a_push_that_gets_ahead_of_a_first_sight_wins() {
     .0;
     use crate::judge::pull::{Action, Event, Step};
     use crate::ledger::witness::Known;
-    let step = machine.on(Event::Known(Known::Entry(Entry::Absent)));
+    let step = machine.on(Event::Known(Known::Entry(Entry::Absent, FreedNumber(7))));
     assert_eq!(step, Step::Do(Action::Resolve));
     let step = machine.on(Event::Seen(Sighting::Found(digest("behind"))));
-    let seal = Action::Seal { digest: digest("behind"), origin: Origin::FirstSight };
+    let (behind, origin) = (digest("behind"), Origin::FirstSight);
+    let seal = Action::Adopt { digest: behind, origin, freed: FreedNumber(7) };
     assert_eq!(step, Step::Do(seal));
-    assert_eq!(machine.on(Event::Sealed(Ok(Seal::Conflict(vec![])))), Step::Do(Action::Lookup));
+    assert_eq!(machine.on(Event::Adopted(Ok(Adopt::Conflict(vec![])))), Step::Do(Action::Lookup));
     let step = machine.on(Event::Known(Known::Fresh(digest("one"))));
     assert_eq!(step, Step::Do(Action::Serve(digest("one"))));
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use redb::{Database, DatabaseError, ReadableDatabase, StorageError, TableDefinition};
 
 use super::super::{Identity, Timestamp};
-use super::{BY_DIGEST, ENTRIES, SEQUENCES};
+use super::{BY_DIGEST, ENTRIES, FREED, MARKS, SEQUENCES};
 
 const FILE: &str = "ledger.redb";
 /// A new ledger is made under this name and then renamed: a file named [`FILE`] is always whole.
@@ -17,7 +17,7 @@ const LOCK: &str = "ledger.lock";
 
 /// The version this program writes. A file of a lower version is migrated step by step at
 /// open, one of a higher is refused.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 pub(super) const META: TableDefinition<'static, &str, &str> = TableDefinition::new("meta");
 
@@ -124,6 +124,8 @@ fn open_or_create(folder: &Path, expected: &Expected) -> Result<(Database, Ident
         Ok(_) => {
             let database = Database::open(&file).map_err(|e| cause(e, folder, &file))?;
             let identity = read_identity(&database, &file)?;
+            let identity = migrated(&database, identity)
+                .map_err(|e| OpenError::Damaged { file: file.clone(), reason: e.to_string() })?;
             match expected {
                 Expected::Only(id) | Expected::New(Some(id)) if *id != identity.id => {
                     Err(OpenError::Another {
@@ -185,6 +187,8 @@ fn initialise(database: &Database, identity: &Identity) -> Result<(), redb::Erro
         transaction.open_table(ENTRIES)?;
         transaction.open_table(BY_DIGEST)?;
         transaction.open_table(SEQUENCES)?;
+        transaction.open_table(FREED)?;
+        transaction.open_table(MARKS)?;
         let mut meta = transaction.open_table(META)?;
         meta.insert("format", identity.format.to_string().as_str())?;
         meta.insert("id", identity.id.as_str())?;
@@ -212,6 +216,23 @@ fn read_identity(database: &Database, file: &Path) -> Result<Identity, OpenError
     }
     let created = text("created")?.parse().map_err(|_| foreign())?;
     Ok(Identity { id: text("id")?, created: Timestamp::from_seconds(created), format })
+}
+
+/// Brings an older file up to this format, one transaction a step. Format 2 has freed numbers and delete
+/// marks; there are none before.
+fn migrated(database: &Database, identity: Identity) -> Result<Identity, redb::Error> {
+    if identity.format >= FORMAT {
+        return Ok(identity);
+    }
+    let transaction = database.begin_write()?;
+    {
+        transaction.open_table(FREED)?;
+        transaction.open_table(MARKS)?;
+        let mut meta = transaction.open_table(META)?;
+        meta.insert("format", FORMAT.to_string().as_str())?;
+    }
+    transaction.commit()?;
+    Ok(Identity { format: FORMAT, ..identity })
 }
 
 fn cause(error: DatabaseError, folder: &Path, file: &Path) -> OpenError {

@@ -4,14 +4,18 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use redb::{Database, ReadableTable, WriteTransaction};
+use redb::{Database, ReadableTable, Table, WriteTransaction};
 use tokio::sync::{mpsc, oneshot};
 
-use super::super::table::{self, Stamp};
+use super::super::table::{self, Around, Outcome, Stamp};
 use super::super::{
-    AttemptId, Entry, Holder, Origin, RepositoryKey, Timestamp, Token, Unavailable, codec,
+    AttemptId, Begun, DeleteEnd, Entry, FreedNumber, Holder, RepositoryKey, Timestamp, Unavailable,
+    codec,
 };
-use super::{BY_DIGEST, ENTRIES, LedgerFile, SEQUENCES, digest_key, entry_key, failed, prefix};
+use super::{
+    BY_DIGEST, ENTRIES, FREED, LedgerFile, MARKS, SEQUENCES, digest_key, digest_prefix, entry_key,
+    failed, prefix, read_entry,
+};
 use crate::name::{Digest, Tag};
 
 /// More operations than this wait for the next commit, so that one commit stays short.
@@ -24,24 +28,26 @@ pub(super) struct Operation {
     pub repository: RepositoryKey,
     pub tags: Vec<Tag>,
     pub change: Change,
-    pub reply: oneshot::Sender<Result<Outcome, Unavailable>>,
+    pub reply: oneshot::Sender<Result<Reply, Unavailable>>,
 }
 
 pub(super) enum Change {
-    Claim { digest: Digest, attempt: AttemptId },
-    Seal { digest: Digest, origin: Origin },
-    Abort { digest: Digest, attempt: AttemptId },
-    Release { token: Token },
-    Withdraw { digest: Digest },
-    Supersede,
+    Table(table::Operation),
+    BeginDelete { digest: Digest, attempt: AttemptId },
+    EndDelete { digest: Digest, attempts: Vec<AttemptId>, end: DeleteEnd },
 }
 
-/// What became of the whole set.
-pub(super) enum Outcome {
-    /// Took effect; each tag with the entry it had before.
-    Done { before: Vec<(Tag, Entry)> },
-    /// Nothing was changed, because of these.
-    Standing(Vec<Holder>),
+/// What became of a call.
+pub(super) enum Reply {
+    /// What the operation came to, with each tag's entry before it and the freed number then.
+    Table {
+        outcome: Outcome,
+        before: Vec<(Tag, Entry)>,
+        freed: FreedNumber,
+    },
+    Begun(Begun),
+    /// The mark of the DELETE that was to end does not stand.
+    NoMark,
 }
 
 pub(super) struct Writer {
@@ -115,7 +121,7 @@ fn run(file: &LedgerFile, mut queue: mpsc::Receiver<Operation>) {
 }
 
 /// What became of one operation of a batch that was committed.
-type Applied = Result<Outcome, Unavailable>;
+type Applied = Result<Reply, Unavailable>;
 
 /// Applies the batch in one transaction. At its return all of it is on the disk, or none. The inner
 /// errors are of single operations, which changed nothing.
@@ -141,70 +147,138 @@ fn apply(
     changed: &mut bool,
 ) -> Result<Applied, Unavailable> {
     let Operation { repository, tags, change, .. } = operation;
-    let mut entries = transaction.open_table(ENTRIES).map_err(failed)?;
-    let mut sequences = transaction.open_table(SEQUENCES).map_err(failed)?;
-    let sequence_key = prefix(repository);
-    let sequence =
-        sequences.get(sequence_key.as_slice()).map_err(failed)?.map_or(0, |value| value.value());
-    let stamp = Stamp { now: Timestamp::now(), sequence: sequence + 1 };
-
-    let mut before = Vec::with_capacity(tags.len());
-    let mut puts = Vec::new();
-    let mut standing = Vec::new();
-    for tag in tags {
-        let key = entry_key(repository, tag);
-        // One entry that can't be read is no reason to refuse the rest of the batch.
-        let entry = match entries.get(key.as_slice()).map_err(failed)? {
-            None => Entry::Absent,
-            Some(bytes) => match codec::decode(bytes.value()) {
-                Ok(entry) => entry,
-                Err(corrupt) => return Ok(Err(failed(corrupt))),
-            },
-        };
-        match change.on(&entry, stamp) {
-            table::Change::Keep => {}
-            table::Change::Put(new) => puts.push((key, tag, entry.clone(), new)),
-            table::Change::Stands => {
-                standing.push(Holder { tag: tag.clone(), entry: entry.clone() });
+    match change {
+        Change::Table(operation) => {
+            let marked = match operation.digest() {
+                Some(digest) => {
+                    let marks = transaction.open_table(MARKS).map_err(failed)?;
+                    let key = digest_prefix(repository, digest);
+                    marks.get(key.as_slice()).map_err(failed)?.is_some()
+                }
+                None => false,
+            };
+            on_table(transaction, repository, tags, operation, marked, changed)
+        }
+        Change::BeginDelete { digest, attempt } => {
+            *changed = true;
+            begin_delete(transaction, repository, digest, *attempt)
+        }
+        Change::EndDelete { digest, attempts, end } => {
+            let key = digest_prefix(repository, digest);
+            {
+                let mut marks = transaction.open_table(MARKS).map_err(failed)?;
+                let mark = match marks.get(key.as_slice()).map_err(failed)? {
+                    Some(bytes) => Some(codec::decode_mark(bytes.value()).map_err(failed)?),
+                    None => None,
+                };
+                if !table::stands(mark.as_ref(), attempts) {
+                    return Ok(Ok(Reply::NoMark));
+                }
+                *changed = true;
+                match table::unmarked(mark, attempts) {
+                    Some(left) => {
+                        let bytes = codec::encode_mark(&left);
+                        marks.insert(key.as_slice(), bytes.as_slice()).map_err(failed)?
+                    }
+                    None => marks.remove(key.as_slice()).map_err(failed)?,
+                };
             }
+            let operation = table::Operation::EndDelete { digest: *digest, end: *end };
+            on_table(transaction, repository, tags, &operation, false, changed)
         }
-        before.push((tag.clone(), entry));
     }
-    if !standing.is_empty() {
-        return Ok(Ok(Outcome::Standing(standing)));
-    }
-    if puts.is_empty() {
-        return Ok(Ok(Outcome::Done { before }));
-    }
-    *changed = true;
-    let mut by_digest = transaction.open_table(BY_DIGEST).map_err(failed)?;
-    sequences.insert(sequence_key.as_slice(), stamp.sequence).map_err(failed)?;
-    for (key, tag, old, new) in puts {
-        if let Some(digest) = old.digest() {
-            let index = digest_key(repository, digest, tag);
-            by_digest.remove(index.as_slice()).map_err(failed)?;
-        }
-        if let Some(digest) = new.digest() {
-            let index = digest_key(repository, digest, tag);
-            by_digest.insert(index.as_slice(), ()).map_err(failed)?;
-        }
-        match codec::encode(&new) {
-            Some(bytes) => entries.insert(key.as_slice(), bytes.as_slice()).map_err(failed)?,
-            None => entries.remove(key.as_slice()).map_err(failed)?,
-        };
-    }
-    Ok(Ok(Outcome::Done { before }))
 }
 
-impl Change {
-    fn on(&self, entry: &Entry, stamp: Stamp) -> table::Change {
-        match self {
-            Self::Claim { digest, attempt } => table::claim(entry, digest, *attempt, stamp),
-            Self::Seal { digest, origin } => table::seal(entry, digest, *origin, stamp),
-            Self::Abort { digest, attempt } => table::abort(entry, digest, *attempt),
-            Self::Release { token } => table::release(entry, *token),
-            Self::Withdraw { digest } => table::withdraw(entry, digest, stamp),
-            Self::Supersede => table::supersede(entry),
+fn begin_delete(
+    transaction: &WriteTransaction,
+    repository: &RepositoryKey,
+    digest: &Digest,
+    attempt: AttemptId,
+) -> Result<Applied, Unavailable> {
+    let key = digest_prefix(repository, digest);
+    let mut marks = transaction.open_table(MARKS).map_err(failed)?;
+    let before = match marks.get(key.as_slice()).map_err(failed)? {
+        Some(bytes) => Some(codec::decode_mark(bytes.value()).map_err(failed)?),
+        None => None,
+    };
+    let earlier = before.iter().flat_map(|mark| mark.attempts.clone());
+    let earlier = earlier.filter(|other| *other != attempt).collect();
+    let mark = table::marked(before, attempt, Timestamp::now());
+    marks.insert(key.as_slice(), codec::encode_mark(&mark).as_slice()).map_err(failed)?;
+    let entries = transaction.open_table(ENTRIES).map_err(failed)?;
+    let by_digest = transaction.open_table(BY_DIGEST).map_err(failed)?;
+    let mut holders = Vec::new();
+    for tag in super::tags_with(&by_digest, &key)? {
+        let entry = read_entry(&entries, &entry_key(repository, &tag))?;
+        holders.push(Holder { tag, entry });
+    }
+    Ok(Ok(Reply::Begun(Begun { holders, earlier })))
+}
+
+/// Applies an operation of the table.
+fn on_table(
+    transaction: &WriteTransaction,
+    repository: &RepositoryKey,
+    tags: &[Tag],
+    operation: &table::Operation,
+    marked: bool,
+    changed: &mut bool,
+) -> Result<Applied, Unavailable> {
+    let mut entries = transaction.open_table(ENTRIES).map_err(failed)?;
+    let mut sequences = transaction.open_table(SEQUENCES).map_err(failed)?;
+    let mut freed_numbers = transaction.open_table(FREED).map_err(failed)?;
+    let key = prefix(repository);
+    let number = |table: &Table<'_, &[u8], u64>| {
+        Ok(table.get(key.as_slice()).map_err(failed)?.map_or(0, |value| value.value()))
+    };
+    let stamp = Stamp { now: Timestamp::now(), sequence: number(&sequences)? + 1 };
+    let freed = FreedNumber(number(&freed_numbers)?);
+    let mut before = Vec::with_capacity(tags.len());
+    for tag in tags {
+        // One entry that can't be read is no reason to refuse the rest of the batch.
+        match read_entry(&entries, &entry_key(repository, tag)) {
+            Ok(entry) => before.push((tag.clone(), entry)),
+            Err(error) => return Ok(Err(error)),
         }
     }
+    let outcome = operation.on(&before, Around { freed, marked }, stamp);
+    if let Outcome::Done { puts, frees } = &outcome
+        && (*frees || !puts.is_empty())
+    {
+        *changed = true;
+        sequences.insert(key.as_slice(), stamp.sequence).map_err(failed)?;
+        if *frees {
+            freed_numbers.insert(key.as_slice(), freed.next().0).map_err(failed)?;
+        }
+        let mut by_digest = transaction.open_table(BY_DIGEST).map_err(failed)?;
+        for (n, new) in puts {
+            let (tag, old) = &before[*n];
+            put(&mut entries, &mut by_digest, repository, tag, old, new)?;
+        }
+    }
+    Ok(Ok(Reply::Table { outcome, before, freed }))
+}
+
+fn put(
+    entries: &mut Table<'_, &[u8], &[u8]>,
+    by_digest: &mut Table<'_, &[u8], ()>,
+    repository: &RepositoryKey,
+    tag: &Tag,
+    old: &Entry,
+    new: &Entry,
+) -> Result<(), Unavailable> {
+    if let Some(digest) = old.digest() {
+        let index = digest_key(repository, digest, tag);
+        by_digest.remove(index.as_slice()).map_err(failed)?;
+    }
+    if let Some(digest) = new.digest() {
+        let index = digest_key(repository, digest, tag);
+        by_digest.insert(index.as_slice(), ()).map_err(failed)?;
+    }
+    let key = entry_key(repository, tag);
+    match codec::encode(new) {
+        Some(bytes) => entries.insert(key.as_slice(), bytes.as_slice()).map_err(failed)?,
+        None => entries.remove(key.as_slice()).map_err(failed)?,
+    };
+    Ok(())
 }

@@ -1,20 +1,29 @@
 -- The operation table on one repository's hash, for a set of tags at one instant.
 --
--- KEYS[1]  the repository's hash: tag → entry (see codec.rs), and the sequence number under "\0seq"
--- ARGV[1]  C(laim) S(eal) A(bort) R(elease) W(ithdraw) X: supersede
+-- KEYS[1]  the repository's hash: tag → entry (see codec.rs), and fields that begin with a NUL:
+--          "\0seq" the sequence number, "\0freed" the freed number, "\0del:" .. digest a delete mark
+-- KEYS[2]  the hash of the ledger itself, with a count of what was freed in all repositories
+-- KEYS[3]  a sorted set: repositories by that count when something was freed in them last.
+--          A Cluster, where the three have no slot in common, gets the first one alone
+-- ARGV[1]  C(laim) B(ind) D: adopt, A(bort) R(elease) W(ithdraw) X: supersede, G: begin a delete, E(nd a delete)
 --          A `+` behind it: WAIT follows, so leave a write even where nothing changes. Otherwise a
 --          call that is repeated would wait for nothing, and an earlier one's write may be lost
 -- ARGV[2]  the digest as stored, algorithm byte and hash; for a release, the token: the entry's
 --          time and sequence number, as stored
--- ARGV[3]  the attempt, 16 bytes (claim, abort)
+-- ARGV[3]  the attempt, 16 bytes; for the end of a delete, all that end, the caller's own first
 -- ARGV[4]  now, 5 bytes: for people, no decision depends on it
--- ARGV[5]  the origin, 1 byte (seal)
--- ARGV[6…] the tags
--- Returns { "done" | "stands", sequence, entry before of each tag or "" }
+-- ARGV[5]  the origin, 1 byte (adopt); K(ept) W(ithdrawn) R(eleased) N(ot deleted) for the end of a delete
+-- ARGV[6]  the freed number that the caller has read (bind, adopt)
+-- ARGV[7]  the repository as KEYS[3] names it
+-- ARGV[8]  how many tags follow; then the tags; then, to supersede, as many tokens
+-- Returns { status, sequence, freed number before, mark before or "", entry before of each tag or "" }
 local key, op, digest, attempt, now, origin = KEYS[1], ARGV[1]:sub(1, 1), ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local waits = ARGV[1]:sub(2) == '+'
-local SEQUENCE = '\0seq'
+local count = tonumber(ARGV[8])
+local SEQUENCE, FREED, MARK = '\0seq', '\0freed', '\0del:' .. digest
 local sequence = tonumber(redis.call('HGET', key, SEQUENCE) or '0')
+local freed = tonumber(redis.call('HGET', key, FREED) or '0')
+local mark = redis.call('HGET', key, MARK) or ''
 
 -- Seven bits a byte, the lowest first.
 local function varint(n)
@@ -40,33 +49,55 @@ local function parse(value)
   end
   local at = after_varint(value, 7)
   local size = value:byte(at) == 1 and 33 or 65
-  return { digest = value:sub(at, at + size - 1), head = value:sub(1, at + size - 1), owners = value:sub(at + size) }
+  return { token = value:sub(2, at - 1), digest = value:sub(at, at + size - 1),
+           head = value:sub(1, at + size - 1), owners = value:sub(at + size) }
 end
 
-local function without(owners, one)
+local function without(owners, some)
   local left = ''
   for at = 1, #owners, 16 do
     local owner = owners:sub(at, at + 15)
-    if owner ~= one then left = left .. owner end
+    local found = false
+    for other = 1, #some, 16 do
+      found = found or some:sub(other, other + 15) == owner
+    end
+    if not found then left = left .. owner end
   end
   return left
 end
 
--- nil: keep. false: stands. '': remove. Otherwise the new value.
-local function change(value)
+local function withdrawn(value, entry)
+  return 'S' .. string.char(value:byte(2) + 128) .. entry.token .. now .. entry.digest
+end
+
+-- nil: keep. A table: why the whole set is left as it is. '': remove. Otherwise the new value.
+local STANDS, GONE, FREE, DELETING = { 'stands' }, { 'gone' }, { 'freed' }, { 'deleting' }
+local function change(value, n)
   local stamp = now .. varint(sequence + 1)
   local entry = value and parse(value)
   local same = entry and entry.digest == digest
   if op == 'C' then
-    if not entry then return 'P' .. stamp .. digest .. attempt end
-    if not same then return false end
-    if entry.sealed or without(entry.owners, attempt) ~= entry.owners then return nil end
-    return value .. attempt
-  elseif op == 'S' then
-    if not entry or (same and not entry.sealed) then return 'S' .. origin .. stamp .. digest end
-    if not same then return false end
+    if entry and not same then return STANDS end
+    if entry and (entry.sealed or without(entry.owners, attempt) ~= entry.owners) then return nil end
+    if mark ~= '' then return DELETING end
+    return entry and value .. attempt or 'P' .. stamp .. digest .. attempt
+  elseif op == 'B' then
+    if not entry then return GONE end
+    if not same then return STANDS end
+    if not entry.sealed then
+      if without(entry.owners, attempt) == entry.owners then return GONE end
+      return 'S' .. origin .. stamp .. digest
+    end
+    if mark ~= '' then return DELETING end
     if not entry.withdrawn then return nil end
+    if freed ~= tonumber(ARGV[6]) then return FREE end
     return 'S' .. string.char(value:byte(2) - 128) .. entry.token .. entry.digest
+  elseif op == 'D' then
+    if entry and not same then return STANDS end
+    if entry and entry.sealed then return nil end
+    if freed ~= tonumber(ARGV[6]) then return FREE end
+    if mark ~= '' then return DELETING end
+    return 'S' .. origin .. stamp .. digest
   elseif op == 'A' then
     if not same or entry.sealed then return nil end
     local left = without(entry.owners, attempt)
@@ -75,29 +106,57 @@ local function change(value)
   elseif op == 'R' then
     if entry and entry.sealed and entry.token == digest then return '' end
     return nil
-  elseif op == 'W' then
+  elseif op == 'W' or (op == 'E' and origin == 'W') then
     if not same or not entry.sealed or entry.withdrawn then return nil end
-    return 'S' .. string.char(value:byte(2) + 128) .. entry.token .. now .. entry.digest
+    return withdrawn(value, entry)
   elseif op == 'X' then
-    return entry and '' or nil
+    if entry and entry.token == ARGV[8 + count + n] then return '' end
+    return nil
+  elseif op == 'E' then
+    if same and origin == 'R' then return '' end
+    return nil
+  elseif op == 'G' then
+    return nil
   end
   return redis.error_reply('ERR unknown operation')
 end
 
-local before, puts, stands = {}, {}, false
-for n = 6, #ARGV do
-  local value = redis.call('HGET', key, ARGV[n])
-  before[n - 5] = value or ''
-  local new = change(value)
-  if type(new) == 'table' then return new end
-  if new == false then
-    stands = true
+local before, puts, refused = {}, {}, nil
+-- What stands comes before what is gone, and so on, as in the table.
+local RANK = { stands = 4, gone = 3, freed = 2, deleting = 1 }
+local frees = op == 'E' and origin ~= 'N'
+for n = 1, count do
+  local tag = ARGV[8 + n]
+  local value = redis.call('HGET', key, tag)
+  before[n] = value or ''
+  local new = change(value, n)
+  if type(new) == 'table' then
+    if new['err'] then return new end
+    if not refused or RANK[new[1]] > RANK[refused] then refused = new[1] end
   elseif new then
-    puts[ARGV[n]] = new
+    puts[tag] = new
+    local was = value and parse(value)
+    local is = new ~= '' and parse(new)
+    if was and (not is or (is.withdrawn and not was.withdrawn)) then frees = true end
   end
 end
-if stands then return { 'stands', sequence, unpack(before) } end
-local changes = next(puts) ~= nil
+if refused then return { refused, sequence, freed, mark, unpack(before) } end
+
+if op == 'G' then
+  local others = without(mark:sub(6), attempt)
+  local since = mark == '' and now or mark:sub(1, 5)
+  redis.call('HSET', key, MARK, since .. mark:sub(6) .. (others == mark:sub(6) and attempt or ''))
+elseif op == 'E' then
+  local own = attempt:sub(1, 16)
+  if mark == '' or without(mark:sub(6), own) == mark:sub(6) then
+    if waits and sequence > 0 then redis.call('HSET', key, SEQUENCE, string.format('%d', sequence)) end
+    return { 'nomark', sequence, freed, mark, unpack(before) }
+  end
+  local left = without(mark:sub(6), attempt)
+  if left == '' then redis.call('HDEL', key, MARK) else redis.call('HSET', key, MARK, mark:sub(1, 5) .. left) end
+end
+
+local changes = next(puts) ~= nil or frees
 if changes then sequence = sequence + 1 end
 if changes or (waits and sequence > 0) then
   redis.call('HSET', key, SEQUENCE, string.format('%d', sequence))
@@ -105,4 +164,12 @@ if changes or (waits and sequence > 0) then
     if value == '' then redis.call('HDEL', key, tag) else redis.call('HSET', key, tag, value) end
   end
 end
-return { 'done', sequence, unpack(before) }
+if frees then
+  redis.call('HSET', key, FREED, string.format('%d', freed + 1))
+  if KEYS[3] then
+    local all = tonumber(redis.call('HGET', KEYS[2], 'freed') or '0') + 1
+    redis.call('HSET', KEYS[2], 'freed', string.format('%d', all))
+    redis.call('ZADD', KEYS[3], all, ARGV[7])
+  end
+end
+return { 'done', sequence, freed, mark, unpack(before) }

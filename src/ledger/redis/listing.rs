@@ -9,9 +9,11 @@ use std::vec::IntoIter;
 
 use redis::cmd;
 
-use super::{REPOSITORIES, Redis, SEQUENCE, entry_of, failed, hash_of, member_of, repository_of};
-use crate::ledger::{Entry, Listed, Position, RepositoryKey, Unavailable};
-use crate::name::Tag;
+use super::{
+    MARK, NO_TAG, REPOSITORIES, Redis, entry_of, failed, hash_of, member_of, repository_of,
+};
+use crate::ledger::{DeleteMark, Entry, Listed, Position, RepositoryKey, Unavailable, codec};
+use crate::name::{Digest, Tag};
 
 /// A page that is asked for later than this after its repository was read reads it anew.
 const KEPT: Duration = Duration::from_secs(10);
@@ -52,30 +54,63 @@ impl Redis {
     pub(super) async fn entries(
         &self,
         repository: &RepositoryKey,
-        wanted: impl Fn(&Entry) -> bool + Send,
+        wanted: impl Fn(&Entry) -> bool + Send + Sync,
     ) -> Result<Vec<(Tag, Entry)>, Unavailable> {
-        let hash = hash_of(repository);
         let mut entries = Vec::new();
+        self.scan(repository, |field, value| {
+            if field.first() == Some(&NO_TAG) {
+                return Ok(());
+            }
+            let entry = entry_of(value)?;
+            if wanted(&entry) {
+                let text = std::str::from_utf8(field).map_err(failed)?;
+                entries.push((Tag::parse(text).map_err(failed)?, entry));
+            }
+            Ok(())
+        })
+        .await?;
+        entries.sort_by(|(a, _), (b, _)| a.cmp(b));
+        // What moves within Redis meanwhile may come twice.
+        entries.dedup_by(|(a, _), (b, _)| a == b);
+        Ok(entries)
+    }
+
+    /// The delete marks of a repository, in the order of their digests.
+    pub(super) async fn marks(
+        &self,
+        repository: &RepositoryKey,
+    ) -> Result<Vec<(Digest, DeleteMark)>, Unavailable> {
+        let mut marks = Vec::new();
+        self.scan(repository, |field, value| {
+            if let Some(digest) = field.strip_prefix(MARK) {
+                let digest = codec::decode_digest(digest).map_err(failed)?;
+                marks.push((digest, codec::decode_mark(value).map_err(failed)?));
+            }
+            Ok(())
+        })
+        .await?;
+        marks.sort_by_key(|(digest, _)| *digest);
+        marks.dedup_by_key(|(digest, _)| *digest);
+        Ok(marks)
+    }
+
+    /// Hands over each field of a repository's hash, at least once.
+    async fn scan(
+        &self,
+        repository: &RepositoryKey,
+        mut each: impl FnMut(&[u8], &[u8]) -> Result<(), Unavailable> + Send,
+    ) -> Result<(), Unavailable> {
+        let hash = hash_of(repository);
         let mut cursor = 0_u64;
         loop {
             let mut call = cmd("HSCAN");
             call.arg(&hash).arg(cursor).arg("COUNT").arg(500);
             let (next, fields): Piece = self.reach.ask(&hash, &call).await?;
             for (field, value) in fields {
-                if field == SEQUENCE.as_bytes() {
-                    continue;
-                }
-                let entry = entry_of(&value)?;
-                if wanted(&entry) {
-                    let text = std::str::from_utf8(&field).map_err(failed)?;
-                    entries.push((Tag::parse(text).map_err(failed)?, entry));
-                }
+                each(&field, &value)?;
             }
             if next == 0 {
-                entries.sort_by(|(a, _), (b, _)| a.cmp(b));
-                // What moves within Redis meanwhile may come twice.
-                entries.dedup_by(|(a, _), (b, _)| a == b);
-                return Ok(entries);
+                return Ok(());
             }
             cursor = next;
         }

@@ -12,7 +12,7 @@ use super::{META, Redis, SCRIPT, Topology};
 use crate::ledger::losses::Losses;
 use crate::ledger::{Identity, Timestamp};
 
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Where the ledger is, and how sure a binding must be.
 #[derive(Clone)]
@@ -243,13 +243,18 @@ async fn identify(
         }
     };
     let number = |text: Option<String>| text.and_then(|text| text.parse::<u64>().ok());
-    let format =
-        number(get("format").await?).map_or(FORMAT, |n| u32::try_from(n).unwrap_or(u32::MAX));
+    let format = number(get("format").await?).map_or(1, |n| u32::try_from(n).unwrap_or(u32::MAX));
     if format > FORMAT {
         return Err(OpenError::TooNew { shown: shown(), found: format });
     }
+    if format < FORMAT {
+        // Format 2 has freed numbers and delete marks; there are none before.
+        let mut raise = of_meta("HSET");
+        raise.arg("format").arg(FORMAT);
+        ask::<i64>(reach, config, &raise).await?;
+    }
     let created = Timestamp::from_seconds(number(get("created").await?).unwrap_or(0));
-    Ok(Identity { id, created, format })
+    Ok(Identity { id, created, format: FORMAT })
 }
 
 async fn ask<T: FromRedisValue>(

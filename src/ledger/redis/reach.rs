@@ -93,6 +93,11 @@ impl Reach {
         }
     }
 
+    /// Whether keys of one call must share a slot.
+    pub(super) fn is_clustered(&self) -> bool {
+        matches!(self.topology, Topology::Cluster(_))
+    }
+
     /// Runs a command on the key's master.
     pub(super) async fn ask<T: FromRedisValue>(
         self: &Arc<Self>,
@@ -163,8 +168,7 @@ impl Reach {
             Ok(values) => return Ok(values),
             Err(error) => error,
         };
-        let clustered = matches!(self.topology, Topology::Cluster(_));
-        let pointed = pointed_to(&error, &node.address).filter(|_| clustered);
+        let pointed = pointed_to(&error, &node.address).filter(|_| self.is_clustered());
         let Some(address) = pointed else { return Err(node.after(&error)) };
         // The slot has moved, or is about to: it is followed there, once.
         let asking = error.kind() == ErrorKind::Server(ServerErrorKind::Ask);

@@ -13,6 +13,11 @@ use crate::ledger::guarded::Guarded;
 use crate::telemetry::Metrics;
 use servers::Server;
 
+/// A look-up of one tag in a repository that nothing was ever done to.
+fn nothing() -> Lookup {
+    Lookup { entries: vec![Entry::Absent], freed: FreedNumber::default() }
+}
+
 #[tokio::test]
 async fn redis_and_valkey_keep_the_contract() {
     for program in servers::programs() {
@@ -85,8 +90,10 @@ async fn entries_stay_small_and_in_the_compact_form() {
     let digest = Digest::of(crate::name::Algorithm::Sha256, b"x");
     for n in 0..200 {
         let tags = [contract::tag(&format!("v1.2.{n}"))];
-        ledger.claim(&key, &tags, &digest, AttemptId::random()).await.unwrap();
-        ledger.seal(&key, &tags, &digest, Origin::Push).await.unwrap();
+        let attempt = AttemptId::random();
+        ledger.claim(&key, &tags, &digest, attempt).await.unwrap();
+        let none = FreedNumber::default();
+        assert_eq!(ledger.bind(&key, &tags, &digest, attempt, none).await, Ok(Bind::Bound));
     }
     assert!(server.cli(&["OBJECT", "ENCODING", &hash_of(&key)]).contains("listpack"));
 }
@@ -100,10 +107,10 @@ async fn a_large_repository_is_read_once_for_all_its_pages() {
     let tags: Vec<_> = (0..3000).map(|n| contract::tag(&format!("v{n:04}"))).collect();
     let digest = contract::digest(1);
     for set in tags.chunks(500) {
-        ledger.seal(&large, set, &digest, Origin::Import).await.unwrap();
+        contract::adopt(&ledger, &large, set, &digest, Origin::Import).await.unwrap();
     }
     for key in [&before, &behind] {
-        ledger.seal(key, &tags[..1], &digest, Origin::Import).await.unwrap();
+        contract::adopt(&ledger, key, &tags[..1], &digest, Origin::Import).await.unwrap();
     }
     server.cli(&["CONFIG", "RESETSTAT"]);
     let (mut listed, mut after) = (Vec::new(), None);
@@ -165,24 +172,39 @@ async fn a_repeated_write_waits_for_what_the_first_try_wrote() {
             (contract::key("wait"), contract::digest(1), contract::digest(3));
         let (tags, attempt) = ([contract::tag("v1")], AttemptId::random());
         let seen = [contract::tag("v2")];
-        ledger.seal(&key, &[contract::tag("v0")], &digest, Origin::Import).await.unwrap();
+        let first = [contract::tag("v0")];
+        contract::adopt(&ledger, &key, &first, &digest, Origin::Import).await.unwrap();
         replica.signal("-STOP");
         for ledger in [&ledger, &again] {
             let claim = ledger.claim(&key, &tags, &digest, attempt).await;
             assert!(matches!(&claim, Err(Unavailable::Store(text)) if text.contains("0 of 1")));
-            let seal = ledger.seal(&key, &seen, &other, Origin::Import).await;
-            assert!(matches!(&seal, Err(Unavailable::Store(text)) if text.contains("0 of 1")));
+            let adopt = contract::adopt(ledger, &key, &seen, &other, Origin::Import).await;
+            assert!(matches!(&adopt, Err(Unavailable::Store(text)) if text.contains("0 of 1")));
         }
         replica.signal("-CONT");
         let start = Instant::now();
         while ledger.claim(&key, &tags, &digest, attempt).await.is_err() {
             assert!(start.elapsed() < Duration::from_secs(20), "the replica does not come back");
         }
-        assert_eq!(ledger.seal(&key, &seen, &other, Origin::Import).await, Ok(Seal::Sealed));
+        let adopted = contract::adopt(&ledger, &key, &seen, &other, Origin::Import).await;
+        assert_eq!(adopted, Ok(Adopt::Adopted));
+        let set = [first[0].clone(), seen[0].clone()];
+        let entries = ledger.lookup(&key, &set).await.unwrap().entries;
+        let holders = Holder::present(&set, entries);
+        let token = holders[0].entry.token().unwrap();
         replica.signal("-STOP");
+        // What frees a name or keeps one from being bound is as durable as what binds it.
         for ledger in [&ledger, &again] {
-            let superseded = ledger.supersede(&key, &seen).await;
-            assert!(superseded.is_err(), "{superseded:?}");
+            let unconfirmed = |done: Result<(), Unavailable>| {
+                assert!(matches!(&done, Err(Unavailable::Store(text)) if text.contains("0 of 1")));
+            };
+            unconfirmed(ledger.supersede(&key, &holders[1..]).await.map(drop));
+            unconfirmed(ledger.abort(&key, &tags, &digest, attempt).await);
+            unconfirmed(ledger.withdraw(&key, &first, &digest).await);
+            unconfirmed(ledger.release(&key, &first[0], token).await.map(drop));
+            unconfirmed(ledger.begin_delete(&key, &digest, attempt).await.map(drop));
+            let end = DeleteEnd::Kept;
+            unconfirmed(ledger.end_delete(&key, &digest, &[attempt], &[], end).await.map(drop));
         }
         replica.signal("-CONT");
         server.stop();
@@ -204,9 +226,9 @@ async fn unfit_redis_and_other_ledgers_are_refused_at_start() {
     Redis::open(&expecting(&id)).unwrap();
     let error = Redis::open(&expecting("mine")).err().unwrap();
     assert!(matches!(error, OpenError::Another { .. }), "{error}");
-    server.cli(&["HSET", META, "format", "2"]);
+    server.cli(&["HSET", META, "format", "3"]);
     let error = Redis::open(&server.config()).err().unwrap();
-    assert!(matches!(error, OpenError::TooNew { found: 2, .. }), "{error}");
+    assert!(matches!(error, OpenError::TooNew { found: 3, .. }), "{error}");
 
     let mut gone = server.config();
     gone.topology = Topology::Fixed(Address { host: "127.0.0.1".into(), port: 1 });
@@ -218,7 +240,7 @@ async fn a_restart_is_survived_and_an_emptied_ledger_is_noticed() {
     let mut server = Server::start(&[]);
     let ledger = Redis::open(&server.config()).unwrap();
     let (key, tags, digest) = (contract::key("app"), [contract::tag("v1")], contract::digest(1));
-    ledger.seal(&key, &tags, &digest, Origin::Push).await.unwrap();
+    contract::adopt(&ledger, &key, &tags, &digest, Origin::Push).await.unwrap();
 
     server.kill();
     assert!(ledger.lookup(&key, &tags).await.is_err());
@@ -226,7 +248,7 @@ async fn a_restart_is_survived_and_an_emptied_ledger_is_noticed() {
     let start = Instant::now();
     let entries = loop {
         match ledger.lookup(&key, &tags).await {
-            Ok(entries) => break entries,
+            Ok(found) => break found.entries,
             Err(error) => assert!(start.elapsed() < Duration::from_secs(20), "{error}"),
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -238,11 +260,11 @@ async fn a_restart_is_survived_and_an_emptied_ledger_is_noticed() {
     let other = contract::key("other");
     assert_eq!((lost(&key), lost(&other)), (0, 0));
     server.cli(&["FLUSHALL"]);
-    assert_eq!(ledger.lookup(&key, &tags).await, Ok(vec![Entry::Absent]));
+    assert_eq!(ledger.lookup(&key, &tags).await, Ok(nothing()));
     assert_eq!((lost(&key), lost(&other)), (1, 0), "its sequence number fell");
     for _ in 0..2 {
         assert_eq!(ledger.identity().await.as_ref(), Ok(&ledger.identity), "it serves on");
-        assert_eq!(ledger.lookup(&key, &tags).await, Ok(vec![Entry::Absent]));
+        assert_eq!(ledger.lookup(&key, &tags).await, Ok(nothing()));
         assert_eq!((lost(&key), lost(&other)), (2, 1), "its id is gone, which counts once");
     }
 }
@@ -257,12 +279,12 @@ async fn a_ledger_with_another_id_is_served_only_where_the_settings_name_none() 
     server.cli(&["HSET", META, "id", "another"]);
     assert_eq!(free.identity().await.unwrap().id, "another");
     assert_eq!(free.losses().unwrap().of(&key), 1);
-    assert_eq!(free.lookup(&key, &tags).await, Ok(vec![Entry::Absent]));
+    assert_eq!(free.lookup(&key, &tags).await, Ok(nothing()));
     assert!(pinned.identity().await.is_err());
     assert!(pinned.lookup(&key, &tags).await.is_err(), "nothing is bound in a foreign ledger");
     server.cli(&["HSET", META, "id", &id]);
     assert_eq!(pinned.identity().await.unwrap().id, id);
-    assert_eq!(pinned.lookup(&key, &tags).await, Ok(vec![Entry::Absent]));
+    assert_eq!(pinned.lookup(&key, &tags).await, Ok(nothing()));
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! After a loss: what this proxy remembers is a witness.
 
 use super::{Recollection, Witness};
-use crate::ledger::{Entry, Ledger, Origin, RepositoryKey, Seal, Unavailable};
+use crate::ledger::{Adopt, Entry, Ledger, Lookup, Origin, RepositoryKey, Unavailable};
 use crate::name::{RepositoryName, Tag, UpstreamName};
 
 impl Witness {
@@ -14,10 +14,10 @@ impl Witness {
         &self,
         repository: &RepositoryKey,
         tags: &[Tag],
-        entries: &[Entry],
+        found: &Lookup,
     ) -> Result<bool, Unavailable> {
         let mut any = false;
-        for (tag, entry) in tags.iter().zip(entries) {
+        for (tag, entry) in tags.iter().zip(&found.entries) {
             if *entry == Entry::Absent
                 && let Some(seen) = self.outdated(repository, tag)
             {
@@ -62,15 +62,20 @@ impl Witness {
         seen: &Recollection,
     ) -> Result<(), Unavailable> {
         let origin = seen.details.as_ref().map_or(Origin::Push, |details| details.origin);
-        match self.seal(repository, std::slice::from_ref(tag), &seen.digest, origin).await? {
-            Seal::Sealed => {
+        let tags = std::slice::from_ref(tag);
+        let begun = self.begin(repository);
+        let freed = self.inner.lookup(repository, tags).await?.freed;
+        match self.adopt(repository, tags, &seen.digest, origin, freed).await? {
+            Adopt::Freed | Adopt::Deleting => {}
+            Adopt::Adopted => {
+                self.remember(repository, tag, seen.digest, None, &begun);
                 tracing::warn!(
                     %repository, %tag, digest = %seen.digest,
                     "the ledger lost this binding; it is bound again as this proxy remembers it"
                 );
             }
             // Somebody was faster, and with another image: it is not ours to move.
-            Seal::Conflict(_) => {
+            Adopt::Conflict(_) => {
                 tracing::error!(
                     %repository, %tag, remembered = %seen.digest,
                     "the ledger lost this binding, and the tag is another image's now"

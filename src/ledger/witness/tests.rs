@@ -1,6 +1,12 @@
+use async_trait::async_trait;
+
 use super::*;
 use crate::ledger::contract;
 use crate::ledger::memory::Memory;
+use crate::ledger::{
+    Adopt, Announcement, AttemptId, Begun, Bind, Claim, DeleteEnd, DeleteMark, Ended, Identity,
+    Listed, Lookup, Position, Release, Token,
+};
 use crate::name::{Algorithm, RepositoryName, UpstreamName};
 
 /// A ledger that can be taken away and brought back, and counts its look-ups.
@@ -37,7 +43,7 @@ impl Switch {
 
 #[async_trait]
 impl Ledger for Switch {
-    async fn lookup(&self, key: &RepositoryKey, tags: &[Tag]) -> Result<Vec<Entry>, Unavailable> {
+    async fn lookup(&self, key: &RepositoryKey, tags: &[Tag]) -> Result<Lookup, Unavailable> {
         self.lookups.fetch_add(1, Ordering::Relaxed);
         self.up().await?;
         self.inner.lookup(key, tags).await
@@ -54,15 +60,28 @@ impl Ledger for Switch {
         self.inner.claim(key, tags, digest, attempt).await
     }
 
-    async fn seal(
+    async fn bind(
+        &self,
+        key: &RepositoryKey,
+        tags: &[Tag],
+        digest: &Digest,
+        attempt: AttemptId,
+        freed: FreedNumber,
+    ) -> Result<Bind, Unavailable> {
+        self.up().await?;
+        self.inner.bind(key, tags, digest, attempt, freed).await
+    }
+
+    async fn adopt(
         &self,
         key: &RepositoryKey,
         tags: &[Tag],
         digest: &Digest,
         origin: Origin,
-    ) -> Result<Seal, Unavailable> {
+        freed: FreedNumber,
+    ) -> Result<Adopt, Unavailable> {
         self.up().await?;
-        self.inner.seal(key, tags, digest, origin).await
+        self.inner.adopt(key, tags, digest, origin, freed).await
     }
 
     async fn abort(
@@ -96,9 +115,44 @@ impl Ledger for Switch {
     async fn supersede(
         &self,
         key: &RepositoryKey,
-        tags: &[Tag],
+        seen: &[Holder],
     ) -> Result<Vec<Holder>, Unavailable> {
-        self.inner.supersede(key, tags).await
+        self.inner.supersede(key, seen).await
+    }
+
+    async fn begin_delete(
+        &self,
+        key: &RepositoryKey,
+        digest: &Digest,
+        attempt: AttemptId,
+    ) -> Result<Begun, Unavailable> {
+        self.inner.begin_delete(key, digest, attempt).await
+    }
+
+    async fn end_delete(
+        &self,
+        key: &RepositoryKey,
+        digest: &Digest,
+        attempts: &[AttemptId],
+        tags: &[Tag],
+        end: DeleteEnd,
+    ) -> Result<Ended, Unavailable> {
+        self.inner.end_delete(key, digest, attempts, tags, end).await
+    }
+
+    async fn marked(
+        &self,
+        key: &RepositoryKey,
+        digests: &[Digest],
+    ) -> Result<Vec<Digest>, Unavailable> {
+        self.inner.marked(key, digests).await
+    }
+
+    async fn delete_marks(
+        &self,
+        key: &RepositoryKey,
+    ) -> Result<Vec<(Digest, DeleteMark)>, Unavailable> {
+        self.inner.delete_marks(key).await
     }
 
     async fn bound_to(
@@ -160,16 +214,37 @@ fn digest(seed: &str) -> Digest {
 }
 
 async fn seal(ledger: &dyn Ledger, name: &str, seed: &str) {
-    let sealed = ledger.seal(&key(), &[tag(name)], &digest(seed), Origin::Push).await;
-    assert_eq!(sealed, Ok(Seal::Sealed));
+    bind(ledger, &key(), &[tag(name)], &digest(seed)).await;
+}
+
+/// As a push does.
+async fn bind(ledger: &dyn Ledger, key: &RepositoryKey, tags: &[Tag], digest: &Digest) {
+    let attempt = AttemptId::random();
+    let claim = ledger.claim(key, tags, digest, attempt).await;
+    assert!(matches!(claim, Ok(Claim::Granted { .. })), "{claim:?}");
+    let none = FreedNumber::default();
+    assert_eq!(ledger.bind(key, tags, digest, attempt, none).await, Ok(Bind::Bound));
+}
+
+async fn entries(ledger: &dyn Ledger, key: &RepositoryKey, tags: &[Tag]) -> Vec<Entry> {
+    ledger.lookup(key, tags).await.unwrap().entries
+}
+
+async fn supersede(ledger: &dyn Ledger, key: &RepositoryKey, tags: &[Tag]) {
+    let seen = Holder::present(tags, entries(ledger, key, tags).await);
+    assert_eq!(ledger.supersede(key, &seen).await.unwrap().len(), tags.len());
 }
 
 async fn release(ledger: &dyn Ledger, name: &str) {
-    let Entry::Sealed(sealed) = ledger.lookup(&key(), &[tag(name)]).await.unwrap().remove(0) else {
+    let Entry::Sealed(sealed) = entries(ledger, &key(), &[tag(name)]).await.remove(0) else {
         panic!("it is not sealed");
     };
     let released = ledger.release(&key(), &tag(name), sealed.token()).await;
     assert_eq!(released, Ok(Release::Freed));
+}
+
+fn is_absent(known: &Known) -> bool {
+    matches!(known, Known::Entry(Entry::Absent, _))
 }
 
 #[tokio::test]
@@ -181,7 +256,7 @@ async fn a_witnessed_ledger_keeps_the_contract() {
 async fn pulls_go_by_memory_within_its_time_and_pushes_never_do() {
     let (inner, witness) = house();
     seal(&*inner, "v1", "one").await;
-    assert!(matches!(witness.known(&key(), &tag("v1")).await, Known::Entry(Entry::Sealed(_))));
+    assert!(matches!(witness.known(&key(), &tag("v1")).await, Known::Entry(Entry::Sealed(_), _)));
     inner.lookups();
     for _ in 0..5 {
         assert_eq!(witness.known(&key(), &tag("v1")).await, Known::Fresh(digest("one")));
@@ -190,7 +265,7 @@ async fn pulls_go_by_memory_within_its_time_and_pushes_never_do() {
     witness.lookup(&key(), &[tag("v1")]).await.unwrap();
     assert_eq!(inner.lookups(), 1, "a push's look-up asks the store");
     tokio::time::advance(TTL).await;
-    assert!(matches!(witness.known(&key(), &tag("v1")).await, Known::Entry(_)));
+    assert!(matches!(witness.known(&key(), &tag("v1")).await, Known::Entry(..)));
     assert_eq!(inner.lookups(), 1);
 }
 
@@ -211,18 +286,18 @@ async fn what_a_push_sealed_or_met_is_remembered() {
 #[tokio::test(start_paused = true)]
 async fn absent_pending_and_withdrawn_entries_are_never_served_from_memory() {
     let (inner, witness) = house();
-    assert_eq!(witness.known(&key(), &tag("v1")).await, Known::Entry(Entry::Absent));
+    assert!(is_absent(&witness.known(&key(), &tag("v1")).await));
     witness.claim(&key(), &[tag("v2")], &digest("one"), AttemptId::random()).await.unwrap();
     seal(&witness, "v3", "one").await;
     witness.withdraw(&key(), &[tag("v3")], &digest("one")).await.unwrap();
     inner.lookups();
     for _ in 0..2 {
         let known = witness.known(&key(), &tag("v1")).await;
-        assert_eq!(known, Known::Entry(Entry::Absent));
+        assert!(is_absent(&known));
         let known = witness.known(&key(), &tag("v2")).await;
-        assert!(matches!(known, Known::Entry(Entry::Pending(_))), "{known:?}");
+        assert!(matches!(known, Known::Entry(Entry::Pending(_), _)), "{known:?}");
         let known = witness.known(&key(), &tag("v3")).await;
-        assert!(matches!(known, Known::Entry(Entry::Sealed(s)) if s.withdrawn.is_some()));
+        assert!(matches!(known, Known::Entry(Entry::Sealed(s), _) if s.withdrawn.is_some()));
     }
     assert_eq!(inner.lookups(), 6);
     inner.set(Some(Fault::Fails));
@@ -237,11 +312,11 @@ async fn a_released_or_superseded_name_is_forgotten_at_once() {
     let (_, witness) = house();
     seal(&witness, "v1", "one").await;
     release(&witness, "v1").await;
-    assert_eq!(witness.known(&key(), &tag("v1")).await, Known::Entry(Entry::Absent));
+    assert!(is_absent(&witness.known(&key(), &tag("v1")).await));
     assert_eq!(witness.last_seen(&key(), &tag("v1")), None);
     seal(&witness, "v1", "two").await;
-    witness.supersede(&key(), &[tag("v1")]).await.unwrap();
-    assert_eq!(witness.known(&key(), &tag("v1")).await, Known::Entry(Entry::Absent));
+    supersede(&witness, &key(), &[tag("v1")]).await;
+    assert!(is_absent(&witness.known(&key(), &tag("v1")).await));
 }
 
 #[tokio::test(start_paused = true)]
@@ -279,7 +354,7 @@ async fn what_is_kept_of_memory_is_so_no_longer_than_memory_says_it() {
                 witness.withdraw(&key(), &[tag("v1")], &digest("one")).await.unwrap();
             }
             "supersede" => {
-                witness.supersede(&key(), &[tag("v1")]).await.unwrap();
+                supersede(&witness, &key(), &[tag("v1")]).await;
             }
             // Elsewhere it was let go of, and bound to something else, or not.
             "look" | "absent" => {
@@ -316,7 +391,7 @@ async fn a_name_released_elsewhere_is_served_no_longer_than_the_time_to_live() {
     release(&*inner, "v1").await;
     assert_eq!(witness.known(&key(), &tag("v1")).await, Known::Fresh(digest("one")));
     tokio::time::advance(TTL).await;
-    assert_eq!(witness.known(&key(), &tag("v1")).await, Known::Entry(Entry::Absent));
+    assert!(is_absent(&witness.known(&key(), &tag("v1")).await));
     let seen = witness.last_seen(&key(), &tag("v1")).expect("it is a witness still");
     assert!(!seen.stands && seen.digest == digest("one"));
     // And not by memory when the ledger goes down after that.
@@ -347,7 +422,7 @@ async fn without_the_ledger_memory_is_served_whatever_its_age_and_at_once() {
         inner.set(None);
         tokio::time::advance(DOWN).await;
         let known = witness.known(&key(), &tag("v1")).await;
-        assert!(matches!(known, Known::Entry(Entry::Sealed(_))), "it is back: {known:?}");
+        assert!(matches!(known, Known::Entry(Entry::Sealed(_), _)), "it is back: {known:?}");
     }
 }
 
@@ -390,10 +465,10 @@ async fn what_the_ledger_lost_is_bound_again_before_anything_else_is() {
     let (memory, witness) = forgetful();
     let (key, v1, v2) = (contract::key("app"), [contract::tag("v1")], [contract::tag("v2")]);
     let (one, two) = (contract::digest(1), contract::digest(3));
-    witness.seal(&key, &v1, &one, Origin::Import).await.unwrap();
+    contract::adopt(&witness, &key, &v1, &one, Origin::Import).await.unwrap();
     witness.lookup(&key, &v1).await.unwrap();
     memory.lose();
-    let entries = witness.lookup(&key, &[v1[0].clone(), v2[0].clone()]).await.unwrap();
+    let entries = entries(&witness, &key, &[v1[0].clone(), v2[0].clone()]).await;
     assert!(
         matches!(&entries[0], Entry::Sealed(s) if s.digest == one && s.origin == Origin::Import)
     );
@@ -406,13 +481,13 @@ async fn what_the_ledger_lost_is_bound_again_before_anything_else_is() {
 async fn a_name_that_is_let_go_of_after_a_loss_stays_free() {
     let (memory, witness) = forgetful();
     let (key, tags, digest) = (contract::key("app"), [contract::tag("v1")], contract::digest(1));
-    witness.seal(&key, &tags, &digest, Origin::Push).await.unwrap();
+    bind(&witness, &key, &tags, &digest).await;
     memory.lose();
     assert_eq!(witness.restore_all().await, 1);
     assert_eq!(witness.restore_all().await, 0, "once for each loss");
     // Another proxy lets go of it; this one only sees that it is gone.
-    memory.supersede(&key, &tags).await.unwrap();
-    assert_eq!(witness.lookup(&key, &tags).await, Ok(vec![Entry::Absent]));
+    supersede(&*memory, &key, &tags).await;
+    assert_eq!(entries(&witness, &key, &tags).await, [Entry::Absent]);
     assert_eq!(witness.restore_all().await, 0);
 }
 
@@ -420,18 +495,18 @@ async fn a_name_that_is_let_go_of_after_a_loss_stays_free() {
 async fn a_tag_that_was_free_before_a_loss_is_not_bound_by_it() {
     let (memory, witness) = forgetful();
     let (key, tags, digest) = (contract::key("app"), [contract::tag("v1")], contract::digest(1));
-    witness.seal(&key, &tags, &digest, Origin::Push).await.unwrap();
-    memory.supersede(&key, &tags).await.unwrap();
+    bind(&witness, &key, &tags, &digest).await;
+    supersede(&*memory, &key, &tags).await;
     witness.lookup(&key, &tags).await.unwrap();
     memory.lose();
-    assert_eq!(witness.lookup(&key, &tags).await, Ok(vec![Entry::Absent]));
+    assert_eq!(entries(&witness, &key, &tags).await, [Entry::Absent]);
     // Nor is one that somebody else took in the meantime moved.
-    witness.seal(&key, &tags, &digest, Origin::Push).await.unwrap();
+    bind(&witness, &key, &tags, &digest).await;
     memory.lose();
     let other = contract::digest(3);
-    memory.seal(&key, &tags, &other, Origin::Push).await.unwrap();
+    bind(&*memory, &key, &tags, &other).await;
     assert_eq!(witness.restore_all().await, 1);
-    let entries = witness.lookup(&key, &tags).await.unwrap();
+    let entries = entries(&witness, &key, &tags).await;
     assert_eq!(entries[0].digest(), Some(&other));
 }
 

@@ -17,9 +17,8 @@ impl Client {
         let target = with_query(&path, None, caller.namespace.as_deref());
         let sending = async {
             let request = request(&Method::DELETE, &target, &caller.headers)?;
-            // Sent again only on a pooled connection that turned out dead. Should the first one have
-            // been carried out, the second one gets the 404 of what is gone, and nothing is marked.
-            self.exchange(&self.peers, request, None, MAX_ANSWER, Repeat::BeforeBody).await
+            // A first one that the registry carries out late would delete what was pushed after the second.
+            self.exchange(&self.peers, request, None, MAX_ANSWER, Repeat::Never).await
         };
         match sending.await {
             Ok(answer) => deleted(answer),

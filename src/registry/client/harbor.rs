@@ -168,7 +168,7 @@ impl Artifacts for Harbor {
         };
         let sending = async {
             let request = request(&Method::DELETE, &path, &caller.headers)?;
-            let (client, again) = (&self.client, Repeat::BeforeBody);
+            let (client, again) = (&self.client, Repeat::Never);
             client.exchange(&client.peers, request, None, MAX_ANSWER, again).await
         };
         sending.await.map_or_else(Deleted::Unknown, deleted)

@@ -52,10 +52,11 @@ pub struct Act<'a> {
     /// As the operator names themselves; the admin token tells no more.
     pub actor: &'a str,
     pub repository: &'a RepositoryName,
-    pub tag: &'a Tag,
+    /// `None` where it was done to an image.
+    pub tag: Option<&'a Tag>,
     pub digest: Option<&'a Digest>,
     pub reason: Option<&'a str>,
-    /// One of a closed set: released, pending-released, imported, restored.
+    /// One of a closed set: released, pending-released, delete-cleared, imported, restored.
     pub outcome: &'static str,
 }
 
@@ -135,7 +136,7 @@ impl Line {
         Self {
             actor: Some(act.actor.to_owned()),
             repository: Some(act.repository.to_string()),
-            tags: vec![act.tag.to_string()],
+            tags: act.tag.iter().map(ToString::to_string).collect(),
             bound: act.digest.map(ToString::to_string),
             reason: act.reason.map(str::to_owned),
             ..Self::new("operation", act.outcome)

@@ -43,12 +43,13 @@ mod tests {
 
     fn die_at_each_point(nodes: u64, store: &Store) {
         let backend = Backend::start();
-        let mut nodes: Vec<_> = (0..nodes).map(|n| Node::start(&backend, store, n)).collect();
+        let mut nodes: Vec<_> =
+            (0..nodes).map(|n| Node::rolling(&backend, store, n, "staged")).collect();
         let addresses = nodes.iter().map(|node| node.clients.address.clone()).collect();
         let clients = Clients::new(0, addresses, &backend.0.address);
         let mut pairs = (0..).map(|pair| [format!("t{pair}a"), format!("t{pair}b")]);
         thread::scope(|scope| {
-            for point in Point::ALL {
+            for point in Point::ALL.iter().filter(|point| !is_a_mere_look(**point)) {
                 let attempts = pairs.by_ref().take(ATTEMPTS);
                 let died =
                     attempts.into_iter().find(|tags| dies(&clients, &mut nodes[0], tags, *point));
@@ -64,8 +65,14 @@ mod tests {
         settle::settle(&clients, nodes.len());
         let wrong = history::violations(&clients.history());
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-        // Three points are met where somebody else has died.
+        // Four points are met where somebody else has died, and one is not tried.
         assert!(nodes[0].crashes >= Point::ALL.len() as u64 + 3);
+    }
+
+    /// A death after this one is a death after the claim, which is tried: only pushes of indexes look,
+    /// and a look changes nothing.
+    fn is_a_mere_look(point: Point) -> bool {
+        point == Point::LookedAtParts
     }
 
     /// Whether the taglock died at this point of a push of these tags.
@@ -80,7 +87,10 @@ mod tests {
             | Point::Staged
             | Point::Claimed
             | Point::Published
-            | Point::Sealed => at(0, point),
+            | Point::Bound => at(0, point),
+            // The one that died has published, and not bound.
+            Point::Adopted => at(1, Point::Published) && at(0, point),
+            Point::LookedAtParts => unreachable!("it is not tried"),
             // These are met where somebody else has left a claim.
             Point::Waited | Point::Fetched | Point::PublishedFetched => {
                 at(1, Point::Claimed) && at(0, point)

@@ -212,6 +212,11 @@ const QUICK: &str = "connect_timeout = \"500ms\"\nread_timeout = \"1s\"\nwrite_t
 
 impl Node {
     pub fn start(backend: &Backend, store: &Store, seed: u64) -> Self {
+        Self::rolling(backend, store, seed, "published")
+    }
+
+    /// With this `roll_forward`.
+    pub fn rolling(backend: &Backend, store: &Store, seed: u64, roll_forward: &str) -> Self {
         let taglock = Part::new("taglock");
         let clients = FaultProxy::start(Kind::Http, &taglock.address, seed);
         let registry =
@@ -231,6 +236,7 @@ impl Node {
         };
         let text = format!(
             "[listen]\naddress = \"{}\"\n[upstream]\nurl = \"http://{}\"\n{QUICK}\n\
+             roll_forward = \"{roll_forward}\"\n\
              [ledger]\n{ledger}\n[log]\nfilter = \"{}\"\n{RULES}",
             taglock.address,
             registry.address,

@@ -177,7 +177,12 @@ async fn everything(ledger: &Redis) -> Result<(), Unavailable> {
     ledger.identity().await?;
     ledger.claim(&key, &tags, &digest, attempt).await?;
     ledger.abort(&key, &tags, &digest, attempt).await?;
-    ledger.seal(&key, &tags, &digest, Origin::Push).await?;
+    ledger.claim(&key, &tags, &digest, attempt).await?;
+    ledger.bind(&key, &tags, &digest, attempt, FreedNumber::default()).await?;
+    contract::adopt(ledger, &key, &tags, &digest, Origin::Push).await?;
+    ledger.begin_delete(&key, &digest, attempt).await?;
+    ledger.end_delete(&key, &digest, &[attempt], &tags, DeleteEnd::Released).await?;
+    ledger.delete_marks(&key).await?;
     ledger.lookup(&key, &tags).await?;
     ledger.bound_to(&key, &digest).await?;
     ledger.list(None, 10).await?;

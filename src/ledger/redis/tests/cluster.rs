@@ -54,7 +54,7 @@ async fn a_slot_that_moves_is_followed() {
         let (tags, digest) = ([contract::tag(name)], contract::digest(1));
         let claim = ledger.claim(&key, &tags, &digest, AttemptId::random()).await;
         assert!(matches!(claim, Ok(Claim::Granted { .. })), "{claim:?}");
-        let entries = ledger.lookup(&key, &tags).await.unwrap();
+        let entries = ledger.lookup(&key, &tags).await.unwrap().entries;
         assert_eq!(entries[0].digest(), Some(&digest));
     };
     // The first call fetches the map and makes connections.

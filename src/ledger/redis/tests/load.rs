@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::servers::eventually;
 use crate::ledger::{
-    AttemptId, Claim, Ledger, Origin, RepositoryKey, Seal, Unavailable, contract, redis::Redis,
+    Adopt, AttemptId, Bind, Claim, FreedNumber, Ledger, Origin, RepositoryKey, Unavailable,
+    contract, redis::Redis,
 };
 use crate::name::{Digest, Tag};
 
@@ -66,7 +67,7 @@ pub async fn survives(
     stop.store(true, Ordering::Relaxed);
     for task in tasks {
         for (key, tag, digest) in task.await.unwrap() {
-            let entries = ledger.lookup(&key, std::slice::from_ref(&tag)).await.unwrap();
+            let entries = ledger.lookup(&key, std::slice::from_ref(&tag)).await.unwrap().entries;
             assert_eq!(entries[0].digest(), Some(&digest), "{key}:{tag} is lost");
         }
     }
@@ -80,11 +81,15 @@ async fn bind(
     claimed: bool,
 ) -> Result<(), Unavailable> {
     let tags = std::slice::from_ref(tag);
-    if claimed {
-        let claim = ledger.claim(key, tags, digest, AttemptId::random()).await?;
-        assert!(matches!(claim, Claim::Granted { .. }), "{claim:?}");
+    if !claimed {
+        let adopted = contract::adopt(ledger, key, tags, digest, Origin::Push).await?;
+        assert_eq!(adopted, Adopt::Adopted);
+        return Ok(());
     }
-    let seal = ledger.seal(key, tags, digest, Origin::Push).await?;
-    assert_eq!(seal, Seal::Sealed);
+    let attempt = AttemptId::random();
+    let claim = ledger.claim(key, tags, digest, attempt).await?;
+    assert!(matches!(claim, Claim::Granted { .. }), "{claim:?}");
+    let bound = ledger.bind(key, tags, digest, attempt, FreedNumber::default()).await?;
+    assert_eq!(bound, Bind::Bound);
     Ok(())
 }

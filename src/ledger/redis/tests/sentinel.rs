@@ -35,7 +35,7 @@ async fn a_demoted_or_unknown_master_is_not_used() {
     let config = watched.config();
     let ledger = Redis::open(&config).unwrap();
     let (key, tags, digest) = (contract::key("app"), [contract::tag("v1")], contract::digest(1));
-    ledger.seal(&key, &tags, &digest, Origin::Push).await.unwrap();
+    contract::adopt(&ledger, &key, &tags, &digest, Origin::Push).await.unwrap();
 
     // Both masters live; the proxy leaves the one that lost its office.
     watched.sentinels[0].cli(&["SENTINEL", "FAILOVER", "mymaster"]);
@@ -43,15 +43,15 @@ async fn a_demoted_or_unknown_master_is_not_used() {
     let other = [contract::tag("v2")];
     loop {
         let promoted = watched.servers[1].info("replication").contains("role:master");
-        let sealed = ledger.seal(&key, &other, &digest, Origin::Push).await;
-        if promoted && sealed.is_ok() {
+        let adopted = contract::adopt(&ledger, &key, &other, &digest, Origin::Push).await;
+        if promoted && adopted.is_ok() {
             break;
         }
-        assert!(start.elapsed() < Duration::from_secs(30), "{sealed:?}");
+        assert!(start.elapsed() < Duration::from_secs(30), "{adopted:?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let set = [tags[0].clone(), other[0].clone()];
-    let entries = ledger.lookup(&key, &set).await.unwrap();
+    let entries = ledger.lookup(&key, &set).await.unwrap().entries;
     assert!(entries.iter().all(|entry| entry.digest() == Some(&digest)), "{entries:?}");
 
     let Topology::Sentinel { sentinels, access, .. } = config.topology.clone() else { panic!() };
@@ -95,7 +95,8 @@ async fn sentinels_have_their_own_password_and_some_may_be_away() {
         }
     };
     let (key, tags, digest) = (contract::key("app"), [contract::tag("v1")], contract::digest(1));
-    assert_eq!(ledger.seal(&key, &tags, &digest, Origin::Push).await, Ok(Seal::Sealed));
+    let adopted = contract::adopt(&ledger, &key, &tags, &digest, Origin::Push).await;
+    assert_eq!(adopted, Ok(Adopt::Adopted));
     for (redis, sentinels) in [("wrong", "of-the-sentinels"), ("of-the-redis", "wrong")] {
         let error = Redis::open(&config(redis, sentinels)).err().unwrap().to_string();
         assert!(error.to_lowercase().contains("password"), "{error}");
