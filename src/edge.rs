@@ -80,7 +80,7 @@ use crate::telemetry::traces::Tracer;
 use admission::Head;
 use course::Course;
 use familiar::Familiar;
-use passage::{Passage, Start, Tally, Unjudged};
+use passage::{Passage, Start, Tally, UnderWay, Unjudged};
 use refusal::Refusal;
 
 /// How long a client may leave its connection unused, or a header unfinished.
@@ -206,12 +206,13 @@ impl Edge {
             return Ok(());
         };
         // Before the rules are read: see there.
-        let _write = self.rooms.judge.unjudged().enter(&key, &tags);
+        let write = self.rooms.judge.unjudged().enter(&key, &tags);
         let rules = self.rooms.rules.load();
         if writes::has_immutable(rules.protecting(&key.repository), &tags) {
             return Err(Error::explain(refusal::RULES_CHANGED, "while it came").into_down());
         }
-        passage.unjudged = Unjudged::UnderWay { _write };
+        let exchange = self.rooms.peers.timeouts().exchange;
+        passage.unjudged = Unjudged::UnderWay(UnderWay::new(write, exchange));
         Ok(())
     }
 
@@ -422,6 +423,8 @@ impl ProxyHttp for Edge {
         if response.status.is_informational() {
             passage.early += 1;
             framing::check_early(passage.early)?;
+        } else {
+            passage.is_answered();
         }
         self.rewriting(passage).apply(response)?;
         if let Some(warning) = &passage.warning {

@@ -3,6 +3,7 @@
 //! [`push::Machine`] is the protocol; this is its driver, which does what the machine asks with a
 //! ledger and a registry. It knows no pingora and no store.
 
+mod adopting;
 mod anchored;
 pub mod artifacts;
 pub mod delete;
@@ -11,6 +12,8 @@ pub mod drift;
 mod eyes;
 pub mod inspection;
 mod mutable;
+mod mutable_delete;
+mod parts;
 pub mod permit;
 #[cfg(debug_assertions)]
 pub mod points;
@@ -52,6 +55,8 @@ use unjudged::Unjudged;
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long a write is waited for that older rules let through unjudged.
 const OLDER_WRITES: Duration = Duration::from_secs(2);
+/// How long a repair of a tag is waited for by what frees or moves it.
+pub const REPAIRS: Duration = Duration::from_secs(5);
 
 /// Judges writes and pulls for one registry. Clones share all they know.
 #[derive(Clone)]
@@ -146,6 +151,7 @@ impl Judge {
     /// With an eye on the registry's own tags.
     #[must_use]
     pub fn watching(self, drift: Arc<Drift>) -> Self {
+        drift.beside(&self.unjudged);
         Self { drift: Some(drift), ..self }
     }
 
@@ -331,9 +337,9 @@ impl Judge {
                         luggage.superseded.extend(held);
                         written
                     }
-                    Moved::Outrun(_) | Moved::Unknown(_) => Written::Unknown(Trouble::Garbage(
-                        "a tag that another proxy may have bound",
-                    )),
+                    Moved::Outrun(_) | Moved::Unknown(_) | Moved::Repaired => Written::Unknown(
+                        Trouble::Garbage("a tag that another proxy may have bound"),
+                    ),
                 })
             }
             Action::Publish(permit) => {

@@ -242,6 +242,7 @@ fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
         refusals: Arc::new(Refusals::default()),
         shelf,
     };
+    let unjudged = Arc::clone(rooms.judge.unjudged());
     let parts = Parts {
         upstream: settings.upstream.name.clone(),
         naming: Arc::clone(&settings.upstream.doors.naming),
@@ -300,6 +301,7 @@ fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
         exclusive: matches!(settings.ledger.store, Store::Embedded { .. }),
         gate,
         rules,
+        unjudged,
         sockets,
         timeout: settings.shutdown_timeout,
         upgrade_timeout: settings.upgrade_timeout,

@@ -18,6 +18,7 @@ use super::model::{
     After, EntryPage, ExportFooter, ExportHeader, LedgerEntry, ListQuery, Problem, ReferenceQuery,
     ReleaseRequest, Released, Restored,
 };
+use crate::judge::REPAIRS;
 use crate::ledger::{Entry, Release, RepositoryKey};
 use crate::name::{Digest, RepositoryName, Tag};
 use crate::telemetry::audit::Act;
@@ -112,6 +113,13 @@ pub(super) async fn release(
         return Err(No::conflict(format!("`{reference}` is bound to {digest}")));
     }
     let changed = || No::conflict(format!("`{reference}` has changed meanwhile; look again"));
+    // A repair that begins from here on sees this; one that is under way would bring the image back.
+    let unjudged = parts.judge.unjudged();
+    let (_entered, tags) = (unjudged.enter(&key, std::slice::from_ref(&tag)), [tag.clone()]);
+    if unjudged.no_repair(&key, &tags, REPAIRS).await.is_err() {
+        let text = format!("taglock repairs `{reference}` in the registry; release it again");
+        return Err(No::unavailable(text));
+    }
     let outcome = match (&entry, request.pending) {
         (Entry::Sealed(sealed), false) => {
             match parts.ledger.release(&key, &tag, sealed.token()).await? {

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderValue, StatusCode};
 use pingora::proxy::Session;
+use tokio::runtime::Handle;
+use tokio::time::sleep;
 use uuid::fmt::Hyphenated;
 use uuid::timestamp::context::ThreadLocalContext;
 use uuid::{ContextV7, Timestamp, Uuid};
@@ -63,9 +65,39 @@ pub enum Unjudged {
         tags: Vec<Tag>,
     },
     /// It may be carried out at any time.
-    UnderWay {
-        _write: Write,
-    },
+    UnderWay(UnderWay),
+}
+
+/// A write that the registry has all of, and has not answered.
+pub struct UnderWay {
+    write: Option<Write>,
+    /// How long the registry may take to answer.
+    exchange: Duration,
+}
+
+impl UnderWay {
+    pub fn new(write: Write, exchange: Duration) -> Self {
+        Self { write: Some(write), exchange }
+    }
+
+    /// The registry has answered.
+    pub fn answered(mut self) {
+        self.write = None;
+    }
+}
+
+impl Drop for UnderWay {
+    /// pingora gives the registry's connection up with the client's: the registry may carry the write out
+    /// all the same. It counts until the exchange would have timed out.
+    fn drop(&mut self) {
+        if let (Some(write), Ok(runtime)) = (self.write.take(), Handle::try_current()) {
+            let exchange = self.exchange;
+            runtime.spawn(async move {
+                sleep(exchange).await;
+                drop(write);
+            });
+        }
+    }
 }
 
 /// What is known of a request when it is handed to pingora.
@@ -191,6 +223,15 @@ impl Client {
 }
 
 impl Passage {
+    /// The registry has answered: a write that nobody judged has ended.
+    pub fn is_answered(&mut self) {
+        if matches!(self.unjudged, Unjudged::UnderWay(_))
+            && let Unjudged::UnderWay(write) = std::mem::replace(&mut self.unjudged, Unjudged::None)
+        {
+            write.answered();
+        }
+    }
+
     pub fn new(in_flight: Present, started: Instant) -> Self {
         Self {
             id: RequestId::new(started),

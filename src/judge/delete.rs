@@ -9,17 +9,14 @@
 use std::collections::BTreeSet;
 
 use http::StatusCode;
-use tokio::sync::oneshot;
-use tokio::time::timeout;
 
 use super::deleting::{Deleting, Settled};
-use super::mutable::BRIEF;
 use super::survey::Missed;
-use super::{Content, Judge};
+use super::{Content, Judge, REPAIRS};
 use crate::ledger::{DeleteEnd, Entry, Holder, Ledger, RepositoryKey, Unavailable};
 use crate::name::{Digest, Reference, Tag};
 use crate::registry::client::{OTHER_BYTES, SCHEMA1};
-use crate::registry::{Answer, Caller, Deleted, Fetched, Manifest, Trouble, wire};
+use crate::registry::{Answer, Caller, Deleted, Fetched, Trouble};
 use crate::rules::{Deletes, Mutability, Rule};
 
 pub use super::survey::MAX_TAGS;
@@ -200,93 +197,20 @@ impl Judge {
             }
             planned => planned.map_err(Ruling::from),
         };
-        match planned {
-            Ok(plan) => {
-                let deleted = self.registry.delete(caller, &key.repository, reference).await;
-                self.settle(deleting, plan, deleted).await
-            }
+        let plan = match planned {
+            Ok(plan) => plan,
             Err(ruling) => {
                 self.cancel_delete(deleting).await;
-                ruling
+                return ruling;
             }
-        }
-    }
-
-    /// A delete of what no rule protects. The entries of stricter days are freed, as by a push. With the
-    /// ledger down it goes on all the same.
-    pub async fn delete_mutable(
-        &self,
-        key: &RepositoryKey,
-        reference: &Reference,
-        caller: &Caller,
-    ) -> Ruling {
-        let begun = match self.mutable_digest(key, reference).await {
-            Some(digest) => self.begin_delete_soon(key, digest).await,
-            None => None,
         };
+        // A repair that begins from here on sees the mark.
+        if let Err(tag) = self.unjudged.no_repair(key, &plan.tags, REPAIRS).await {
+            self.cancel_delete(deleting).await;
+            return NoDelete::Busy(tag).into();
+        }
         let deleted = self.registry.delete(caller, &key.repository, reference).await;
-        match (begun, deleted) {
-            (Some((deleting, mut superseded)), deleted) => {
-                if let Reference::Tag(tag) = reference {
-                    superseded.retain(|holder| holder.tag == *tag);
-                }
-                let plan = Plan { tags: Vec::new(), end: DeleteEnd::Kept, superseded };
-                self.settle(deleting, plan, deleted).await
-            }
-            (None, Deleted::Done(answer)) => {
-                Ruling::Deleted { answer, tags: Vec::new(), unmarked: None }
-            }
-            (None, Deleted::Refused(answer)) => Ruling::Relayed(answer),
-            (None, Deleted::Unknown(trouble)) => {
-                Ruling::Undecided(Unsettled::OutcomeUnknown(trouble))
-            }
-        }
-    }
-
-    /// A delete mark, unless the ledger is down.
-    async fn begin_delete_soon(
-        &self,
-        key: &RepositoryKey,
-        digest: Digest,
-    ) -> Option<(Deleting, Vec<Holder>)> {
-        let judge = self.clone();
-        let own = key.clone();
-        let (begun, waiting) = oneshot::channel();
-        // In a task of its own: a mark that comes too late is taken back.
-        tokio::spawn(async move {
-            let Ok(marked) = judge.begin_delete(&own, &[digest]).await else { return };
-            if let Err((deleting, _)) = begun.send(marked) {
-                judge.cancel_delete(deleting).await;
-            }
-        });
-        let marked = timeout(BRIEF, waiting).await.ok().and_then(Result::ok);
-        if marked.is_none() {
-            tracing::warn!(repository = %key, "a mutable delete goes on without the ledger");
-        }
-        marked
-    }
-
-    /// Whether the ledger has anything to do with what is to be deleted.
-    pub async fn holds_reference(&self, key: &RepositoryKey, reference: &Reference) -> bool {
-        match reference {
-            Reference::Tag(tag) => self.holds_any(key, std::slice::from_ref(tag)).await,
-            Reference::Digest(digest) => {
-                let bound = timeout(BRIEF, self.ledger.bound_to(key, digest)).await;
-                bound.is_ok_and(|bound| bound.is_ok_and(|tags| !tags.is_empty()))
-            }
-        }
-    }
-
-    /// The digest that a delete under a mutable rule takes away, as far as the ledger has to do with it.
-    async fn mutable_digest(&self, key: &RepositoryKey, reference: &Reference) -> Option<Digest> {
-        match reference {
-            Reference::Digest(digest) => Some(*digest),
-            Reference::Tag(tag) => {
-                let found =
-                    timeout(BRIEF, self.ledger.lookup(key, std::slice::from_ref(tag))).await;
-                found.ok()?.ok()?.entries.first()?.digest().copied()
-            }
-        }
+        self.settle(deleting, plan, deleted).await
     }
 
     /// Whether the registry's 404 ends a DELETE whose outcome was unknown: the image is gone, for a client
@@ -304,53 +228,6 @@ impl Judge {
         }
         let marks = self.ledger.delete_marks(key).await.unwrap_or_default();
         marks.iter().any(|(marked, _)| marked == digest)
-    }
-
-    /// No image that is claimed now may lose one of its parts: its push is under way, so the registry's
-    /// list of tags lacks it. A claim that comes later sees the delete marks.
-    async fn check_claimed_parts(
-        &self,
-        key: &RepositoryKey,
-        caller: &Caller,
-        digests: &[Digest],
-    ) -> Result<(), Ruling> {
-        let pending = self.pending(key).await?;
-        for Holder { tag, entry } in pending {
-            let Some(claimed) = entry.digest() else { continue };
-            match self.registry.fetch(caller, &key.repository, claimed).await {
-                Fetched::Found(whole) => {
-                    let parts = wire::parts(&whole.bytes).unwrap_or_default();
-                    let mut parts = parts.iter().filter_map(|part| Digest::parse(part).ok());
-                    if parts.any(|part| digests.contains(&part)) {
-                        return Err(NoDelete::Part(tag).into());
-                    }
-                }
-                Fetched::Unclear(Trouble::Garbage(SCHEMA1)) => {}
-                // Not stored by its digest, so its parts can't be seen before it is published.
-                Fetched::NotFound => return Err(NoDelete::Busy(tag).into()),
-                Fetched::Unclear(trouble) => {
-                    return Err(Ruling::Undecided(Unsettled::Registry(trouble)));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The claims of a repository.
-    async fn pending(&self, key: &RepositoryKey) -> Result<Vec<Holder>, Unavailable> {
-        let mut pending = Vec::new();
-        let mut after: Option<Tag> = None;
-        loop {
-            let page = self.entries_after(key, after.as_ref(), MAX_TAGS).await?;
-            let last = page.last().map(|(tag, _)| tag.clone());
-            let more = page.len() >= MAX_TAGS;
-            let claims = page.into_iter().filter(|(_, entry)| matches!(entry, Entry::Pending(_)));
-            pending.extend(claims.map(|(tag, entry)| Holder { tag, entry }));
-            if !more {
-                return Ok(pending);
-            }
-            after = last;
-        }
     }
 
     /// Tells the ledger what the registry has said: never before.
@@ -508,43 +385,5 @@ impl Judge {
         let entries = self.ledger.lookup(key, &tags).await?.entries;
         let still = |entry: &Entry| entry.digest().is_some_and(|digest| digests.contains(digest));
         Ok(tags.into_iter().zip(entries).filter(|(_, entry)| still(entry)).collect())
-    }
-
-    /// Where deletes are refused, no image may lose one of its parts either.
-    async fn check_parts(
-        &self,
-        key: &RepositoryKey,
-        caller: &Caller,
-        manifest: Option<&Manifest>,
-        digests: &[Digest],
-        all: impl Iterator<Item = (&Tag, &Digest)> + Send,
-    ) -> Result<(), Ruling> {
-        if manifest.is_some_and(|manifest| wire::is_referrers_index(&manifest.bytes)) {
-            return Ok(());
-        }
-        let mut seen = BTreeSet::new();
-        for (tag, digest) in all {
-            if !seen.insert(*digest) {
-                continue;
-            }
-            match self.registry.fetch(caller, &key.repository, digest).await {
-                Fetched::Found(whole) => {
-                    let Some(parts) = wire::parts(&whole.bytes) else {
-                        let trouble = Trouble::Garbage("an image whose parts can't be read");
-                        return Err(Ruling::Undecided(Unsettled::Registry(trouble)));
-                    };
-                    let mut parts = parts.into_iter();
-                    if parts.any(|part| Digest::parse(&part).is_ok_and(|d| digests.contains(&d))) {
-                        return Err(NoDelete::Part(tag.clone()).into());
-                    }
-                }
-                // Deleted, or of a kind that has no parts.
-                Fetched::NotFound | Fetched::Unclear(Trouble::Garbage(SCHEMA1)) => {}
-                Fetched::Unclear(trouble) => {
-                    return Err(Ruling::Undecided(Unsettled::Registry(trouble)));
-                }
-            }
-        }
-        Ok(())
     }
 }

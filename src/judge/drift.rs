@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use quick_cache::sync::Cache;
@@ -15,8 +15,9 @@ use tokio::time::Instant;
 
 use super::permit::Permit;
 use super::pull::Pull;
+use super::unjudged::Unjudged;
 use crate::ledger::witness::Witness;
-use crate::ledger::{Entry, Ledger, RepositoryKey, Timestamp};
+use crate::ledger::{Entry, Ledger, RepositoryKey, Sealed, Timestamp};
 use crate::name::{Digest, Reference, Tag};
 use crate::registry::{Caller, Fetched, Place, Registry, Sighting, Written};
 
@@ -70,6 +71,8 @@ pub struct Servant {
 }
 
 pub struct Drift {
+    /// Where a repair is entered, and finds the writes of its tag.
+    unjudged: OnceLock<Arc<Unjudged>>,
     /// At most one look at a tag in so long.
     interval: Duration,
     /// Without one, tags are looked at with the credentials of the pull at hand.
@@ -86,6 +89,7 @@ pub struct Drift {
 impl Drift {
     pub fn new(interval: Duration, service: Option<Servant>, told: Told) -> Self {
         Self {
+            unjudged: OnceLock::new(),
             interval,
             service,
             told,
@@ -95,6 +99,12 @@ impl Drift {
             last: Mutex::new(None),
             at_once: Arc::new(Semaphore::new(AT_ONCE)),
         }
+    }
+
+    /// Where the writes of tags are entered.
+    pub(super) fn beside(&self, unjudged: &Arc<Unjudged>) {
+        // The first one stays: there is one for all judges of a registry.
+        let _ = self.unjudged.set(Arc::clone(unjudged));
     }
 
     /// Whether the registry's own tag is known to be another than this.
@@ -246,7 +256,7 @@ impl Drift {
         if moved && self.service.as_ref().is_some_and(|service| service.repair) {
             let permit = Permit::of_entry(tag, entry, |digest| *digest == bound);
             if let Some(permit) = permit {
-                self.repair(registry, caller, key, &permit, bound).await;
+                self.repair(ledger, registry, caller, key, (&permit, sealed)).await;
             }
         }
     }
@@ -255,13 +265,13 @@ impl Drift {
     /// ledger's digest.
     async fn repair(
         &self,
+        ledger: &Witness,
         registry: &dyn Registry,
         caller: &Caller,
         key: &RepositoryKey,
-        permit: &Permit,
-        bound: Digest,
+        (permit, sealed): (&Permit, &Sealed),
     ) {
-        let (name, tag) = (&key.repository, permit.tag());
+        let (name, tag, bound) = (&key.repository, permit.tag(), sealed.digest);
         let manifest = match registry.fetch(caller, name, &bound).await {
             Fetched::Found(manifest) => manifest,
             Fetched::NotFound => {
@@ -273,6 +283,13 @@ impl Drift {
                 return;
             }
         };
+        // What frees or moves the tag enters before it looks for repairs; a delete leaves its mark first.
+        let Some(_repair) = self.unjudged.get().and_then(|room| room.enter_repair(key, tag)) else {
+            return;
+        };
+        if !still_stands(ledger, key, tag, sealed).await {
+            return;
+        }
         let place = Place::Tag { tag, digest: None };
         match registry.put(caller, name, place, &manifest).await {
             Written::Created(_) => {
@@ -288,6 +305,13 @@ impl Drift {
             }
         }
     }
+}
+
+/// Whether the tag is bound as it was, and its image is not being deleted.
+async fn still_stands(ledger: &Witness, key: &RepositoryKey, tag: &Tag, sealed: &Sealed) -> bool {
+    let Ok(marked) = ledger.marked(key, &[sealed.digest]).await else { return false };
+    let Ok(found) = ledger.lookup(key, std::slice::from_ref(tag)).await else { return false };
+    marked.is_empty() && found.entries.first() == Some(&Entry::Sealed(sealed.clone()))
 }
 
 #[cfg(test)]

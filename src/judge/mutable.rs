@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::{Cargo, Conflict, Judge, Judged, Permit, Undecided, Verdict};
+use super::{Cargo, Conflict, Judge, Judged, Permit, REPAIRS, Undecided, Verdict};
 use crate::ledger::{Entry, Holder, Ledger, Lookup, RepositoryKey};
 use crate::name::{Digest, Tag};
 use crate::registry::{Answer, Place, Written};
@@ -25,6 +25,8 @@ pub(super) enum Moved {
     Outrun(Conflict),
     /// The registry has taken it, and whether the tag was bound meanwhile could not be found out.
     Unknown(crate::ledger::Unavailable),
+    /// It was not sent: taglock puts the tag back to what it was bound to.
+    Repaired,
 }
 
 impl Judge {
@@ -81,6 +83,10 @@ impl Judge {
                 Moved::Outrun(conflict) => {
                     return Judged { verdict: Verdict::Refused(conflict), superseded };
                 }
+                Moved::Repaired => {
+                    let verdict = Verdict::Undecided(Undecided::Busy(tag.clone()));
+                    return Judged { verdict, superseded };
+                }
                 Moved::Unknown(error) => {
                     let verdict = Verdict::Undecided(Undecided::LedgerUnknown(error));
                     return Judged { verdict, superseded };
@@ -115,6 +121,10 @@ impl Judge {
         let tag = permit.tag().clone();
         let tags = std::slice::from_ref(&tag);
         let held = self.held(key, tags).await;
+        // This write was entered before: a repair that begins from here on sees it.
+        if !held.is_empty() && self.unjudged.no_repair(key, tags, REPAIRS).await.is_err() {
+            return Moved::Repaired;
+        }
         let written = self.publish(cargo, &key.repository, permit, digest).await;
         if !matches!(written, Written::Created(_)) {
             return Moved::Written(written, Vec::new());

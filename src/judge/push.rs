@@ -14,9 +14,7 @@ use super::publish::{Doubt, Progress};
 use super::rival::{Rival, Roll};
 use super::staging::{Next, Staging};
 use super::step::{Action, Conflict, Event, Eyes, Push, Step, Undecided, Verdict};
-use crate::ledger::{
-    Adopt, Claim, Entry, FreedNumber, Holder, Lookup, Origin, Timestamp, Unavailable,
-};
+use crate::ledger::{Claim, Entry, FreedNumber, Lookup, Timestamp, Unavailable};
 use crate::name::{Digest, Tag};
 use crate::registry::{Sighting, Trouble};
 
@@ -261,42 +259,6 @@ impl<A: Clone> Machine<A> {
         }
     }
 
-    fn adopted(
-        &mut self,
-        tag: Tag,
-        digest: Digest,
-        adopted: Result<Adopt, Unavailable>,
-    ) -> Step<A> {
-        match adopted {
-            Ok(Adopt::Adopted | Adopt::Freed) => self.look_up(),
-            Ok(Adopt::Conflict(holders)) => self.outrun(holders),
-            Ok(Adopt::Deleting) if self.may_wait() => self.wait(),
-            // The image under the tag is being deleted: which one is not told to every client.
-            Ok(Adopt::Deleting) => match self.shown(digest) {
-                Some(digest) => self.undecided(Undecided::Deleting(digest)),
-                None => self.undecided(Undecided::Busy(tag)),
-            },
-            Err(error) => self.undecided(error),
-        }
-    }
-
-    /// What the registry has could not be adopted, because somebody holds the tag.
-    fn outrun(&mut self, holders: Vec<Holder>) -> Step<A> {
-        let pending = holders.into_iter().find_map(|holder| match holder.entry {
-            Entry::Pending(pending) => Some((holder.tag, pending)),
-            Entry::Absent | Entry::Sealed(_) => None,
-        });
-        match pending {
-            // A claim whose tag is another image in the registry: only its owner can still move.
-            Some((tag, pending)) if !self.may_wait() => {
-                let digest = self.shown(pending.digest);
-                self.undecided(Undecided::Stuck { tag, digest, since: pending.since })
-            }
-            Some(_) => self.wait(),
-            None => self.look_up(),
-        }
-    }
-
     /// A delete of this image is under way: it is waited for.
     pub(super) fn wait_for_delete(&mut self) -> Step<A> {
         if self.may_wait() {
@@ -312,39 +274,6 @@ impl<A: Clone> Machine<A> {
 
     pub(super) fn may_wait(&self) -> bool {
         self.waits < self.push.options.patience
-    }
-
-    // Step 1: a tag that was there before taglock is protected from the first push on.
-
-    fn resolve(&mut self, rest: Vec<Tag>) -> Step<A> {
-        match rest.last().cloned() {
-            Some(tag) => self.act(Phase::Resolving(rest), Action::Resolve(tag)),
-            None if self.push.options.stage => self.stage(Next::Claim),
-            None => self.claim(),
-        }
-    }
-
-    fn resolved(&mut self, mut rest: Vec<Tag>, seen: Sighting<A>) -> Step<A> {
-        match seen {
-            Sighting::Found(digest) => {
-                self.saw();
-                match rest.pop() {
-                    Some(tag) => self.adopt(tag, digest, Origin::Import),
-                    None => self.look_up(),
-                }
-            }
-            Sighting::NotFound(_) => {
-                rest.pop();
-                self.resolve(rest)
-            }
-            Sighting::Denied(answer) | Sighting::Failed(answer) => self.relay(answer),
-            Sighting::Unclear(trouble) => self.undecided(Undecided::Registry(trouble)),
-        }
-    }
-
-    pub(super) fn adopt(&mut self, tag: Tag, digest: Digest, origin: Origin) -> Step<A> {
-        let adopt = Action::Adopt { tag: tag.clone(), digest, origin, freed: self.freed };
-        self.act(Phase::Adopting(tag, digest), adopt)
     }
 
     // Step 3.

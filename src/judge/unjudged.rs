@@ -19,6 +19,8 @@ type Key = (RepositoryKey, Tag);
 #[derive(Default)]
 pub struct Unjudged {
     writes: DashMap<Key, usize>,
+    /// Tags that taglock puts back itself (`drift.repair`). What frees or moves such a tag waits for it.
+    repairs: DashMap<Key, usize>,
     ended: Notify,
 }
 
@@ -27,6 +29,7 @@ pub struct Write {
     room: Arc<Unjudged>,
     repository: RepositoryKey,
     tags: Vec<Tag>,
+    repair: bool,
 }
 
 impl Unjudged {
@@ -38,7 +41,26 @@ impl Unjudged {
         for tag in tags {
             *self.writes.entry((repository.clone(), tag.clone())).or_insert(0) += 1;
         }
-        Write { room: Arc::clone(self), repository: repository.clone(), tags: tags.to_vec() }
+        self.entered(repository, tags, false)
+    }
+
+    /// Enters a repair of this tag, unless a write, a delete or a release of it is under way: those enter
+    /// first, and look for repairs then. Whichever comes second sees the other.
+    pub fn enter_repair(self: &Arc<Self>, repository: &RepositoryKey, tag: &Tag) -> Option<Write> {
+        let key = (repository.clone(), tag.clone());
+        *self.repairs.entry(key.clone()).or_insert(0) += 1;
+        let repair = self.entered(repository, std::slice::from_ref(tag), true);
+        (!self.writes.contains_key(&key)).then_some(repair)
+    }
+
+    fn entered(self: &Arc<Self>, repository: &RepositoryKey, tags: &[Tag], repair: bool) -> Write {
+        let (room, repository) = (Arc::clone(self), repository.clone());
+        Write { room, repository, tags: tags.to_vec(), repair }
+    }
+
+    /// How many tags have writes or repairs under way.
+    pub fn count(&self) -> usize {
+        self.writes.len() + self.repairs.len()
     }
 
     /// Waits until none of these tags has one under way, at most this long.
@@ -51,6 +73,29 @@ impl Unjudged {
         tags: &[Tag],
         at_most: Duration,
     ) -> Result<(), Tag> {
+        self.ended(&self.writes, repository, tags, at_most).await
+    }
+
+    /// Waits until none of these tags is being repaired, at most this long.
+    ///
+    /// # Errors
+    /// A tag whose repair has not ended.
+    pub async fn no_repair(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+        at_most: Duration,
+    ) -> Result<(), Tag> {
+        self.ended(&self.repairs, repository, tags, at_most).await
+    }
+
+    async fn ended(
+        &self,
+        under_way: &DashMap<Key, usize>,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+        at_most: Duration,
+    ) -> Result<(), Tag> {
         let deadline = Instant::now() + at_most;
         for tag in tags {
             let key = (repository.clone(), tag.clone());
@@ -58,7 +103,7 @@ impl Unjudged {
                 // Listening begins before the look, so that no end is missed in between.
                 let mut ended = std::pin::pin!(self.ended.notified());
                 ended.as_mut().enable();
-                if !self.writes.contains_key(&key) {
+                if !under_way.contains_key(&key) {
                     break;
                 }
                 if timeout_at(deadline, ended).await.is_err() {
@@ -82,8 +127,9 @@ impl Write {
     fn leave(&self, tags: &[Tag]) {
         for tag in tags {
             let key = (self.repository.clone(), tag.clone());
-            self.room.writes.entry(key.clone()).and_modify(|count| *count -= 1);
-            self.room.writes.remove_if(&key, |_, count| *count == 0);
+            let under_way = if self.repair { &self.room.repairs } else { &self.room.writes };
+            under_way.entry(key.clone()).and_modify(|count| *count -= 1);
+            under_way.remove_if(&key, |_, count| *count == 0);
         }
         self.room.ended.notify_waiters();
     }
@@ -134,6 +180,26 @@ mod tests {
         drop(second);
         assert_eq!(waiter.await.unwrap(), Ok(()));
         assert!(room.writes.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_repair_and_what_moves_its_tag_keep_each_other_out() {
+        let room = Arc::new(Unjudged::default());
+        let v1 = tags(&["v1"]);
+        let repair = room.enter_repair(&key(), &v1[0]);
+        assert!(repair.is_some());
+        assert_eq!(room.count(), 1);
+        // A write that comes now is entered, and finds the repair.
+        let write = room.enter(&key(), &v1);
+        let short = Duration::from_secs(1);
+        assert_eq!(room.no_repair(&key(), &v1, short).await, Err(v1[0].clone()));
+        drop(repair);
+        assert_eq!(room.no_repair(&key(), &v1, short).await, Ok(()));
+        assert!(room.enter_repair(&key(), &v1[0]).is_none(), "the write is under way");
+        assert_eq!(room.no_repair(&key(), &v1, Duration::ZERO).await, Ok(()), "it left nothing");
+        drop(write);
+        assert!(room.enter_repair(&key(), &v1[0]).is_some());
+        assert_eq!(room.count(), 0);
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@
 //! names the repositories, for listings, and a hash says who this ledger is.
 
 mod access;
+mod keys;
 mod listing;
 mod open;
 mod reach;
@@ -29,7 +30,8 @@ use super::{
     FreedNumber, Holder, Identity, Ledger, Listed, Lookup, Origin, Position, Release,
     RepositoryKey, Timestamp, Token, Unavailable, codec,
 };
-use crate::name::{Digest, RepositoryName, Tag, UpstreamName};
+use crate::name::{Digest, Tag};
+use keys::{bytes_of, entry_of, hash_of, member_of, number_of, stored};
 use reach::Reach;
 use script::{Done, Script};
 
@@ -77,43 +79,6 @@ struct Mark {
 
 fn failed(error: impl std::fmt::Display) -> Unavailable {
     Unavailable::Store(error.to_string())
-}
-
-/// `{…}` keeps all keys of one repository in one slot of a Cluster.
-fn hash_of(repository: &RepositoryKey) -> String {
-    format!("taglock:1:{{{}/{}}}", repository.upstream, repository.repository)
-}
-
-fn member_of(repository: &RepositoryKey) -> String {
-    // A NUL sorts before every byte of a name, as the tuple of both does.
-    format!("{}\0{}", repository.upstream, repository.repository)
-}
-
-fn repository_of(member: &str) -> Result<RepositoryKey, Unavailable> {
-    let (upstream, repository) = member.split_once('\0').ok_or_else(|| failed(codec::Corrupt))?;
-    Ok(RepositoryKey {
-        upstream: UpstreamName::parse(upstream).map_err(failed)?,
-        repository: RepositoryName::parse(repository).map_err(failed)?,
-    })
-}
-
-fn entry_of(bytes: &[u8]) -> Result<Entry, Unavailable> {
-    if bytes.is_empty() { Ok(Entry::Absent) } else { codec::decode(bytes).map_err(failed) }
-}
-
-/// A number as Redis keeps it; nothing is 0.
-fn number_of(value: &Value) -> Result<u64, Unavailable> {
-    let text = std::str::from_utf8(bytes_of(value)?).map_err(failed)?;
-    if text.is_empty() { Ok(0) } else { text.parse().map_err(failed) }
-}
-
-fn bytes_of(value: &Value) -> Result<&[u8], Unavailable> {
-    match value {
-        Value::BulkString(bytes) => Ok(bytes),
-        Value::SimpleString(text) => Ok(text.as_bytes()),
-        Value::Nil => Ok(&[]),
-        _ => Err(failed("an answer of an unexpected kind")),
-    }
 }
 
 impl Redis {
@@ -268,12 +233,6 @@ impl Redis {
             before: tags.iter().cloned().zip(before).collect(),
         })
     }
-}
-
-fn stored(digest: &Digest) -> Vec<u8> {
-    let mut out = Vec::with_capacity(65);
-    codec::put_digest(&mut out, digest);
-    out
 }
 
 #[async_trait]

@@ -12,6 +12,7 @@ mod meaning;
 mod opening;
 mod paging;
 mod relay;
+mod repeat;
 mod serving;
 mod target;
 
@@ -42,6 +43,7 @@ use meaning::{digest_of, is_redirect, sighted, stored, written};
 use opening::read_header;
 pub use opening::{Begun, Opened, is_early};
 pub use relay::{Mark, Part, Relay, Relayed};
+use repeat::Repeat;
 use serving::is_schema1_of;
 pub use serving::{UNSENT, is_of};
 use target::with_query;
@@ -79,19 +81,6 @@ pub struct Client {
     naming: Arc<Naming>,
     connections: Connections,
     fitness: relay::Fitness,
-}
-
-/// Whether a request may be sent a second time after a pooled connection turned out dead.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Repeat {
-    /// A read: registries fail in passing, too.
-    Harmless,
-    /// A write of what is named by its own digest: only where nothing was answered.
-    Unanswered,
-    /// Only when its body was never begun, so that it can't have been carried out.
-    BeforeBody,
-    /// Never, and over a connection of its own: one that was kept may be dead already.
-    Never,
 }
 
 impl Client {

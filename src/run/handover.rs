@@ -3,7 +3,8 @@
 //! On SIGUSR2 the older process starts the program at the path it was started from, with its own
 //! arguments, and a socket as its standard input. Over it go:
 //!
-//! 1. older → newer: the listening sockets, and the fingerprint of the rules;
+//! 1. older → newer: the listening sockets, the fingerprint of the rules, and how many tags have writes under
+//!    way that were not judged;
 //! 2. newer → older: that it serves. If this does not come, the older one goes on as before;
 //! 3. older → newer: that it has settled its protected writes and let go of the ledger.
 //!
@@ -27,7 +28,7 @@ use super::sockets::Sockets;
 /// In the environment of a process that is to take over.
 const TAKES_OVER: &str = "TAGLOCK_TAKES_OVER";
 /// The first word of the first message: of another version, the newer process understands nothing.
-const GREETING: &str = "taglock-handover-1";
+const GREETING: &str = "taglock-handover-2";
 const SERVING: &str = "serving\n";
 const RELEASED: &str = "released\n";
 /// How long the newer process may take until it serves.
@@ -47,7 +48,7 @@ impl Newer {
     ///
     /// # Errors
     /// Why it does not; it has been ended then.
-    pub fn start(sockets: &Sockets, rules: &str) -> Result<Self, String> {
+    pub fn start(sockets: &Sockets, rules: &str, unjudged: usize) -> Result<Self, String> {
         let (link, theirs) = UnixStream::pair().map_err(|e| e.to_string())?;
         let mut words = std::env::args_os();
         let program = words.next().ok_or("the program's own name is not known")?;
@@ -57,20 +58,20 @@ impl Newer {
         let mut child = command.spawn().map_err(|e| format!("`{shown}` can't be started: {e}"))?;
         // Ours is the only other end: its death is heard then.
         drop(command);
-        match Self::greet(&link, sockets, rules) {
+        match Self::greet(&link, sockets, rules, unjudged) {
             Ok(()) => Ok(Self { pid: child.id(), link }),
             Err(error) => Err(end(&mut child, &error)),
         }
     }
 
-    fn greet(link: &UnixStream, sockets: &Sockets, rules: &str) -> io::Result<()> {
+    fn greet(link: &UnixStream, sockets: &Sockets, rules: &str, unjudged: usize) -> io::Result<()> {
         let handles = sockets.handles();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if handles.len() > MAX_SOCKETS || !control.push(SendAncillaryMessage::ScmRights(&handles)) {
             return Err(io::Error::other("too many listening sockets"));
         }
-        let text = format!("{GREETING} {rules}\n");
+        let text = format!("{GREETING} {rules} {unjudged}\n");
         sendmsg(link, &[IoSlice::new(text.as_bytes())], &mut control, SendFlags::NOSIGNAL)?;
         link.set_read_timeout(Some(START))?;
         expect(link, SERVING)
@@ -107,6 +108,8 @@ fn end(child: &mut Child, error: &io::Error) -> String {
 pub(super) struct Older {
     /// The fingerprint of the rules it applies.
     pub rules: String,
+    /// How many tags had writes under way that were not judged, by these rules or by older ones.
+    pub unjudged: usize,
     link: UnixStream,
 }
 
@@ -138,8 +141,12 @@ impl Older {
             }
         }
         let text = std::str::from_utf8(&text[..length]).ok().and_then(|t| t.strip_suffix('\n'));
-        match text.and_then(|text| text.split_once(' ')) {
-            Some((GREETING, rules)) => Ok((Self { rules: rules.to_owned(), link }, sockets)),
+        let words = text.map(|text| text.split(' ').collect::<Vec<_>>()).unwrap_or_default();
+        match words.as_slice() {
+            [GREETING, rules, unjudged] => {
+                let unjudged = unjudged.parse().map_err(io::Error::other)?;
+                Ok((Self { rules: (*rules).to_owned(), unjudged, link }, sockets))
+            }
             _ => Err(io::Error::other("the older process speaks another version of the handover")),
         }
     }

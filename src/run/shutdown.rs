@@ -19,6 +19,7 @@ use super::handover::Newer;
 use super::service_manager;
 use super::sockets::Sockets;
 use crate::edge::{Deliveries, Gate, LULL};
+use crate::judge::unjudged::Unjudged;
 use crate::ledger::Ledger;
 use crate::rules::Rules;
 use crate::telemetry::Metrics;
@@ -53,6 +54,7 @@ pub(super) struct Shutdown {
     pub exclusive: bool,
     pub gate: Arc<Gate>,
     pub rules: Arc<ArcSwap<Rules>>,
+    pub unjudged: Arc<Unjudged>,
     pub sockets: Arc<Sockets>,
     /// After SIGTERM.
     pub timeout: Duration,
@@ -117,6 +119,7 @@ impl ShutdownSignalWatch for Shutdown {
             audit: Arc::clone(&self.audit),
             tracer: self.tracer.clone(),
             exclusive: self.exclusive,
+            unjudged: Arc::clone(&self.unjudged),
             deadline: deadline.subscribe(),
         };
         let hurried = newer.is_some().then_some(self.timeout);
@@ -146,7 +149,8 @@ impl Shutdown {
         tracing::info!("starting a newer process");
         let rules = self.rules.load().fingerprint().to_string();
         let sockets = Arc::clone(&self.sockets);
-        let started = spawn_blocking(move || Newer::start(&sockets, &rules)).await;
+        let unjudged = self.unjudged.count();
+        let started = spawn_blocking(move || Newer::start(&sockets, &rules, unjudged)).await;
         started.unwrap_or_else(|e| Err(e.to_string()))
     }
 }
@@ -168,6 +172,7 @@ struct End {
     audit: Arc<Audit>,
     tracer: Option<Arc<Tracer>>,
     exclusive: bool,
+    unjudged: Arc<Unjudged>,
     deadline: watch::Receiver<Instant>,
 }
 
@@ -239,6 +244,10 @@ impl End {
         match protected() {
             0 => {}
             left => tracing::warn!(requests = left, "protected requests under way lose the ledger"),
+        }
+        // A newer process binds nothing beside them. Each ends by `upstream.exchange_timeout`.
+        while self.unjudged.count() > 0 {
+            sleep(POLL).await;
         }
     }
 }

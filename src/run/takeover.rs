@@ -25,8 +25,8 @@ struct Pending {
 impl Takeover {
     /// Opens the ledger, unless an older process has it.
     ///
-    /// A ledger that several may use is open in both for a moment. Where their rules differ, this one
-    /// waits all the same: what the older one lets through unjudged must have ended first.
+    /// A ledger that several may use is open in both for a moment. Where their rules differ, or the older one
+    /// has let writes through unjudged that have not ended, this one waits all the same.
     pub fn begin(
         settings: &Settings,
         ledger: &Arc<Guarded>,
@@ -37,7 +37,8 @@ impl Takeover {
             ledger.fill(ledgers::open(settings)?);
         }
         let rules = settings.rules.fingerprint().to_string();
-        let same = older.as_ref().is_none_or(|older| older.rules == rules);
+        let same = |older: &Older| older.rules == rules && older.unjudged == 0;
+        let same = older.as_ref().is_none_or(same);
         let gate = Arc::new(Gate::new(same && !(exclusive && older.is_some())));
         let (ledger, settings) = (Arc::clone(ledger), settings.clone());
         let pending = older.map(|older| Pending { older, ledger, settings });

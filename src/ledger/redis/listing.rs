@@ -9,9 +9,8 @@ use std::vec::IntoIter;
 
 use redis::cmd;
 
-use super::{
-    MARK, NO_TAG, REPOSITORIES, Redis, entry_of, failed, hash_of, member_of, repository_of,
-};
+use super::keys::{entry_of, hash_of, member_of, repository_of};
+use super::{MARK, NO_TAG, REPOSITORIES, Redis, failed};
 use crate::ledger::{DeleteMark, Entry, Listed, Position, RepositoryKey, Unavailable, codec};
 use crate::name::{Digest, Tag};
 
