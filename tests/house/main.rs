@@ -34,6 +34,7 @@ mod limits;
 mod long_headers;
 mod names;
 mod observability;
+mod older_rules;
 mod operators;
 mod operators_api;
 mod operators_fleet;

@@ -37,7 +37,7 @@ impl Successors<'_> {
     }
 
     /// Waits until so many have taken over.
-    fn wait(&self, count: usize) {
+    pub fn wait(&self, count: usize) {
         eventually("the upgrade", || {
             self.0.process.log().matches("this process has taken over").count() == count
         });
