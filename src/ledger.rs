@@ -182,13 +182,54 @@ pub struct Identity {
     pub format: u32,
 }
 
-/// Which rules a proxy applies.
+/// Which rules a proxy applies, and which loss it has answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announcement {
     /// Of this proxy alone, anew at each start.
     pub proxy: String,
     /// The fingerprint of its rules.
     pub rules: String,
+    /// The published loss after which it has offered what it remembers; empty for none.
+    pub offered: String,
+}
+
+/// What a poll of a shared ledger brought.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct News {
+    /// How often something was freed in the whole ledger.
+    pub count: u64,
+    /// The repositories in which something was freed since the count that was passed.
+    pub freed: Vec<RepositoryKey>,
+    /// Whether that was announced before it took place, so that it may take place later.
+    pub early: bool,
+    /// The name of the last loss that a proxy published; empty for none.
+    pub loss: String,
+}
+
+/// What a proxy remembers of a tag, to restore a ledger that lost entries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    pub tag: Tag,
+    pub state: Offered,
+    /// A sequence number of the repository at which this was so. The highest one of a tag is right.
+    pub sequence: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Offered {
+    Bound { digest: Digest, origin: Origin, since: Timestamp, withdrawn: Option<Timestamp> },
+    Freed,
+}
+
+/// What became of an offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restored {
+    /// The ledger had something older, or nothing.
+    Restored,
+    /// The ledger has it already.
+    Stands,
+    /// The ledger has something newer.
+    Newer,
 }
 
 /// One entry of a listing.
@@ -372,6 +413,29 @@ pub trait Ledger: Send + Sync {
     /// Tells the other proxies of this ledger which rules this one applies, and returns what those
     /// said within the last minute. For an alarm; no decision depends on it.
     async fn announce(&self, own: &Announcement) -> Result<Vec<Announcement>, Unavailable>;
+
+    /// What other proxies of a shared ledger freed since the count of an earlier poll, and whether they
+    /// have published a loss. Without a count, nothing is named as freed.
+    async fn poll(&self, _last: Option<u64>) -> Result<News, Unavailable> {
+        Ok(News::default())
+    }
+
+    /// Gives a ledger that lost entries back what a proxy remembers of a repository. Of all offers of a
+    /// tag the one with the highest sequence number remains, in whichever order they come, and so does
+    /// what was bound after the loss.
+    async fn restore(
+        &self,
+        _repository: &RepositoryKey,
+        _offers: &[Offer],
+    ) -> Result<Vec<Restored>, Unavailable> {
+        Err(Unavailable::Store("this ledger loses no entries while it runs".into()))
+    }
+
+    /// The highest sequence number of the repository that an answer of the store had so far; 0 where the
+    /// store does not keep it.
+    fn heard(&self, _repository: &RepositoryKey) -> u64 {
+        0
+    }
 
     /// Whether several proxies may use it at once.
     fn is_shared(&self) -> bool {

@@ -27,6 +27,94 @@ pub fn digest(seed: u8) -> Digest {
     Digest::of(algorithm, &[seed])
 }
 
+/// A claim of no digest that is offered.
+pub fn pending(sequence: u64) -> Entry {
+    let (owners, since) = (vec![AttemptId::from_bytes([7; 16])], Timestamp::EPOCH);
+    Entry::Pending(Pending { digest: digest(9), owners, since, sequence })
+}
+
+/// What proxies may remember of one tag, `t`: lives of it, their ends, and a mark; some with equal
+/// sequence numbers.
+pub fn few_offers() -> Vec<Offer> {
+    let since = Timestamp::from_seconds(5);
+    let bound = |seed: u8, origin, withdrawn: bool, sequence| {
+        let withdrawn = withdrawn.then_some(since);
+        let state = Offered::Bound { digest: digest(seed), origin, since, withdrawn };
+        Offer { tag: tag("t"), state, sequence }
+    };
+    let freed = |sequence| Offer { tag: tag("t"), state: Offered::Freed, sequence };
+    vec![
+        bound(1, Origin::Push, false, 2),
+        bound(1, Origin::Push, true, 2),
+        bound(2, Origin::Import, false, 5),
+        bound(3, Origin::Import, false, 5),
+        bound(3, Origin::FirstSight, false, 5),
+        freed(2),
+        freed(4),
+        freed(5),
+    ]
+}
+
+/// Every order of every choice of up to so many of these.
+pub fn orders(all: &[Offer], most: usize) -> Vec<Vec<Offer>> {
+    let mut found = vec![Vec::new()];
+    for (n, first) in all.iter().enumerate().filter(|_| most > 0) {
+        let others: Vec<_> = [&all[..n], &all[n + 1..]].concat();
+        for mut rest in orders(&others, most - 1) {
+            rest.insert(0, first.clone());
+            found.push(rest);
+        }
+    }
+    found
+}
+
+/// Offers to a store that can lose entries: what remains is what the table says, in whichever order.
+pub async fn restores(ledger: &dyn Ledger, most: usize) {
+    let mut model = table::Restoring { entry: Entry::Absent, off: None };
+    for (n, offers) in orders(&few_offers(), most).into_iter().enumerate() {
+        let key = key(&format!("contract/restored{n}"));
+        model.off = None;
+        model.entry = Entry::Absent;
+        for offer in &offers {
+            let expected = model.offered(offer);
+            let one = std::slice::from_ref(offer);
+            assert_eq!(ledger.restore(&key, one).await, Ok(vec![expected]), "{offers:?}");
+            let found = ledger.lookup(&key, &[tag("t")]).await.unwrap();
+            assert_eq!(found.entries, std::slice::from_ref(&model.entry), "{offers:?}");
+        }
+    }
+    restored_repositories_go_on(ledger).await;
+}
+
+async fn restored_repositories_go_on(ledger: &dyn Ledger) {
+    let cells = Cells { ledger, key: key("contract/restored") };
+    let key = &cells.key;
+    let all = few_offers();
+    let other = |offer: &Offer| Offer { tag: tag("other"), ..offer.clone() };
+    // Several at once, and more than one of a tag.
+    let offers = [all[2].clone(), other(&all[5]), all[0].clone(), other(&all[0])];
+    let (restored, newer) = (Restored::Restored, Restored::Newer);
+    let taken = ledger.restore(key, &offers).await;
+    assert_eq!(taken, Ok(vec![restored, restored, newer, newer]));
+    let (sequence, freed) = (ledger.sequence(key).await.unwrap(), cells.freed().await);
+    assert!(sequence > 1_000_000 && freed.0 > 1_000_000, "{sequence} {freed:?}");
+    assert_eq!(ledger.restore(key, &offers[..1]).await, Ok(vec![Restored::Stands]));
+    let after = (ledger.sequence(key).await.unwrap(), cells.freed().await);
+    assert_eq!(after, (sequence, freed), "once");
+    // A tag that is known to be free is bound as any other, and a late offer does not change it.
+    assert_eq!(cells.adopt("other", &digest(7)).await, Adopt::Adopted);
+    assert_eq!(ledger.restore(key, &[other(&all[2])]).await, Ok(vec![newer]));
+    assert_eq!(cells.sealed("other").await.digest, digest(7));
+    // An entry that an offer ends was a name that is free now: looks from before prove nothing.
+    let old = cells.freed().await;
+    let end = Offer { sequence: sequence + 5, ..all[7].clone() };
+    assert_eq!(ledger.restore(key, &[end]).await, Ok(vec![restored]));
+    assert_eq!(cells.entry("t").await, Entry::Absent);
+    assert!(cells.freed().await > old);
+    assert_eq!(ledger.bound_to(key, &digest(2)).await, Ok(vec![]));
+    assert_eq!(ledger.delete_marks(key).await, Ok(vec![]));
+}
+
 /// Binds tags to what the registry shows, by the freed number of this moment.
 pub async fn adopt(
     ledger: &dyn Ledger,
@@ -507,6 +595,7 @@ fn timeless(entry: Entry) -> Entry {
 async fn memory_keeps_the_contract() {
     holds(&Memory::new()).await;
     agrees_with_the_table(&Memory::new(), 200).await;
+    restores(&Memory::new(), 4).await;
 }
 
 #[tokio::test]
@@ -515,4 +604,6 @@ async fn embedded_keeps_the_contract() {
     let ledger = embedded::Embedded::open(folder.path()).unwrap();
     holds(&ledger).await;
     agrees_with_the_table(&ledger, 20).await;
+    let offered = ledger.restore(&key("contract/restored"), &few_offers()).await;
+    assert!(matches!(offered, Err(Unavailable::Store(_))), "it loses nothing");
 }

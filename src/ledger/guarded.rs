@@ -4,13 +4,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::losses::Losses;
 use super::{
     Adopt, Announcement, AttemptId, Begun, Bind, Claim, DeleteEnd, DeleteMark, Ended, FreedNumber,
-    Holder, Identity, Ledger, Listed, Lookup, Origin, Position, Release, RepositoryKey, Token,
-    Unavailable,
+    Holder, Identity, Ledger, Listed, Lookup, News, Offer, Origin, Position, Release,
+    RepositoryKey, Restored, Token, Unavailable,
 };
 use crate::name::{Digest, Tag};
 use crate::telemetry::Metrics;
@@ -19,6 +19,8 @@ use crate::telemetry::Metrics;
 pub const PATIENCE: Duration = Duration::from_secs(2);
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Bounds a poll.
+const POLL: Duration = Duration::from_secs(1);
 
 /// Repeats calls that fail until [`PATIENCE`] is over; every operation is safe to repeat.
 pub struct Guarded {
@@ -77,14 +79,18 @@ impl Guarded {
                 result => break result,
             }
         };
-        let outcome = match &result {
+        self.count(operation, &result, start);
+        result
+    }
+
+    fn count<T>(&self, operation: &'static str, result: &Result<T, Unavailable>, start: Instant) {
+        let outcome = match result {
             Ok(_) => "ok",
             Err(Unavailable::TimedOut) => "timeout",
             Err(Unavailable::Closed) => "closed",
             Err(Unavailable::Store(_)) => "error",
         };
         self.metrics.ledger_call(operation, outcome, start.elapsed());
-        result
     }
 }
 
@@ -246,6 +252,27 @@ impl Ledger for Guarded {
 
     async fn announce(&self, own: &Announcement) -> Result<Vec<Announcement>, Unavailable> {
         self.call("announce", || async { self.inner()?.announce(own).await }).await
+    }
+
+    async fn poll(&self, last: Option<u64>) -> Result<News, Unavailable> {
+        // Once: what an older poll brings is of no use.
+        let start = Instant::now();
+        let polled = async { self.inner()?.poll(last).await };
+        let polled = timeout(POLL, polled).await.unwrap_or(Err(Unavailable::TimedOut));
+        self.count("poll", &polled, start);
+        polled
+    }
+
+    async fn restore(
+        &self,
+        repository: &RepositoryKey,
+        offers: &[Offer],
+    ) -> Result<Vec<Restored>, Unavailable> {
+        self.call("restore", || async { self.inner()?.restore(repository, offers).await }).await
+    }
+
+    fn heard(&self, repository: &RepositoryKey) -> u64 {
+        self.inner.get().map_or(0, |inner| inner.heard(repository))
     }
 
     fn is_shared(&self) -> bool {

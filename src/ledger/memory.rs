@@ -1,16 +1,16 @@
 //! A ledger in memory, for tests: it forgets everything with the process.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 
-use super::losses::Losses;
-use super::table::{self, Around, Operation, Outcome, Stamp};
+use super::losses::{Losses, Scope};
+use super::table::{self, Around, Operation, Outcome, Restoring, Stamp};
 use super::{
     Adopt, Announcement, AttemptId, Begun, Bind, Claim, DeleteEnd, DeleteMark, Ended, Entry,
-    FreedNumber, Holder, Identity, Ledger, Listed, Lookup, Origin, Position, Release,
-    RepositoryKey, Timestamp, Token, Unavailable,
+    FreedNumber, Holder, Identity, Ledger, Listed, Lookup, News, Offer, Origin, Position, Release,
+    RepositoryKey, Restored, Timestamp, Token, Unavailable,
 };
 use crate::name::{Digest, Tag};
 
@@ -19,6 +19,9 @@ pub struct Memory {
     /// `None` once closed. Held only for the length of one operation, never over an await.
     state: Mutex<Option<State>>,
     losses: Losses,
+    shared: bool,
+    /// What proxies said, and not what a loss took.
+    announced: Mutex<BTreeMap<String, Announcement>>,
 }
 
 #[derive(Default)]
@@ -27,6 +30,11 @@ struct State {
     sequences: BTreeMap<RepositoryKey, u64>,
     freed: BTreeMap<RepositoryKey, FreedNumber>,
     marks: BTreeMap<(RepositoryKey, Digest), DeleteMark>,
+    /// The sequence number up to which a restored tag is known to be free.
+    off: BTreeMap<Position, u64>,
+    /// How often something was freed, and the repositories by that count.
+    count: u64,
+    freed_in: BTreeMap<RepositoryKey, u64>,
 }
 
 impl Default for Memory {
@@ -40,20 +48,26 @@ impl Memory {
         let identity =
             Identity { id: uuid::Uuid::new_v4().to_string(), created: Timestamp::now(), format: 1 };
         let state = Mutex::new(Some(State::default()));
-        Self { identity, state, losses: Losses::default() }
+        let (losses, announced) = (Losses::default(), Mutex::default());
+        Self { identity, state, losses, shared: false, announced }
+    }
+
+    /// One that several proxies of a test use.
+    pub fn shared() -> Self {
+        Self { shared: true, ..Self::new() }
     }
 
     /// Forgets everything, as a Redis does that comes back without its file, and is noticed.
     pub fn lose(&self) {
         // A closed one has forgotten it already.
         let _ = self.with(|state| *state = State::default());
-        self.losses.note_whole();
+        self.losses.note(&Scope::Whole);
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> Result<T, Unavailable> {
         // A panic while the lock was held would have been in plain map operations on
         // entries that are replaced whole, so the state is sound even then.
-        let mut guard = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         guard.as_mut().map(act).ok_or(Unavailable::Closed)
     }
 }
@@ -92,7 +106,7 @@ impl State {
             self.sequences.insert(repository.clone(), stamp.sequence);
         }
         if *frees {
-            self.freed.insert(repository.clone(), freed.next());
+            self.free(repository, freed.next());
         }
         for (n, entry) in puts {
             let position = (repository.clone(), set[*n].0.clone());
@@ -102,6 +116,41 @@ impl State {
             };
         }
         outcome
+    }
+
+    fn free(&mut self, repository: &RepositoryKey, number: FreedNumber) {
+        self.freed.insert(repository.clone(), number);
+        self.count += 1;
+        self.freed_in.insert(repository.clone(), self.count);
+    }
+
+    fn restore(&mut self, repository: &RepositoryKey, offers: &[Offer]) -> Vec<Restored> {
+        let (mut frees, mut restored) = (false, Vec::with_capacity(offers.len()));
+        for offer in offers {
+            let position = (repository.clone(), offer.tag.clone());
+            let entry = self.entry(repository, &offer.tag);
+            let had = entry != Entry::Absent;
+            let mut state = Restoring { entry, off: self.off.remove(&position) };
+            restored.push(state.offered(offer));
+            frees |= had && restored.last() == Some(&Restored::Restored);
+            if let Some(off) = state.off {
+                self.off.insert(position.clone(), off);
+            }
+            match state.entry {
+                Entry::Absent => self.entries.remove(&position),
+                entry => self.entries.insert(position, entry),
+            };
+        }
+        let before = self.sequences.get(repository).copied().unwrap_or(0);
+        let changed = restored.contains(&Restored::Restored);
+        let (sequence, raised) = table::sequence_after(before, offers, changed);
+        self.sequences.insert(repository.clone(), sequence);
+        if raised {
+            self.free(repository, FreedNumber(sequence));
+        } else if frees {
+            self.free(repository, self.freed(repository).next());
+        }
+        restored
     }
 
     fn with_digest(&self, repository: &RepositoryKey, digest: &Digest) -> Vec<Holder> {
@@ -123,6 +172,7 @@ impl Ledger for Memory {
         repository: &RepositoryKey,
         tags: &[Tag],
     ) -> Result<Lookup, Unavailable> {
+        self.losses.check(repository)?;
         self.with(|state| Lookup {
             entries: tags.iter().map(|tag| state.entry(repository, tag)).collect(),
             freed: state.freed(repository),
@@ -136,6 +186,7 @@ impl Ledger for Memory {
         digest: &Digest,
         attempt: AttemptId,
     ) -> Result<Claim, Unavailable> {
+        self.losses.check(repository)?;
         self.with(|state| {
             let set = state.set(repository, tags);
             let operation = Operation::Claim { digest: *digest, attempt };
@@ -167,6 +218,7 @@ impl Ledger for Memory {
         origin: Origin,
         freed: FreedNumber,
     ) -> Result<Adopt, Unavailable> {
+        self.losses.check(repository)?;
         self.with(|state| {
             let set = state.set(repository, tags);
             let operation = Operation::Adopt { digest: *digest, origin, freed };
@@ -193,6 +245,7 @@ impl Ledger for Memory {
         tag: &Tag,
         token: Token,
     ) -> Result<Release, Unavailable> {
+        self.losses.check(repository)?;
         self.with(|state| {
             let set = state.set(repository, std::slice::from_ref(tag));
             state.apply(repository, &set, &Operation::Release { token }).into()
@@ -205,6 +258,7 @@ impl Ledger for Memory {
         tags: &[Tag],
         digest: &Digest,
     ) -> Result<(), Unavailable> {
+        self.losses.check(repository)?;
         self.with(|state| {
             let set = state.set(repository, tags);
             state.apply(repository, &set, &Operation::Withdraw { digest: *digest });
@@ -216,6 +270,7 @@ impl Ledger for Memory {
         repository: &RepositoryKey,
         seen: &[Holder],
     ) -> Result<Vec<Holder>, Unavailable> {
+        self.losses.check(repository)?;
         self.with(|state| {
             let (tags, operation) = Operation::supersede(seen);
             let set = state.set(repository, &tags);
@@ -229,6 +284,7 @@ impl Ledger for Memory {
         digest: &Digest,
         attempt: AttemptId,
     ) -> Result<Begun, Unavailable> {
+        self.losses.check(repository)?;
         self.with(|state| {
             let before = state.mark(repository, digest);
             let earlier = before.iter().flat_map(|mark| mark.attempts.clone());
@@ -247,6 +303,7 @@ impl Ledger for Memory {
         tags: &[Tag],
         end: DeleteEnd,
     ) -> Result<Ended, Unavailable> {
+        self.losses.check(repository)?;
         self.with(|state| {
             let mark = state.mark(repository, digest);
             if !table::stands(mark.as_ref(), attempts) {
@@ -289,6 +346,7 @@ impl Ledger for Memory {
         repository: &RepositoryKey,
         digest: &Digest,
     ) -> Result<Vec<Tag>, Unavailable> {
+        self.losses.check(repository)?;
         self.with(|state| {
             state.with_digest(repository, digest).into_iter().map(|holder| holder.tag).collect()
         })
@@ -318,9 +376,38 @@ impl Ledger for Memory {
         self.with(|state| state.sequences.get(repository).copied().unwrap_or(0))
     }
 
-    async fn announce(&self, _own: &Announcement) -> Result<Vec<Announcement>, Unavailable> {
-        // One process, one proxy.
-        Ok(Vec::new())
+    async fn announce(&self, own: &Announcement) -> Result<Vec<Announcement>, Unavailable> {
+        let mut announced = self.announced.lock().unwrap_or_else(PoisonError::into_inner);
+        announced.insert(own.proxy.clone(), own.clone());
+        Ok(announced.values().filter(|other| other.proxy != own.proxy).cloned().collect())
+    }
+
+    async fn poll(&self, last: Option<u64>) -> Result<News, Unavailable> {
+        self.with(|state| {
+            let since = last.unwrap_or(state.count);
+            let freed = state.freed_in.iter().filter(|(_, count)| **count > since);
+            let freed = freed.map(|(repository, _)| repository.clone()).collect();
+            let total = self.losses.total();
+            let loss = if total == 0 { String::new() } else { format!("loss {total}") };
+            News { count: state.count, freed, early: false, loss }
+        })
+    }
+
+    async fn restore(
+        &self,
+        repository: &RepositoryKey,
+        offers: &[Offer],
+    ) -> Result<Vec<Restored>, Unavailable> {
+        self.with(|state| state.restore(repository, offers))
+    }
+
+    fn heard(&self, repository: &RepositoryKey) -> u64 {
+        let heard = self.with(|state| state.sequences.get(repository).copied());
+        heard.ok().flatten().unwrap_or(0)
+    }
+
+    fn is_shared(&self) -> bool {
+        self.shared
     }
 
     fn losses(&self) -> Option<&Losses> {
@@ -328,6 +415,6 @@ impl Ledger for Memory {
     }
 
     async fn close(&self) {
-        *self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }

@@ -5,10 +5,12 @@
 //! names the repositories, for listings, and a hash says who this ledger is.
 
 mod access;
+mod fleet;
 mod keys;
 mod listing;
 mod open;
 mod reach;
+mod restore;
 mod script;
 mod topology;
 
@@ -16,24 +18,26 @@ pub use access::{Access, Address, Tls};
 pub use open::{Config, OpenError};
 pub use topology::Topology;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use dashmap::DashMap;
-use redis::{Cmd, Value, cmd};
+use redis::{Value, cmd};
 
-use super::losses::Losses;
+use super::losses::{Losses, Scope};
 use super::table;
 use super::{
     Adopt, Announcement, AttemptId, Begun, Bind, Claim, DeleteEnd, DeleteMark, Ended, Entry,
-    FreedNumber, Holder, Identity, Ledger, Listed, Lookup, Origin, Position, Release,
-    RepositoryKey, Timestamp, Token, Unavailable, codec,
+    FreedNumber, Holder, Identity, Ledger, Listed, Lookup, News, Offer, Origin, Position, Release,
+    RepositoryKey, Restored, Token, Unavailable, codec,
 };
 use crate::name::{Digest, Tag};
+use fleet::Whole;
 use keys::{bytes_of, entry_of, hash_of, member_of, number_of, stored};
 use reach::Reach;
-use script::{Done, Script};
+use restore::Confirmed;
+use script::Script;
 
 const SCRIPT: &str = include_str!("redis/ledger.lua");
 /// Fields of a repository's hash that are no tags begin with a NUL.
@@ -49,8 +53,6 @@ const META: &str = "taglock:1:meta";
 const FREED_IN: &str = "taglock:1:freed";
 /// Which rules each proxy applies: its name to `<fingerprint> <seconds since 1970>`.
 const PROXIES: &str = "taglock:1:proxies";
-/// A proxy that has not announced itself for so many seconds is gone.
-const GONE: u64 = 60;
 
 pub struct Redis {
     identity: Identity,
@@ -62,8 +64,12 @@ pub struct Redis {
     losses: Losses,
     /// Whether the settings name the only ledger that may be here.
     pinned: bool,
-    /// The id that was found last; `None` where there was none.
-    found: Mutex<Option<String>>,
+    whole: Mutex<Whole>,
+    /// What this proxy has seen to be lost, and has not told the others.
+    unpublished: Mutex<Vec<Scope>>,
+    /// The ledger's count of what was freed, as last seen.
+    counted: AtomicU64,
+    confirmed: DashMap<RepositoryKey, Confirmed>,
     /// Repositories that the sorted set is known to name, since so many changes of masters.
     named: DashMap<RepositoryKey, u64>,
     rest: listing::Rest,
@@ -91,35 +97,18 @@ impl Redis {
         if self.closed.load(Ordering::Acquire) {
             return Err(Unavailable::Closed);
         }
-        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*found {
+        match &self.whole().id {
             Some(id) if self.pinned && *id != self.identity.id => Err(failed(ANOTHER)),
             _ => Ok(()),
         }
     }
 
-    /// Who is found there now. One that lost its id lost everything with it; one with another id
-    /// is served only where the settings name none.
-    fn look_at(&self, id: Option<String>) -> Result<Identity, Unavailable> {
-        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        if *found != id {
-            let now = id.as_deref().unwrap_or("none");
-            tracing::error!(
-                id = self.identity.id,
-                now,
-                "the Redis is not the one it was: its ledger's id is gone, or another"
-            );
-            if id.as_ref() != Some(&self.identity.id) {
-                self.losses.note_whole();
-                self.named.clear();
-            }
-            found.clone_from(&id);
-        }
-        match id {
-            Some(id) if id != self.identity.id && self.pinned => Err(failed(ANOTHER)),
-            Some(id) => Ok(Identity { id, ..self.identity.clone() }),
-            None => Ok(self.identity.clone()),
-        }
+    fn whole(&self) -> MutexGuard<'_, Whole> {
+        self.whole.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unpublished(&self) -> MutexGuard<'_, Vec<Scope>> {
+        self.unpublished.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is known of a repository when a call begins.
@@ -148,8 +137,7 @@ impl Redis {
                  proxy remembers are asked first"
             );
             *mark = Mark { sequence, losses: mark.losses + 1 };
-            self.losses.note(repository);
-            self.named.clear();
+            self.lost(Scope::Repository(repository.clone()));
         } else {
             mark.sequence = mark.sequence.max(sequence);
         }
@@ -167,71 +155,6 @@ impl Redis {
         self.reach.ask::<i64>(REPOSITORIES, &call).await?;
         self.named.insert(repository.clone(), changes);
         Ok(())
-    }
-
-    fn command(&self, repository: &RepositoryKey, script: &Script<'_>) -> Cmd {
-        let mut call = cmd("EVALSHA");
-        call.arg(self.script.get_hash());
-        // In a Cluster, keys of one call must share a slot.
-        if self.reach.is_clustered() {
-            call.arg(1).arg(hash_of(repository));
-        } else {
-            call.arg(3).arg(hash_of(repository)).arg(META).arg(FREED_IN);
-        }
-        let waits = script.durable && self.replicas > 0;
-        call.arg(format!("{}{}", script.letter, if waits { "+" } else { "" }));
-        call.arg(&script.subject).arg(&script.attempts).arg(codec::time_bytes(Timestamp::now()));
-        call.arg(&[script.origin][..]).arg(script.freed.0).arg(member_of(repository));
-        call.arg(script.tags.len());
-        for tag in script.tags {
-            call.arg(tag.as_str());
-        }
-        for token in &script.tokens {
-            call.arg(token);
-        }
-        call
-    }
-
-    /// For what must not be lost with a master, too. The operation's `+` makes a repeated call wait for
-    /// what the first one wrote.
-    async fn run(
-        &self,
-        repository: &RepositoryKey,
-        script: &Script<'_>,
-    ) -> Result<Done, Unavailable> {
-        self.open_still()?;
-        let (key, begun) = (hash_of(repository), self.mark(repository));
-        let call = self.command(repository, script);
-        let replicas = if script.durable { self.replicas } else { 0 };
-        let value = self.reach.ask_and_wait(&key, &call, replicas).await?;
-        self.done(repository, script.tags, begun, &value)
-    }
-
-    fn done(
-        &self,
-        repository: &RepositoryKey,
-        tags: &[Tag],
-        begun: Mark,
-        value: &Value,
-    ) -> Result<Done, Unavailable> {
-        let Value::Array(parts) = value else {
-            return Err(failed("the script's answer is no list"));
-        };
-        let [status, Value::Int(sequence), Value::Int(freed), mark, before @ ..] = parts.as_slice()
-        else {
-            return Err(failed("the script's answer is too short"));
-        };
-        self.note(repository, begun, u64::try_from(*sequence).map_err(failed)?);
-        let mark = bytes_of(mark)?;
-        let mark = (!mark.is_empty()).then(|| codec::decode_mark(mark)).transpose();
-        let before = before.iter().map(|value| entry_of(bytes_of(value)?));
-        let before = before.collect::<Result<Vec<_>, _>>()?;
-        Ok(Done {
-            status: bytes_of(status)?.to_vec(),
-            freed: FreedNumber(u64::try_from(*freed).map_err(failed)?),
-            mark: mark.map_err(failed)?,
-            before: tags.iter().cloned().zip(before).collect(),
-        })
     }
 }
 
@@ -253,12 +176,13 @@ impl Ledger for Redis {
         let [sequence, freed, values @ ..] = values.as_slice() else {
             return Err(failed("an answer that is too short"));
         };
-        self.note(repository, begun, number_of(sequence)?);
+        let sequence = number_of(sequence)?;
+        self.note(repository, begun, sequence);
+        self.losses.check(repository)?;
         let entries = values.iter().map(|value| entry_of(bytes_of(value)?));
-        Ok(Lookup {
-            entries: entries.collect::<Result<_, _>>()?,
-            freed: FreedNumber(number_of(freed)?),
-        })
+        let entries = entries.collect::<Result<Vec<_>, _>>()?;
+        self.ensure(repository, &entries, sequence).await?;
+        Ok(Lookup { entries, freed: FreedNumber(number_of(freed)?) })
     }
 
     async fn claim(
@@ -323,6 +247,7 @@ impl Ledger for Redis {
         tag: &Tag,
         token: Token,
     ) -> Result<Release, Unavailable> {
+        self.losses.check(repository)?;
         let script = Script::new('R', codec::token_bytes(token), std::slice::from_ref(tag));
         let done = self.run(repository, &script).await?;
         done.outcome(&table::Operation::Release { token }).map(Release::from)
@@ -334,6 +259,7 @@ impl Ledger for Redis {
         tags: &[Tag],
         digest: &Digest,
     ) -> Result<(), Unavailable> {
+        self.losses.check(repository)?;
         self.run(repository, &Script::new('W', stored(digest), tags)).await.map(drop)
     }
 
@@ -342,10 +268,11 @@ impl Ledger for Redis {
         repository: &RepositoryKey,
         seen: &[Holder],
     ) -> Result<Vec<Holder>, Unavailable> {
+        self.losses.check(repository)?;
         let (tags, operation) = table::Operation::supersede(seen);
         let table::Operation::Supersede { lives } = &operation else { return Ok(Vec::new()) };
         let tokens = lives.iter().map(|life| codec::token_bytes(*life)).collect();
-        let script = Script { tokens, ..Script::new('X', Vec::new(), &tags) };
+        let script = Script { more: tokens, ..Script::new('X', Vec::new(), &tags) };
         let done = self.run(repository, &script).await?;
         Ok(done.outcome(&operation)?.dropped(&done.before))
     }
@@ -357,6 +284,7 @@ impl Ledger for Redis {
         attempt: AttemptId,
     ) -> Result<Begun, Unavailable> {
         self.open_still()?;
+        self.losses.check(repository)?;
         self.name(repository).await?;
         let script = Script::new('G', stored(digest), &[]).by(attempt);
         let done = self.run(repository, &script).await?;
@@ -378,6 +306,7 @@ impl Ledger for Redis {
         tags: &[Tag],
         end: DeleteEnd,
     ) -> Result<Ended, Unavailable> {
+        self.losses.check(repository)?;
         let mut script = Script::new('E', stored(digest), tags);
         script.attempts = attempts.iter().flat_map(|attempt| *attempt.as_bytes()).collect();
         script.origin = match end {
@@ -428,6 +357,7 @@ impl Ledger for Redis {
         digest: &Digest,
     ) -> Result<Vec<Tag>, Unavailable> {
         self.open_still()?;
+        self.losses.check(repository)?;
         let bound = |entry: &Entry| entry.digest() == Some(digest);
         Ok(self.entries(repository, bound).await?.into_iter().map(|(tag, _)| tag).collect())
     }
@@ -467,26 +397,23 @@ impl Ledger for Redis {
 
     async fn announce(&self, own: &Announcement) -> Result<Vec<Announcement>, Unavailable> {
         self.open_still()?;
-        let now = Timestamp::now().seconds();
-        let said = format!("{} {now}", own.rules);
-        let mut call = cmd("HSET");
-        call.arg(PROXIES).arg(&own.proxy).arg(said);
-        self.reach.ask::<i64>(PROXIES, &call).await?;
-        let all: Vec<(String, String)> =
-            self.reach.ask(PROXIES, cmd("HGETALL").arg(PROXIES)).await?;
-        let mut others = Vec::new();
-        for (proxy, said) in all.into_iter().filter(|(proxy, _)| *proxy != own.proxy) {
-            let (rules, at) = said.split_once(' ').unwrap_or((&said, "0"));
-            // Clocks of proxies may differ a little; nothing but an alarm depends on it.
-            if now.saturating_sub(at.parse().unwrap_or(0)) <= GONE {
-                others.push(Announcement { proxy, rules: rules.to_owned() });
-            } else {
-                let mut call = cmd("HDEL");
-                call.arg(PROXIES).arg(&proxy);
-                self.reach.ask::<i64>(PROXIES, &call).await?;
-            }
-        }
-        Ok(others)
+        self.tell(own).await
+    }
+
+    async fn poll(&self, last: Option<u64>) -> Result<News, Unavailable> {
+        self.news(last).await
+    }
+
+    async fn restore(
+        &self,
+        repository: &RepositoryKey,
+        offers: &[Offer],
+    ) -> Result<Vec<Restored>, Unavailable> {
+        self.offer(repository, offers).await
+    }
+
+    fn heard(&self, repository: &RepositoryKey) -> u64 {
+        self.mark(repository).sequence
     }
 
     async fn close(&self) {

@@ -7,7 +7,7 @@
 use super::entry::{
     AttemptId, DeleteMark, Entry, FreedNumber, Origin, Pending, Sealed, Timestamp, Token,
 };
-use super::{Adopt, Bind, Claim, DeleteEnd, Holder, Release};
+use super::{Adopt, Bind, Claim, DeleteEnd, Holder, Offer, Offered, Release, Restored, codec};
 use crate::name::{Digest, Tag};
 
 /// When, and at which sequence number, a transition happens.
@@ -384,3 +384,89 @@ pub fn unmarked(mark: Option<DeleteMark>, attempts: &[AttemptId]) -> Option<Dele
     mark.attempts.retain(|attempt| !attempts.contains(attempt));
     (!mark.attempts.is_empty()).then_some(mark)
 }
+
+/// A tag's state while a ledger is restored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restoring {
+    pub entry: Entry,
+    /// Of an absent entry: the sequence number up to which the tag is known to be free.
+    pub off: Option<u64>,
+}
+
+/// Orders the states of one tag; the greatest is the newest. Without a sequence number, nothing is known.
+/// Where sequence numbers are equal, the rest makes the order complete, so that the result
+/// depends on no order of the offers: withdrawn comes after bound, and free after both.
+type Age = Option<(u64, u8, Vec<u8>)>;
+
+fn age(sequence: u64, entry: &Entry) -> Age {
+    let content = |digest: &Digest, origin: Option<Origin>| {
+        let mut content = Vec::with_capacity(66);
+        codec::put_digest(&mut content, digest);
+        content.extend(origin.map(codec::origin_bits));
+        content
+    };
+    Some(match entry {
+        Entry::Pending(pending) => (sequence, 0, content(&pending.digest, None)),
+        Entry::Sealed(sealed) => {
+            let rank = if sealed.withdrawn.is_none() { 1 } else { 2 };
+            (sequence, rank, content(&sealed.digest, Some(sealed.origin)))
+        }
+        Entry::Absent => (sequence, 3, Vec::new()),
+    })
+}
+
+impl Restoring {
+    fn age(&self) -> Age {
+        match &self.entry {
+            Entry::Absent => self.off.and_then(|off| age(off, &Entry::Absent)),
+            entry => entry.token().and_then(|token| age(token.sequence, entry)),
+        }
+    }
+
+    /// Takes an offer, if it is newer.
+    pub fn offered(&mut self, offer: &Offer) -> Restored {
+        let entry = offer.entry();
+        let (own, offered) = (self.age(), age(offer.sequence, &entry));
+        if own == offered {
+            return Restored::Stands;
+        }
+        if own > offered {
+            return Restored::Newer;
+        }
+        self.off = (entry == Entry::Absent).then_some(offer.sequence);
+        self.entry = entry;
+        Restored::Restored
+    }
+}
+
+impl Offer {
+    /// The entry that it stands for.
+    pub fn entry(&self) -> Entry {
+        match &self.state {
+            Offered::Freed => Entry::Absent,
+            Offered::Bound { digest, origin, since, withdrawn } => Entry::Sealed(Sealed {
+                digest: *digest,
+                origin: *origin,
+                since: *since,
+                sequence: self.sequence,
+                withdrawn: *withdrawn,
+            }),
+        }
+    }
+}
+
+/// Far above all that was ever offered, so that what is bound after a loss is newer than any late offer.
+const ABOVE: u64 = 1_000_000;
+
+/// A repository's sequence number after some offers, of which one may have changed an entry; and whether
+/// it was raised, because the repository had lost transitions. The freed number is raised with it: no
+/// repository's freed number is above its sequence number, so this one was never seen.
+pub fn sequence_after(sequence: u64, offers: &[Offer], changed: bool) -> (u64, bool) {
+    match offers.iter().map(|offer| offer.sequence).max() {
+        Some(top) if sequence < top => (top + ABOVE, true),
+        _ => (sequence + u64::from(changed), false),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,16 +1,19 @@
 //! Any ledger, and what this proxy has seen in it: sealed entries, remembered for pulls.
 //!
 //! A sealed entry changes only when an operator, a delete or a mutable rule lets go of its name, so
-//! a pull may go by one that was seen a minute ago, and by any that was seen while the ledger is
-//! down. Pushes never do: `lookup` asks the store. Absent and pending entries are not remembered.
+//! a pull may go by one that was seen a minute ago. That other proxies of a shared ledger freed a name is
+//! heard of within a second (`news`), and where it can't be heard, the ledger is asked. What is remembered
+//! is served without its word only where the look-up of this very pull failed. Pushes never go by
+//! memory: `lookup` asks the store. Absent and pending entries are not remembered.
 //!
-//! A ledger that is known to have lost entries is met with caution: what was remembered from before the
-//! loss is bound again, before anything else may be. See `docs/decisions/0010-lost-ledgers.md`.
+//! To a ledger that is known to have lost entries, what is remembered from before the loss is offered
+//! (`restore`). See `docs/decisions/0010-lost-ledgers.md`.
 
+mod calls;
+mod news;
 mod restore;
-mod store;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,9 +26,8 @@ use super::{
 };
 use crate::name::{Digest, Tag};
 use crate::telemetry::Metrics;
+use news::{Freed, Heard, Polls};
 
-/// After a failure, what is remembered is served for so long before the ledger is asked again.
-const DOWN: Duration = Duration::from_secs(3);
 /// How long a pull waits for a ledger that it can do without, or that was down a moment ago.
 const SHORT: Duration = Duration::from_millis(300);
 
@@ -56,24 +58,35 @@ pub enum Known {
     Nothing(Unavailable),
 }
 
-/// The last this proxy has seen of a sealed tag.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The last this proxy has seen of a tag that was sealed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Recollection {
     pub digest: Digest,
-    /// `None` where this proxy sealed it, or met its seal, and has not looked it up since.
-    pub details: Option<Details>,
-    /// False once the ledger was seen to hold something else, or nothing: not served any more.
-    pub stands: bool,
+    pub details: Details,
+    pub state: State,
     seen: Instant,
     /// How often the ledger was known to have lost entries of the repository when this was seen.
     losses: u64,
+    /// What had been heard of freed names in the repository.
+    heard: Heard,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Details {
     pub origin: Origin,
     pub since: Timestamp,
+    /// A sequence number of the repository at which the state was this.
     pub sequence: u64,
+}
+
+/// Only what is bound is served. The rest is kept for a ledger that loses entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Bound,
+    /// Bound, unless a call that failed, or another proxy, has freed it.
+    Doubted,
+    Withdrawn(Timestamp),
+    Freed,
 }
 
 /// What a tag is sealed with, where that was seen less than the time to live ago.
@@ -105,14 +118,20 @@ pub struct Witness {
     inner: Arc<dyn Ledger>,
     memory: Cache<Box<str>, Recollection, Weight>,
     ttl: Duration,
+    freed: Freed,
     /// Counts what was forgotten: a look-up that began before must not bring it back.
     forgotten: AtomicU64,
     /// Counts what may have ended something that was remembered, after each time: whoever kept that sees by
     /// it whether it is so still. What was evicted and not heard of since is.
     changes: AtomicU64,
     changing: Mutex<()>,
-    /// When the ledger last failed, until it answers again.
-    failed: Mutex<Option<Instant>>,
+    began: Instant,
+    /// Pulls go by memory without asking until then, in milliseconds since `began`; for ever where no other
+    /// proxy can free anything.
+    fresh_until: AtomicU64,
+    polls: Mutex<Polls>,
+    /// Whether the ledger was away at the last poll.
+    poll_failed: AtomicBool,
     metrics: Option<Arc<Metrics>>,
 }
 
@@ -144,9 +163,21 @@ impl Witness {
         // A guess at the number of entries, for the cache's first allocations.
         let entries = usize::try_from(bytes / 256).unwrap_or(usize::MAX).max(16);
         let memory = Cache::with_weighter(entries, bytes, Weight);
-        let (forgotten, changes) = (AtomicU64::new(0), AtomicU64::new(0));
-        let (changing, failed) = (Mutex::default(), Mutex::default());
-        Self { inner, memory, ttl, forgotten, changes, changing, failed, metrics: None }
+        let fresh_until = AtomicU64::new(if inner.is_shared() { 0 } else { u64::MAX });
+        Self {
+            inner,
+            memory,
+            ttl,
+            freed: Freed::new(),
+            forgotten: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
+            changing: Mutex::default(),
+            began: Instant::now(),
+            fresh_until,
+            polls: Mutex::default(),
+            poll_failed: AtomicBool::new(false),
+            metrics: None,
+        }
     }
 
     /// With a count of what pulls went by.
@@ -165,6 +196,9 @@ impl Witness {
     pub fn fresh(&self, repository: &RepositoryKey, tag: &Tag, now: Instant) -> Option<Fresh> {
         // Before memory is looked at: what changes from here on is noticed.
         let changes = self.changes.load(Ordering::Acquire);
+        if !self.is_polled(now) {
+            return None;
+        }
         let seen = self.recall(repository, tag)?;
         let until = seen.seen.checked_add(self.ttl)?;
         (now < until).then_some(Fresh { digest: seen.digest, until, changes })
@@ -172,15 +206,17 @@ impl Witness {
 
     /// Whether that may be gone by still. Nothing that threads share is written to for it.
     pub fn is_still(&self, fresh: &Fresh, now: Instant) -> bool {
-        now < fresh.until && self.changes.load(Ordering::Acquire) == fresh.changes
+        // A poll tells of changes before it extends the time.
+        self.is_polled(now)
+            && now < fresh.until
+            && self.changes.load(Ordering::Acquire) == fresh.changes
     }
 
     /// What a pull has to go by, without a round trip where memory will do.
     pub async fn known(&self, repository: &RepositoryKey, tag: &Tag) -> Known {
-        let known = match self.recall(repository, tag) {
-            Some(seen) if seen.seen.elapsed() < self.ttl => Known::Fresh(seen.digest),
-            Some(seen) if self.failed_lately() => Known::Remembered(seen.digest),
-            _ => self.asked(repository, tag).await,
+        let known = match self.fresh(repository, tag, Instant::now()) {
+            Some(fresh) => Known::Fresh(fresh.digest),
+            None => self.asked(repository, tag).await,
         };
         // By what came of it: the ledger may fail only when it is asked.
         self.count(match &known {
@@ -194,11 +230,9 @@ impl Witness {
     /// As `known`, and the ledger is asked in any case.
     pub async fn asked(&self, repository: &RepositoryKey, tag: &Tag) -> Known {
         let lookup = self.lookup(repository, std::slice::from_ref(tag));
-        let result = if self.recall(repository, tag).is_some() || self.failed_lately() {
-            match timeout(SHORT, lookup).await {
-                Ok(result) => result,
-                Err(_) => self.noted(Err(Unavailable::TimedOut)),
-            }
+        let is_down = self.poll_failed.load(Ordering::Acquire);
+        let result = if is_down || self.recall(repository, tag).is_some() {
+            timeout(SHORT, lookup).await.unwrap_or(Err(Unavailable::TimedOut))
         } else {
             // Whatever patience the ledger itself has.
             lookup.await
@@ -214,29 +248,19 @@ impl Witness {
         }
     }
 
-    /// The last this proxy has seen of a sealed tag, whether or not it stands: a witness where a
-    /// ledger has lost data.
+    /// The last this proxy has seen of a tag, whether or not it may be served.
     pub fn last_seen(&self, repository: &RepositoryKey, tag: &Tag) -> Option<Recollection> {
         self.memory.get(key_of(repository, tag).as_str())
     }
 
+    /// What may be served.
     fn recall(&self, repository: &RepositoryKey, tag: &Tag) -> Option<Recollection> {
-        self.last_seen(repository, tag).filter(|seen| seen.stands)
+        let seen = self.last_seen(repository, tag)?;
+        self.stands(&seen).then_some(seen)
     }
 
-    fn failed_lately(&self) -> bool {
-        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        failed.is_some_and(|failed| failed.elapsed() < DOWN)
-    }
-
-    /// Passes a result on, having noted whether the ledger answers.
-    fn noted<T>(&self, result: Result<T, Unavailable>) -> Result<T, Unavailable> {
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        match &result {
-            Ok(_) => *failed = None,
-            Err(_) => *failed = Some(Instant::now()),
-        }
-        result
+    fn stands(&self, seen: &Recollection) -> bool {
+        seen.state == State::Bound && self.freed.is_current(seen.heard)
     }
 
     /// When a call begins: what it brings is as old as that.
@@ -245,6 +269,9 @@ impl Witness {
             at: Instant::now(),
             forgotten: self.forgotten.load(Ordering::Acquire),
             losses: self.lost(repository),
+            heard: self.freed.now(repository),
+            number: None,
+            sequence: self.inner.heard(repository),
         }
     }
 
@@ -252,41 +279,67 @@ impl Witness {
         self.inner.losses().map_or(0, |losses| losses.of(repository))
     }
 
-    fn note(&self, repository: &RepositoryKey, tag: &Tag, entry: &Entry, beginning: &Beginning) {
+    fn note(&self, repository: &RepositoryKey, tag: &Tag, entry: &Entry, begun: &Beginning) {
+        if self.lost(repository) != begun.losses {
+            // What a ledger lacks that has lost entries is no news.
+            return;
+        }
         match entry {
-            Entry::Sealed(sealed) if sealed.withdrawn.is_none() => {
-                let Sealed { digest, origin, since, sequence, withdrawn: _ } = *sealed;
+            Entry::Sealed(sealed) => {
+                let Sealed { digest, origin, since, sequence, withdrawn } = *sealed;
                 let details = Some(Details { origin, since, sequence });
-                self.remember(repository, tag, digest, details, beginning);
+                let state = withdrawn.map_or(State::Bound, State::Withdrawn);
+                self.remember(repository, tag, digest, (state, details), begun);
             }
-            Entry::Absent | Entry::Pending(_) | Entry::Sealed(_) => self.stop(repository, tag),
+            Entry::Absent | Entry::Pending(_) => self.stop(repository, tag, State::Freed),
         }
     }
 
+    /// Without details: the tag was seen to have this digest at some moment before now.
     fn remember(
         &self,
         repository: &RepositoryKey,
         tag: &Tag,
         digest: Digest,
-        details: Option<Details>,
-        beginning: &Beginning,
+        (state, details): (State, Option<Details>),
+        begun: &Beginning,
     ) {
         let _alone = self.alone();
-        let known = self.last_seen(repository, tag).filter(|seen| seen.digest == digest);
+        let known = self.last_seen(repository, tag);
+        let alike = known.filter(|seen| seen.digest == digest && state == State::Bound);
+        let heard = if self.forgotten.load(Ordering::Acquire) == begun.forgotten {
+            self.freed.remembered(repository, begun.heard, begun.number)
+        } else {
+            // Something was forgotten meanwhile, perhaps this: it is asked for again.
+            None
+        };
+        let Some(heard) = heard else {
+            if let Some(seen) = known.filter(|_| alike.is_none()) {
+                self.put(repository, tag, Recollection { state: seen.state.doubted(), ..seen });
+                self.has_changed();
+            }
+            return;
+        };
+        let known = alike.filter(|seen| self.stands(seen)).map(|seen| seen.details);
+        let details = details.or(known).unwrap_or_else(|| Details {
+            origin: Origin::Push,
+            since: Timestamp::now(),
+            sequence: self.inner.heard(repository),
+        });
+        let Beginning { at, losses, .. } = *begun;
+        let seen = Recollection { digest, details, state, seen: at, losses, heard };
+        self.put(repository, tag, seen);
+        if state != State::Bound {
+            self.forgotten.fetch_add(1, Ordering::AcqRel);
+        }
         // What was evicted may be another's that somebody has kept.
-        let changed = known.is_none();
-        let details = details.or(known.and_then(|seen| seen.details));
-        let Beginning { at, losses, .. } = *beginning;
-        let recollection = Recollection { digest, details, stands: true, seen: at, losses };
-        let key = key_of(repository, tag);
-        self.memory.insert(key.as_str().into(), recollection);
-        // Something was forgotten meanwhile, perhaps this: it is asked for again.
-        if self.forgotten.load(Ordering::Acquire) != beginning.forgotten {
-            self.memory.remove(key.as_str());
-            self.has_changed();
-        } else if changed {
+        if alike.is_none() {
             self.has_changed();
         }
+    }
+
+    fn put(&self, repository: &RepositoryKey, tag: &Tag, seen: Recollection) {
+        self.memory.insert(key_of(repository, tag).into(), seen);
     }
 
     fn has_changed(&self) {
@@ -298,22 +351,40 @@ impl Witness {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Serves it no more, but knows it still.
-    fn stop(&self, repository: &RepositoryKey, tag: &Tag) {
+    /// Serves it no more, but knows it still: a ledger that was looked at has something else.
+    fn stop(&self, repository: &RepositoryKey, tag: &Tag, state: State) {
         let _alone = self.alone();
-        if let Some(seen) = self.recall(repository, tag) {
-            self.forgotten.fetch_add(1, Ordering::AcqRel);
-            let seen = Recollection { stands: false, ..seen };
-            self.memory.insert(key_of(repository, tag).into(), seen);
+        if let Some(seen) = self.last_seen(repository, tag)
+            && seen.state != State::Freed
+        {
+            if seen.state == State::Bound {
+                self.forgotten.fetch_add(1, Ordering::AcqRel);
+            }
+            self.put(repository, tag, Recollection { state, ..seen });
         }
         // Though memory may have evicted it, somebody may have kept it.
         self.has_changed();
     }
 
-    /// The name was let go of, on purpose: there is nothing to witness.
-    fn forget(&self, repository: &RepositoryKey, tag: &Tag) {
+    /// What was done to the name ended what is remembered. It was this by that sequence number; `None`
+    /// where the call failed, and may have happened.
+    fn forget(&self, repository: &RepositoryKey, tag: &Tag, is: Option<(State, u64)>) {
         self.forgotten.fetch_add(1, Ordering::AcqRel);
-        self.drop_entry(repository, tag);
+        let _alone = self.alone();
+        match self.last_seen(repository, tag) {
+            Some(seen) if self.inner.losses().is_some() => {
+                let (state, sequence) = is.unwrap_or((seen.state.doubted(), 0));
+                let sequence = sequence.max(seen.details.sequence);
+                let details = Details { sequence, ..seen.details };
+                self.put(repository, tag, Recollection { state, details, ..seen });
+            }
+            // A ledger that loses nothing needs no witness.
+            Some(_) => {
+                self.memory.remove(key_of(repository, tag).as_str());
+            }
+            None => {}
+        }
+        self.has_changed();
     }
 
     fn drop_entry(&self, repository: &RepositoryKey, tag: &Tag) {
@@ -329,10 +400,21 @@ impl Witness {
     }
 }
 
+impl State {
+    fn doubted(self) -> Self {
+        if self == Self::Bound { Self::Doubted } else { self }
+    }
+}
+
 struct Beginning {
     at: Instant,
     forgotten: u64,
     losses: u64,
+    heard: Heard,
+    /// The repository's freed number, once a look-up has returned it.
+    number: Option<FreedNumber>,
+    /// The repository's sequence number was not below that.
+    sequence: u64,
 }
 
 #[cfg(test)]

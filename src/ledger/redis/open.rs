@@ -1,12 +1,13 @@
 //! Reaching a Redis: what must hold before it may keep a ledger, and its first start.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
 use dashmap::DashMap;
 use redis::{Client, Cmd, FromRedisValue, RedisResult, cmd};
 
 use super::access::{ANSWER, Access, Address, Tls, connect};
+use super::fleet::Whole;
 use super::reach::Reach;
 use super::{META, Redis, SCRIPT, Topology};
 use crate::ledger::losses::Losses;
@@ -120,13 +121,16 @@ impl Redis {
             };
             scope.spawn(check).join()
         });
-        let identity = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let (identity, loss) = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         // What it connected belonged to that thread.
         reach.close();
         Ok(Self {
             losses: Losses::default(),
             pinned: config.id.is_some(),
-            found: Mutex::new(Some(identity.id.clone())),
+            whole: Mutex::new(Whole { id: Some(identity.id.clone()), loss }),
+            unpublished: Mutex::default(),
+            counted: AtomicU64::new(0),
+            confirmed: DashMap::new(),
             identity,
             reach,
             script: redis::Script::new(SCRIPT),
@@ -153,7 +157,7 @@ async fn check(
     reach: &Arc<Reach>,
     config: &Config,
     beginning: Beginning,
-) -> Result<Identity, OpenError> {
+) -> Result<(Identity, String), OpenError> {
     let masters = reach.masters().await.map_err(|e| config.unreachable(e))?;
     for (address, client) in &masters {
         check_master(address, client, config).await?;
@@ -201,12 +205,13 @@ async fn check_master(
     Ok(())
 }
 
-/// Who the ledger there is; an empty Redis becomes one, unless another is expected.
+/// Who the ledger there is, and the last loss of it that was published; an empty Redis becomes one,
+/// unless another is expected.
 async fn identify(
     reach: &Arc<Reach>,
     config: &Config,
     beginning: Beginning,
-) -> Result<Identity, OpenError> {
+) -> Result<(Identity, String), OpenError> {
     let shown = || config.shown.clone();
     let of_meta = |name: &str| {
         let mut call = cmd(name);
@@ -254,7 +259,8 @@ async fn identify(
         ask::<i64>(reach, config, &raise).await?;
     }
     let created = Timestamp::from_seconds(number(get("created").await?).unwrap_or(0));
-    Ok(Identity { id, created, format: FORMAT })
+    let loss = get("losses").await?.unwrap_or_default();
+    Ok((Identity { id, created, format: FORMAT }, loss))
 }
 
 async fn ask<T: FromRedisValue>(

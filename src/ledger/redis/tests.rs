@@ -1,5 +1,6 @@
 mod access;
 mod cluster;
+mod fleet;
 mod load;
 mod sentinel;
 mod servers;
@@ -7,9 +8,11 @@ mod servers;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use super::fleet::GONE;
 use super::*;
-use crate::ledger::contract;
 use crate::ledger::guarded::Guarded;
+use crate::ledger::losses::restoring;
+use crate::ledger::{Timestamp, contract};
 use crate::telemetry::Metrics;
 use servers::Server;
 
@@ -25,6 +28,7 @@ async fn redis_and_valkey_keep_the_contract() {
         let ledger = Redis::open(&server.config()).unwrap();
         contract::holds(&ledger).await;
         contract::agrees_with_the_table(&ledger, 60).await;
+        contract::restores(&ledger, 3).await;
         ledger.close().await;
         assert_eq!(ledger.identity().await, Err(Unavailable::Closed));
     }
@@ -237,7 +241,7 @@ async fn unfit_redis_and_other_ledgers_are_refused_at_start() {
 
 #[tokio::test]
 async fn a_restart_is_survived_and_an_emptied_ledger_is_noticed() {
-    let mut server = Server::start(&[]);
+    let mut server = Server::start(&["--appendfsync", "always"]);
     let ledger = Redis::open(&server.config()).unwrap();
     let (key, tags, digest) = (contract::key("app"), [contract::tag("v1")], contract::digest(1));
     contract::adopt(&ledger, &key, &tags, &digest, Origin::Push).await.unwrap();
@@ -256,17 +260,20 @@ async fn a_restart_is_survived_and_an_emptied_ledger_is_noticed() {
     assert_eq!(entries[0].digest(), Some(&digest));
     assert!(ledger.identity().await.is_ok());
 
-    let lost = |key| ledger.losses().unwrap().of(key);
+    let losses = ledger.losses().unwrap();
+    let lost = |key| losses.of(key);
     let other = contract::key("other");
     assert_eq!((lost(&key), lost(&other)), (0, 0));
     server.cli(&["FLUSHALL"]);
-    assert_eq!(ledger.lookup(&key, &tags).await, Ok(nothing()));
+    assert_eq!(ledger.lookup(&key, &tags).await, Err(restoring()));
     assert_eq!((lost(&key), lost(&other)), (1, 0), "its sequence number fell");
     for _ in 0..2 {
-        assert_eq!(ledger.identity().await.as_ref(), Ok(&ledger.identity), "it serves on");
-        assert_eq!(ledger.lookup(&key, &tags).await, Ok(nothing()));
+        assert_eq!(ledger.identity().await.as_ref(), Ok(&ledger.identity), "it is there");
+        assert_eq!(ledger.lookup(&key, &tags).await, Err(restoring()));
         assert_eq!((lost(&key), lost(&other)), (2, 1), "its id is gone, which counts once");
     }
+    losses.settle(losses.total());
+    assert_eq!(ledger.lookup(&key, &tags).await, Ok(nothing()), "it serves on");
 }
 
 #[tokio::test]
@@ -279,11 +286,14 @@ async fn a_ledger_with_another_id_is_served_only_where_the_settings_name_none() 
     server.cli(&["HSET", META, "id", "another"]);
     assert_eq!(free.identity().await.unwrap().id, "another");
     assert_eq!(free.losses().unwrap().of(&key), 1);
+    free.losses().unwrap().settle(1);
     assert_eq!(free.lookup(&key, &tags).await, Ok(nothing()));
     assert!(pinned.identity().await.is_err());
     assert!(pinned.lookup(&key, &tags).await.is_err(), "nothing is bound in a foreign ledger");
     server.cli(&["HSET", META, "id", &id]);
     assert_eq!(pinned.identity().await.unwrap().id, id);
+    let losses = pinned.losses().unwrap();
+    losses.settle(losses.total());
     assert_eq!(pinned.lookup(&key, &tags).await, Ok(nothing()));
 }
 
@@ -320,8 +330,11 @@ async fn answers_that_overtake_each_other_are_no_loss() {
 async fn proxies_of_one_redis_hear_of_each_others_rules_until_they_are_gone() {
     let server = Server::start(&[]);
     let ledger = Redis::open(&server.config()).unwrap();
-    let announcement =
-        |proxy: &str, rules: &str| Announcement { proxy: proxy.into(), rules: rules.into() };
+    let announcement = |proxy: &str, rules: &str| Announcement {
+        proxy: proxy.into(),
+        rules: rules.into(),
+        offered: String::new(),
+    };
     let (first, second) = (announcement("a", "r1"), announcement("b", "r2"));
     assert_eq!(ledger.announce(&first).await, Ok(vec![]));
     assert_eq!(ledger.announce(&second).await, Ok(vec![first.clone()]));

@@ -1,89 +1,82 @@
 //! After a loss: what this proxy remembers is a witness.
 
-use super::{Recollection, Witness};
-use crate::ledger::{Adopt, Entry, Ledger, Lookup, Origin, RepositoryKey, Unavailable};
+use std::collections::BTreeMap;
+
+use super::{Recollection, State, Witness};
+use crate::ledger::{Offer, Offered, RepositoryKey, Restored, Unavailable};
 use crate::name::{RepositoryName, Tag, UpstreamName};
 
+impl Recollection {
+    /// A name that was perhaps freed counts as bound: one that is bound by mistake can be released, and one
+    /// that is free by mistake gets another image.
+    fn offer(&self, tag: Tag) -> Offer {
+        let bound = |withdrawn| Offered::Bound {
+            digest: self.digest,
+            origin: self.details.origin,
+            since: self.details.since,
+            withdrawn,
+        };
+        let state = match self.state {
+            State::Bound | State::Doubted => bound(None),
+            State::Withdrawn(at) => bound(Some(at)),
+            State::Freed => Offered::Freed,
+        };
+        Offer { tag, state, sequence: self.details.sequence }
+    }
+}
+
 impl Witness {
-    /// Binds again what the ledger has lost of these tags and this proxy remembers; true when there
-    /// was any. An error means that the ledger may hold less than it did, so nothing may be bound.
+    /// Offers the ledger everything that is remembered from before a loss that is not settled yet; the
+    /// number of tags that it lacked. Safe to repeat.
     ///
-    /// Once for each loss: what was seen after it is no loss, so a name that is let go of
-    /// afterwards stays free.
-    pub(super) async fn restored(
-        &self,
-        repository: &RepositoryKey,
-        tags: &[Tag],
-        found: &Lookup,
-    ) -> Result<bool, Unavailable> {
-        let mut any = false;
-        for (tag, entry) in tags.iter().zip(&found.entries) {
-            if *entry == Entry::Absent
-                && let Some(seen) = self.outdated(repository, tag)
-            {
-                self.restore(repository, tag, &seen).await?;
-                any = true;
-            }
-        }
-        Ok(any)
-    }
-
-    /// Binds again everything that is remembered from before a loss, for the proxies that do not
-    /// remember it; the number of tags. To be called in the background after a loss.
-    pub async fn restore_all(&self) -> usize {
-        let keys: Vec<_> = self.memory.iter().map(|(key, _)| key).collect();
-        let mut count = 0;
-        for key in keys {
+    /// # Errors
+    /// When not everything could be offered.
+    pub async fn offer(&self) -> Result<usize, Unavailable> {
+        let Some(losses) = self.inner.losses().filter(|losses| losses.is_restoring_any()) else {
+            return Ok(0);
+        };
+        let mut offers: BTreeMap<RepositoryKey, Vec<Offer>> = BTreeMap::new();
+        for (key, seen) in self.memory.iter() {
             let Some((repository, tag)) = position_of(&key) else { continue };
-            if let Some(seen) = self.outdated(&repository, &tag) {
-                match self.restore(&repository, &tag, &seen).await {
-                    Ok(()) => count += 1,
-                    // Its turn comes with the next look-up of the tag.
-                    Err(error) => {
-                        tracing::warn!(%repository, %tag, %error, "a lost binding waits");
-                        return count;
-                    }
-                }
+            let lost = losses.is_restoring(&repository) && seen.losses < losses.of(&repository);
+            if lost {
+                offers.entry(repository).or_default().push(seen.offer(tag));
             }
         }
-        count
-    }
-
-    /// What is remembered of a tag from before the last loss of its repository.
-    fn outdated(&self, repository: &RepositoryKey, tag: &Tag) -> Option<Recollection> {
-        let lost = self.lost(repository);
-        self.recall(repository, tag).filter(|seen| seen.losses < lost)
-    }
-
-    async fn restore(
-        &self,
-        repository: &RepositoryKey,
-        tag: &Tag,
-        seen: &Recollection,
-    ) -> Result<(), Unavailable> {
-        let origin = seen.details.as_ref().map_or(Origin::Push, |details| details.origin);
-        let tags = std::slice::from_ref(tag);
-        let begun = self.begin(repository);
-        let freed = self.inner.lookup(repository, tags).await?.freed;
-        match self.adopt(repository, tags, &seen.digest, origin, freed).await? {
-            Adopt::Freed | Adopt::Deleting => {}
-            Adopt::Adopted => {
-                self.remember(repository, tag, seen.digest, None, &begun);
-                tracing::warn!(
-                    %repository, %tag, digest = %seen.digest,
-                    "the ledger lost this binding; it is bound again as this proxy remembers it"
-                );
-            }
-            // Somebody was faster, and with another image: it is not ours to move.
-            Adopt::Conflict(_) => {
-                tracing::error!(
-                    %repository, %tag, remembered = %seen.digest,
-                    "the ledger lost this binding, and the tag is another image's now"
-                );
-                self.drop_entry(repository, tag);
+        let mut count = 0;
+        for (repository, offers) in &offers {
+            let restored = self.inner.restore(repository, offers).await?;
+            for (offer, restored) in offers.iter().zip(restored) {
+                count += usize::from(restored == Restored::Restored);
+                self.offered(repository, offer, restored);
             }
         }
-        Ok(())
+        Ok(count)
+    }
+
+    fn offered(&self, repository: &RepositoryKey, offer: &Offer, restored: Restored) {
+        let Offer { tag, state, sequence } = offer;
+        match (restored, state) {
+            (Restored::Restored, Offered::Bound { digest, .. }) => tracing::warn!(
+                %repository, %tag, %digest, sequence,
+                "the ledger lost this binding; it is bound again as this proxy remembers it"
+            ),
+            (Restored::Restored, Offered::Freed) => tracing::warn!(
+                %repository, %tag, sequence,
+                "the ledger lost that this name was freed; it is free again as this proxy remembers it"
+            ),
+            (Restored::Stands, _) => {}
+            (Restored::Newer, _) => self.drop_entry(repository, tag),
+        }
+    }
+
+    /// Everything that was lost up to this total was offered, by whoever could. The ledger's word
+    /// counts again, and nothing that is remembered is served before it was looked up.
+    pub fn settle(&self, total: u64) {
+        self.was_freed_everywhere();
+        if let Some(losses) = self.inner.losses() {
+            losses.settle(total);
+        }
     }
 }
 

@@ -2,10 +2,11 @@ use async_trait::async_trait;
 
 use super::*;
 use crate::ledger::contract;
+use crate::ledger::losses::{Losses, restoring};
 use crate::ledger::memory::Memory;
 use crate::ledger::{
     Adopt, Announcement, AttemptId, Begun, Bind, Claim, DeleteEnd, DeleteMark, Ended, Identity,
-    Listed, Lookup, Position, Release, Token,
+    Listed, Lookup, News, Offer, Position, Release, Restored, Token,
 };
 use crate::name::{Algorithm, RepositoryName, UpstreamName};
 
@@ -14,6 +15,7 @@ struct Switch {
     inner: Memory,
     fault: Mutex<Option<Fault>>,
     lookups: AtomicU64,
+    early: AtomicBool,
 }
 
 #[derive(Clone, Copy)]
@@ -183,6 +185,32 @@ impl Ledger for Switch {
         self.inner.announce(own).await
     }
 
+    async fn poll(&self, last: Option<u64>) -> Result<News, Unavailable> {
+        self.up().await?;
+        let early = self.early.load(Ordering::Relaxed);
+        Ok(News { early, ..self.inner.poll(last).await? })
+    }
+
+    async fn restore(
+        &self,
+        key: &RepositoryKey,
+        offers: &[Offer],
+    ) -> Result<Vec<Restored>, Unavailable> {
+        self.inner.restore(key, offers).await
+    }
+
+    fn heard(&self, key: &RepositoryKey) -> u64 {
+        self.inner.heard(key)
+    }
+
+    fn is_shared(&self) -> bool {
+        self.inner.is_shared()
+    }
+
+    fn losses(&self) -> Option<&Losses> {
+        self.inner.losses()
+    }
+
     async fn close(&self) {
         self.inner.close().await;
     }
@@ -190,12 +218,26 @@ impl Ledger for Switch {
 
 const TTL: Duration = Duration::from_secs(60);
 
-fn house() -> (Arc<Switch>, Witness) {
-    let inner =
-        Switch { inner: Memory::new(), fault: Mutex::new(None), lookups: AtomicU64::new(0) };
-    let inner = Arc::new(inner);
+fn over(inner: Memory) -> (Arc<Switch>, Witness) {
+    let (lookups, early) = (AtomicU64::new(0), AtomicBool::new(false));
+    let inner = Arc::new(Switch { inner, fault: Mutex::new(None), lookups, early });
     let witness = Witness::new(Arc::<Switch>::clone(&inner), Remembering::default());
     (inner, witness)
+}
+
+fn house() -> (Arc<Switch>, Witness) {
+    over(Memory::new())
+}
+
+/// A ledger that other proxies use, too, and this proxy has polled.
+async fn fleet() -> (Arc<Switch>, Witness) {
+    let (inner, witness) = over(Memory::shared());
+    witness.hear().await.unwrap();
+    (inner, witness)
+}
+
+fn state(witness: &Witness, name: &str) -> Option<State> {
+    witness.last_seen(&key(), &tag(name)).map(|seen| seen.state)
 }
 
 fn key() -> RepositoryKey {
@@ -280,7 +322,7 @@ async fn what_a_push_sealed_or_met_is_remembered() {
     assert!(matches!(claim, Claim::Held(_)));
     assert_eq!(witness.known(&key(), &tag("v2")).await, Known::Fresh(digest("one")));
     let seen = witness.last_seen(&key(), &tag("v2")).unwrap();
-    assert_eq!(seen.details.map(|d| d.origin), Some(Origin::Push));
+    assert_eq!(seen.details.origin, Origin::Push);
 }
 
 #[tokio::test(start_paused = true)]
@@ -312,9 +354,10 @@ async fn a_released_or_superseded_name_is_forgotten_at_once() {
     let (_, witness) = house();
     seal(&witness, "v1", "one").await;
     release(&witness, "v1").await;
+    assert_eq!(state(&witness, "v1"), Some(State::Freed));
     assert!(is_absent(&witness.known(&key(), &tag("v1")).await));
-    assert_eq!(witness.last_seen(&key(), &tag("v1")), None);
     seal(&witness, "v1", "two").await;
+    assert_eq!(witness.known(&key(), &tag("v1")).await, Known::Fresh(digest("two")));
     supersede(&witness, &key(), &[tag("v1")]).await;
     assert!(is_absent(&witness.known(&key(), &tag("v1")).await));
 }
@@ -365,12 +408,15 @@ async fn what_is_kept_of_memory_is_so_no_longer_than_memory_says_it() {
                 assert!(witness.is_still(&fresh, now), "nobody has told");
                 witness.lookup(&key(), &[tag("v1")]).await.unwrap();
             }
-            // A call that began before something was forgotten puts back what is taken out again.
+            // A call that began before something was forgotten, and brings something else.
             "late" => {
-                witness.forget(&key(), &tag("v2"));
+                witness.forget(&key(), &tag("v2"), None);
                 fresh = witness.fresh(&key(), &tag("v1"), now).unwrap();
-                witness.remember(&key(), &tag("v1"), digest("one"), None, &late);
-                assert_eq!(witness.last_seen(&key(), &tag("v1")), None);
+                let bound = (State::Bound, None);
+                witness.remember(&key(), &tag("v1"), digest("one"), bound, &late);
+                assert!(witness.is_still(&fresh, now), "it brought what is known");
+                witness.remember(&key(), &tag("v1"), digest("two"), bound, &late);
+                assert_eq!(state(&witness, "v1"), Some(State::Doubted));
             }
             "age" => tokio::time::advance(TTL).await,
             _ => {
@@ -393,36 +439,150 @@ async fn a_name_released_elsewhere_is_served_no_longer_than_the_time_to_live() {
     tokio::time::advance(TTL).await;
     assert!(is_absent(&witness.known(&key(), &tag("v1")).await));
     let seen = witness.last_seen(&key(), &tag("v1")).expect("it is a witness still");
-    assert!(!seen.stands && seen.digest == digest("one"));
+    assert!(seen.state == State::Freed && seen.digest == digest("one"));
     // And not by memory when the ledger goes down after that.
     inner.set(Some(Fault::Fails));
     assert!(matches!(witness.known(&key(), &tag("v1")).await, Known::Nothing(_)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_the_ledger_memory_is_served_whatever_its_age_and_at_once() {
+async fn memory_is_served_without_the_ledgers_word_only_where_this_look_up_failed() {
     for fault in [Fault::Fails, Fault::Hangs] {
         let (inner, witness) = house();
         seal(&witness, "v1", "one").await;
         tokio::time::advance(TTL * 100).await;
         inner.set(Some(fault));
-        let start = Instant::now();
-        assert_eq!(witness.known(&key(), &tag("v1")).await, Known::Remembered(digest("one")));
-        assert!(start.elapsed() <= SHORT);
-        // From now on it is not even asked, for a while.
-        let start = Instant::now();
-        inner.lookups();
-        for _ in 0..10 {
+        // Each pull asks, and waits a little.
+        for _ in 0..3 {
+            let start = Instant::now();
+            inner.lookups();
             assert_eq!(witness.known(&key(), &tag("v1")).await, Known::Remembered(digest("one")));
+            assert!(start.elapsed() <= SHORT);
+            assert_eq!(inner.lookups(), 1);
         }
-        assert_eq!((inner.lookups(), start.elapsed()), (0, Duration::ZERO));
-        let start = Instant::now();
-        assert!(matches!(witness.known(&key(), &tag("v2")).await, Known::Nothing(_)));
-        assert!(start.elapsed() <= SHORT);
+        if matches!(fault, Fault::Fails) {
+            let attempt = AttemptId::random();
+            witness.claim(&key(), &[tag("v2")], &digest("one"), attempt).await.unwrap_err();
+        }
         inner.set(None);
-        tokio::time::advance(DOWN).await;
+        // Another call has just failed; this one does not.
         let known = witness.known(&key(), &tag("v1")).await;
         assert!(matches!(known, Known::Entry(Entry::Sealed(_), _)), "it is back: {known:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ledger_that_is_down_is_waited_for_a_little_where_polls_have_told() {
+    let (inner, witness) = fleet().await;
+    inner.set(Some(Fault::Hangs));
+    let hear = timeout(Duration::from_secs(1), witness.hear());
+    assert!(hear.await.is_err(), "the guard ends it");
+    inner.set(Some(Fault::Fails));
+    assert!(witness.hear().await.is_err());
+    inner.set(Some(Fault::Hangs));
+    let start = Instant::now();
+    assert!(matches!(witness.known(&key(), &tag("v2")).await, Known::Nothing(_)));
+    assert!(start.elapsed() <= SHORT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_proxy_freed_is_served_no_longer_than_to_the_next_poll() {
+    let (inner, witness) = fleet().await;
+    seal(&witness, "v1", "one").await;
+    seal(&witness, "v2", "one").await;
+    let now = Instant::now();
+    let fresh = witness.fresh(&key(), &tag("v1"), now).unwrap();
+    release(&*inner, "v1").await;
+    seal(&*inner, "v1", "two").await;
+    assert_eq!(witness.known(&key(), &tag("v1")).await, Known::Fresh(digest("one")));
+    witness.hear().await.unwrap();
+    assert!(!witness.is_still(&fresh, now));
+    assert_eq!(witness.fresh(&key(), &tag("v1"), now), None);
+    assert_eq!(witness.fresh(&key(), &tag("v2"), now), None, "it is not told which name");
+    // Nor without the ledger, however the pull fails.
+    inner.set(Some(Fault::Fails));
+    assert!(matches!(witness.known(&key(), &tag("v1")).await, Known::Nothing(_)));
+    inner.set(None);
+    let known = witness.known(&key(), &tag("v1")).await;
+    assert!(matches!(known, Known::Entry(Entry::Sealed(s), _) if s.digest == digest("two")));
+    assert_eq!(witness.known(&key(), &tag("v1")).await, Known::Fresh(digest("two")));
+    // A repository in which nothing was freed keeps what is remembered.
+    let other = contract::key("other");
+    bind(&witness, &other, &[tag("v1")], &digest("one")).await;
+    release(&*inner, "v1").await;
+    witness.hear().await.unwrap();
+    assert!(witness.fresh(&other, &tag("v1"), now).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn pulls_go_by_memory_without_asking_for_a_second_after_a_poll() {
+    let (inner, witness) = fleet().await;
+    seal(&witness, "v1", "one").await;
+    let fresh = witness.fresh(&key(), &tag("v1"), Instant::now()).unwrap();
+    tokio::time::advance(Duration::from_millis(999)).await;
+    assert!(witness.is_still(&fresh, Instant::now()));
+    tokio::time::advance(Duration::from_millis(1)).await;
+    assert!(!witness.is_still(&fresh, Instant::now()));
+    assert_eq!(witness.fresh(&key(), &tag("v1"), Instant::now()), None);
+    assert!(matches!(witness.known(&key(), &tag("v1")).await, Known::Entry(..)));
+    inner.set(Some(Fault::Fails));
+    assert!(witness.hear().await.is_err());
+    let known = witness.known(&key(), &tag("v1")).await;
+    assert_eq!(known, Known::Remembered(digest("one")), "this look-up failed");
+    inner.set(None);
+    witness.hear().await.unwrap();
+    assert!(witness.is_still(&fresh, Instant::now()), "nothing has changed meanwhile");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_up_that_shows_a_higher_freed_number_tells_of_the_whole_repository() {
+    let (inner, witness) = fleet().await;
+    for name in ["v1", "v2", "v3"] {
+        seal(&witness, name, "one").await;
+        witness.lookup(&key(), &[tag(name)]).await.unwrap();
+    }
+    let now = Instant::now();
+    assert!(witness.fresh(&key(), &tag("v1"), now).is_some());
+    release(&*inner, "v1").await;
+    witness.lookup(&key(), &[tag("v2")]).await.unwrap();
+    assert_eq!(witness.fresh(&key(), &tag("v1"), now), None);
+    assert_eq!(witness.fresh(&key(), &tag("v3"), now), None);
+    assert!(witness.fresh(&key(), &tag("v2"), now).is_some(), "it was just looked up");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_announced_early_is_heard_of_once_more() {
+    let (inner, witness) = fleet().await;
+    inner.early.store(true, Ordering::Relaxed);
+    seal(&witness, "v1", "one").await;
+    seal(&witness, "v2", "one").await;
+    release(&*inner, "v2").await;
+    witness.hear().await.unwrap();
+    // Looked up between the announcement and what was announced.
+    witness.lookup(&key(), &[tag("v1")]).await.unwrap();
+    assert!(witness.fresh(&key(), &tag("v1"), Instant::now()).is_some());
+    tokio::time::advance(Duration::from_secs(5)).await;
+    witness.hear().await.unwrap();
+    assert_eq!(witness.fresh(&key(), &tag("v1"), Instant::now()), None);
+    witness.lookup(&key(), &[tag("v1")]).await.unwrap();
+    tokio::time::advance(Duration::from_secs(5)).await;
+    witness.hear().await.unwrap();
+    assert!(witness.fresh(&key(), &tag("v1"), Instant::now()).is_some(), "once");
+}
+
+#[tokio::test]
+async fn a_look_up_that_began_before_a_poll_is_not_gone_by() {
+    let (inner, witness) = fleet().await;
+    // Of a repository of which nothing is remembered, and of one of which something is.
+    for round in 0..2 {
+        let begun = witness.begin(&key());
+        bind(&*inner, &key(), &[tag("other")], &digest("one")).await;
+        supersede(&*inner, &key(), &[tag("other")]).await;
+        witness.hear().await.unwrap();
+        let bound = (State::Bound, None);
+        witness.remember(&key(), &tag("v1"), digest("one"), bound, &begun);
+        assert_eq!(witness.fresh(&key(), &tag("v1"), Instant::now()), None, "{round}");
+        seal(&witness, &format!("new{round}"), "one").await;
     }
 }
 
@@ -437,7 +597,7 @@ async fn a_lookup_that_began_before_a_release_brings_nothing_back() {
         withdrawn: None,
     };
     let begun = witness.begin(&key());
-    witness.forget(&key(), &tag("v1"));
+    witness.forget(&key(), &tag("v1"), None);
     witness.note(&key(), &tag("v1"), &Entry::Sealed(sealed), &begun);
     assert_eq!(witness.last_seen(&key(), &tag("v1")), None);
 }
@@ -453,61 +613,135 @@ async fn the_memory_is_bounded() {
     assert!(witness.memory.len() > 50, "{}", witness.memory.len());
 }
 
-/// A ledger that can lose everything, as a Redis that comes back without its file.
-fn forgetful() -> (Arc<Memory>, Witness) {
-    let memory = Arc::new(Memory::new());
-    let witness = Witness::new(Arc::<Memory>::clone(&memory), Remembering::default());
-    (memory, witness)
+/// A ledger that can lose everything, as a Redis that comes back without its file, and two of its proxies.
+fn forgetful() -> (Arc<Memory>, [Witness; 2]) {
+    let memory = Arc::new(Memory::shared());
+    let proxy = || Witness::new(Arc::<Memory>::clone(&memory), Remembering::default());
+    (Arc::clone(&memory), [proxy(), proxy()])
+}
+
+/// As the fleet does after a loss.
+async fn restore(memory: &Memory, proxies: &[&Witness]) {
+    let total = memory.losses().unwrap().total();
+    for proxy in proxies {
+        proxy.offer().await.unwrap();
+    }
+    for proxy in proxies {
+        proxy.settle(total);
+    }
 }
 
 #[tokio::test]
-async fn what_the_ledger_lost_is_bound_again_before_anything_else_is() {
-    let (memory, witness) = forgetful();
+async fn a_ledger_that_lost_entries_answers_nothing_until_it_is_restored() {
+    let (memory, [witness, _]) = forgetful();
     let (key, v1, v2) = (contract::key("app"), [contract::tag("v1")], [contract::tag("v2")]);
     let (one, two) = (contract::digest(1), contract::digest(3));
     contract::adopt(&witness, &key, &v1, &one, Origin::Import).await.unwrap();
-    witness.lookup(&key, &v1).await.unwrap();
+    let before = entries(&witness, &key, &v1).await;
     memory.lose();
+    assert_eq!(witness.lookup(&key, &v2).await, Err(restoring()));
+    let claim = witness.claim(&key, &v2, &two, AttemptId::random()).await;
+    assert_eq!(claim, Err(restoring()));
+    restore(&memory, &[&witness]).await;
     let entries = entries(&witness, &key, &[v1[0].clone(), v2[0].clone()]).await;
-    assert!(
-        matches!(&entries[0], Entry::Sealed(s) if s.digest == one && s.origin == Origin::Import)
-    );
+    assert_eq!(entries[0], before[0], "as it was");
     assert_eq!(entries[1], Entry::Absent, "what is not remembered is the registry's to tell");
     let claim = witness.claim(&key, &v1, &two, AttemptId::random()).await;
     assert!(matches!(claim, Ok(Claim::Held(_))));
 }
 
 #[tokio::test]
-async fn a_name_that_is_let_go_of_after_a_loss_stays_free() {
-    let (memory, witness) = forgetful();
+async fn what_was_adopted_a_moment_ago_is_restored_though_it_is_not_served() {
+    let (memory, [witness, _]) = forgetful();
     let (key, tags, digest) = (contract::key("app"), [contract::tag("v1")], contract::digest(1));
-    bind(&witness, &key, &tags, &digest).await;
+    contract::adopt(&witness, &key, &tags, &digest, Origin::FirstSight).await.unwrap();
+    witness.hear().await.unwrap();
+    assert_eq!(witness.fresh(&key, &tags[0], Instant::now()), None);
     memory.lose();
-    assert_eq!(witness.restore_all().await, 1);
-    assert_eq!(witness.restore_all().await, 0, "once for each loss");
-    // Another proxy lets go of it; this one only sees that it is gone.
-    supersede(&*memory, &key, &tags).await;
-    assert_eq!(entries(&witness, &key, &tags).await, [Entry::Absent]);
-    assert_eq!(witness.restore_all().await, 0);
+    restore(&memory, &[&witness]).await;
+    assert_eq!(entries(&witness, &key, &tags).await[0].digest(), Some(&digest));
 }
 
 #[tokio::test]
-async fn a_tag_that_was_free_before_a_loss_is_not_bound_by_it() {
-    let (memory, witness) = forgetful();
-    let (key, tags, digest) = (contract::key("app"), [contract::tag("v1")], contract::digest(1));
-    bind(&witness, &key, &tags, &digest).await;
-    supersede(&*memory, &key, &tags).await;
-    witness.lookup(&key, &tags).await.unwrap();
+async fn the_newest_binding_or_release_is_restored_whoever_offers_first() {
+    for order in [[0, 1], [1, 0]] {
+        for again in [true, false] {
+            let (memory, proxies) = forgetful();
+            let [stale, newer] = &proxies;
+            seal(newer, "v1", "one").await;
+            stale.lookup(&key(), &[tag("v1")]).await.unwrap();
+            release(newer, "v1").await;
+            if again {
+                seal(newer, "v1", "two").await;
+            }
+            memory.lose();
+            restore(&memory, &order.map(|n| &proxies[n])).await;
+            let expected = again.then(|| digest("two"));
+            let entries = entries(&*memory, &key(), &[tag("v1")]).await;
+            assert_eq!(entries[0].digest(), expected.as_ref(), "{order:?}");
+            // What lost is not offered at the next loss.
+            memory.lose();
+            restore(&memory, &[stale]).await;
+            let left = self::entries(&*memory, &key(), &[tag("v1")]).await;
+            if order == [1, 0] {
+                assert_eq!(left, [Entry::Absent]);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_way_in_which_a_name_is_freed_is_remembered() {
+    for way in ["release", "supersede", "delete", "seen", "withdraw", "delete, withdrawn"] {
+        let (memory, proxies) = forgetful();
+        let [stale, newer] = &proxies;
+        seal(newer, "v1", "one").await;
+        for proxy in &proxies {
+            proxy.lookup(&key(), &[tag("v1")]).await.unwrap();
+        }
+        let (tags, attempt) = ([tag("v1")], AttemptId::random());
+        let end = async |end| {
+            newer.begin_delete(&key(), &digest("one"), attempt).await.unwrap();
+            let ended = newer.end_delete(&key(), &digest("one"), &[attempt], &tags, end).await;
+            assert_eq!(ended, Ok(Ended::Done(tags.to_vec())));
+        };
+        match way {
+            "release" => release(newer, "v1").await,
+            "supersede" => supersede(newer, &key(), &tags).await,
+            "delete" => end(DeleteEnd::Released).await,
+            "seen" => {
+                release(&*memory, "v1").await;
+                newer.lookup(&key(), &tags).await.unwrap();
+            }
+            "withdraw" => newer.withdraw(&key(), &tags, &digest("one")).await.unwrap(),
+            _ => end(DeleteEnd::Withdrawn).await,
+        }
+        memory.lose();
+        restore(&memory, &[stale, newer]).await;
+        match entries(newer, &key(), &tags).await.remove(0) {
+            Entry::Absent => assert!(!way.contains("withdraw"), "{way}"),
+            Entry::Sealed(sealed) => assert!(sealed.withdrawn.is_some(), "{way}"),
+            entry @ Entry::Pending(_) => panic!("{way}: {entry:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_bound_after_a_loss_is_newer_than_any_offer() {
+    let (memory, [first, late]) = forgetful();
+    seal(&first, "v1", "one").await;
+    late.lookup(&key(), &[tag("v1")]).await.unwrap();
+    seal(&late, "v2", "one").await;
     memory.lose();
-    assert_eq!(entries(&witness, &key, &tags).await, [Entry::Absent]);
-    // Nor is one that somebody else took in the meantime moved.
-    bind(&witness, &key, &tags, &digest).await;
-    memory.lose();
-    let other = contract::digest(3);
-    bind(&*memory, &key, &tags, &other).await;
-    assert_eq!(witness.restore_all().await, 1);
-    let entries = entries(&witness, &key, &tags).await;
-    assert_eq!(entries[0].digest(), Some(&other));
+    restore(&memory, &[&first]).await;
+    release(&first, "v1").await;
+    seal(&first, "v1", "two").await;
+    memory.losses().unwrap().await_others();
+    late.offer().await.unwrap();
+    late.settle(1);
+    let entries = entries(&*memory, &key(), &[tag("v1"), tag("v2")]).await;
+    assert_eq!(entries[0].digest(), Some(&digest("two")));
+    assert_eq!(entries[1].digest(), Some(&digest("one")), "which only the late one knew");
 }
 
 #[tokio::test(start_paused = true)]
@@ -532,7 +766,7 @@ async fn pulls_are_counted_by_what_they_went_by() {
     assert_eq!(counted(), [1, 2, 0]);
     tokio::time::advance(TTL).await;
     inner.set(Some(Fault::Fails));
-    // The first finds out, the second knows, the third has nothing to go by.
+    // The third has nothing to go by.
     for name in ["v1", "v1", "v2"] {
         witness.known(&key(), &tag(name)).await;
     }

@@ -186,7 +186,14 @@ async fn everything(ledger: &Redis) -> Result<(), Unavailable> {
     ledger.lookup(&key, &tags).await?;
     ledger.bound_to(&key, &digest).await?;
     ledger.list(None, 10).await?;
-    let announcement = Announcement { proxy: "one".into(), rules: "none".into() };
+    let announcement =
+        Announcement { proxy: "one".into(), rules: "none".into(), offered: "x".into() };
     ledger.announce(&announcement).await?;
+    ledger.poll(Some(0)).await?;
+    ledger.restore(&key, &contract::few_offers()).await?;
+    // A loss is published.
+    ledger.lost(Scope::Whole);
+    ledger.poll(Some(0)).await?;
+    ledger.losses.settle(1);
     ledger.sequence(&key).await.map(drop)
 }
