@@ -30,6 +30,10 @@ const UNVERIFIED: HeaderValue = HeaderValue::from_static(
     "299 - \"taglock's ledger is down and this tag was not seen before: it is what the registry says\"",
 );
 
+const REMEMBERED: HeaderValue = HeaderValue::from_static(
+    "299 - \"taglock's ledger is down: the tag may have been freed since it was seen\"",
+);
+
 const DIFFERS: HeaderValue =
     HeaderValue::from_static("299 - \"the registry's own tag differs from the ledger\"");
 
@@ -65,6 +69,9 @@ impl Edge {
                 self.rooms.let_in.note(identity, repository, Right::Pull);
                 let answer = with_digest(answer, &digest);
                 self.warn_of_drift(passage, &key, tag, &digest);
+                if basis == Basis::Memory {
+                    passage.warning = Some(REMEMBERED);
+                }
                 if basis == Basis::FirstSight {
                     self.audit_first_sight(session, passage, repository, tag, digest);
                 }

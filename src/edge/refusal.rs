@@ -383,7 +383,7 @@ impl Refusal {
             Unsure::Registry(trouble) => Self::trouble(trouble),
             Unsure::Ledger(error) => {
                 let text = ledger_trouble(error);
-                let message = format!("{text}, and what the tag is bound to was not seen before");
+                let message = format!("{text}, and this taglock serves no tag without it");
                 let status = StatusCode::SERVICE_UNAVAILABLE;
                 Self::new(status, ErrorCode::Unavailable, "ledger", message).again_later()
             }

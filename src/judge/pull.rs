@@ -19,7 +19,7 @@ const WAITS: u8 = 20;
 pub struct Pull {
     pub repository: RepositoryKey,
     pub tag: Tag,
-    /// Whether a tag never seen is refused while the ledger is down (`on_ledger_outage`).
+    /// Whether nothing is served that the ledger has not told (`on_ledger_outage`).
     pub strict: bool,
 }
 
@@ -198,7 +198,8 @@ impl<A: Clone> Machine<A> {
     fn known(&mut self, known: Known) -> Step<A> {
         match known {
             Known::Fresh(digest) => self.serve(digest, Source::Fresh),
-            Known::Remembered(digest) => self.serve(digest, Source::Sure(Basis::Memory)),
+            Known::Remembered(_, error) if self.pull.strict => self.outage(error),
+            Known::Remembered(digest, _) => self.serve(digest, Source::Sure(Basis::Memory)),
             Known::Nothing(error) => self.outage(error),
             Known::Entry(Entry::Absent, freed) => {
                 self.act(Phase::Resolving(freed), Action::Resolve)
@@ -271,7 +272,7 @@ impl<A: Clone> Machine<A> {
         }
     }
 
-    /// The ledger can't be asked, and this proxy has never seen what the tag is bound to.
+    /// The ledger can't be asked, and what this proxy has seen is not enough.
     fn outage(&mut self, error: Unavailable) -> Step<A> {
         Step::Done(if self.pull.strict {
             Pulled::Undecided(error.into())
@@ -313,7 +314,7 @@ impl<A: Clone> Machine<A> {
             {
                 Step::Done(Pulled::Relayed(answer))
             }
-            Known::Fresh(_) | Known::Remembered(_) | Known::Nothing(_) => {
+            Known::Fresh(_) | Known::Remembered(..) | Known::Nothing(_) => {
                 Step::Done(Pulled::Relayed(answer))
             }
             Known::Entry(..) => self.known(known),

@@ -52,8 +52,8 @@ pub enum Known {
     Entry(Entry, FreedNumber),
     /// Sealed with this, seen less than the time to live ago.
     Fresh(Digest),
-    /// Sealed with this when it was last seen; the ledger can't be asked now.
-    Remembered(Digest),
+    /// Sealed with this when it was last seen; the ledger can't be asked now, for this reason.
+    Remembered(Digest, Unavailable),
     /// The ledger can't be asked, and this proxy has not seen the tag.
     Nothing(Unavailable),
 }
@@ -222,7 +222,7 @@ impl Witness {
         self.count(match &known {
             Known::Fresh(_) => "hit",
             Known::Entry(..) => "miss",
-            Known::Remembered(_) | Known::Nothing(_) => "outage",
+            Known::Remembered(..) | Known::Nothing(_) => "outage",
         });
         known
     }
@@ -243,7 +243,7 @@ impl Witness {
             Err(error) => error,
         };
         match self.recall(repository, tag) {
-            Some(seen) => Known::Remembered(seen.digest),
+            Some(seen) => Known::Remembered(seen.digest, error),
             None => Known::Nothing(error),
         }
     }

@@ -225,12 +225,16 @@ fn while_the_ledger_is_down_what_was_seen_is_served_and_the_rest_by_the_setting(
     // Its memory is older than its time to live by now; that is no matter.
     std::thread::sleep(std::time::Duration::from_millis(1100));
     redis.stop();
-    for proxy in proxies {
-        for _ in 0..3 {
-            serves(&proxy.address, "prod/app", "v1", "one");
-            let answer = read(&proxy.address, "GET", "prod/app", "v1");
-            assert_eq!(answer.header("Warning"), None);
+    for _ in 0..3 {
+        serves(&taglock.address, "prod/app", "v1", "one");
+        for method in ["GET", "HEAD"] {
+            let answer = read(&taglock.address, method, "prod/app", "v1");
+            let warning =
+                answer.header("Warning").unwrap_or_else(|| panic!("no warning: {answer:?}"));
+            assert!(warning.contains("ledger is down: the tag may have been freed"), "{warning}");
         }
+        let answer = read(&strict.address, "GET", "prod/app", "v1");
+        assert_eq!((answer.status, answer.code().as_str()), (503, "UNAVAILABLE"), "{answer:?}");
     }
     let answer = read(&taglock.address, "GET", "prod/app", "v2");
     assert_eq!((answer.status, &answer.body), (200, &manifest("two")), "{answer:?}");
@@ -251,6 +255,7 @@ fn while_the_ledger_is_down_what_was_seen_is_served_and_the_rest_by_the_setting(
     for proxy in proxies {
         serves(&proxy.address, "prod/app", "v2", "two");
         serves(&proxy.address, "prod/app", "v1", "one");
+        assert_eq!(read(&proxy.address, "GET", "prod/app", "v1").header("Warning"), None);
     }
 }
 

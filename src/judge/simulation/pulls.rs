@@ -31,7 +31,7 @@ impl World {
                 let mut world = self.clone();
                 world.budget.pulls -= 1;
                 let repository = self.pushers[0].machine.push().repository.clone();
-                let pull = Pull { repository, tag: tag.clone(), strict: true };
+                let pull = Pull { repository, tag: tag.clone(), strict: false };
                 let (machine, asks) = Reader::new(pull);
                 let after_push = self.acknowledged.iter().any(|(pushed, _)| pushed == tag);
                 let freeing = physics.deletes.is_some();
@@ -102,7 +102,7 @@ impl World {
                 }
                 if let Some(world) = spend(self) {
                     let known = match seen {
-                        Some(digest) => Known::Remembered(digest),
+                        Some(digest) => Known::Remembered(digest, Unavailable::TimedOut),
                         None => Known::Nothing(Unavailable::TimedOut),
                     };
                     add(", no answer", world, Heard::Known(known));

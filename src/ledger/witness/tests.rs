@@ -456,7 +456,8 @@ async fn memory_is_served_without_the_ledgers_word_only_where_this_look_up_faile
         for _ in 0..3 {
             let start = Instant::now();
             inner.lookups();
-            assert_eq!(witness.known(&key(), &tag("v1")).await, Known::Remembered(digest("one")));
+            let known = witness.known(&key(), &tag("v1")).await;
+            assert!(matches!(known, Known::Remembered(d, _) if d == digest("one")), "{known:?}");
             assert!(start.elapsed() <= SHORT);
             assert_eq!(inner.lookups(), 1);
         }
@@ -528,7 +529,8 @@ async fn pulls_go_by_memory_without_asking_for_a_second_after_a_poll() {
     inner.set(Some(Fault::Fails));
     assert!(witness.hear().await.is_err());
     let known = witness.known(&key(), &tag("v1")).await;
-    assert_eq!(known, Known::Remembered(digest("one")), "this look-up failed");
+    let remembered = matches!(&known, Known::Remembered(d, _) if *d == digest("one"));
+    assert!(remembered, "this look-up failed: {known:?}");
     inner.set(None);
     witness.hear().await.unwrap();
     assert!(witness.is_still(&fresh, Instant::now()), "nothing has changed meanwhile");
