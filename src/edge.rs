@@ -370,14 +370,16 @@ impl ProxyHttp for Edge {
 
     async fn upstream_request_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         request: &mut RequestHeader,
         passage: &mut Passage,
     ) -> Result<()> {
         if let Some(rehearsal) = &mut passage.rehearsal {
             rehearsal.begin();
         }
-        if blobs::has_no_body(request) {
+        // The header does not tell: pingora has taken the chunked coding out, and a body over HTTP/2 needs
+        // no length.
+        if session.as_mut().is_body_empty() {
             self.enter_unjudged(passage)?;
         }
         self.forwarding(passage).apply(request)

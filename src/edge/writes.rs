@@ -349,7 +349,7 @@ fn outcome_of(verdict: &Verdict<Answer>) -> Outcome {
     match verdict {
         Verdict::Admitted { answer, sealed, .. } => Outcome {
             registry_status: answer.as_ref().map(|answer| answer.status.as_u16()),
-            detail: (!sealed).then(|| "not sealed yet".to_owned()),
+            detail: (!sealed).then(|| "not bound: its claim is gone".to_owned()),
             ..outcome
         },
         Verdict::Refused(conflict) => Outcome { bound: Some(conflict.bound), ..outcome },

@@ -257,9 +257,7 @@ impl Judge {
 
     async fn carry_out(&self, deleting: Deleting, plan: Plan) -> Settled {
         let Plan { tags, end, superseded } = plan;
-        if !superseded.is_empty() {
-            self.supersede(deleting.repository(), &superseded).await;
-        }
+        self.supersede_deleted(&deleting, superseded).await;
         let settled = self.end_delete(deleting, &tags, end).await;
         match end {
             DeleteEnd::Refused | DeleteEnd::Kept => Settled { tags: Vec::new(), ..settled },

@@ -9,6 +9,9 @@ use crate::ledger::{
 };
 use crate::name::{Digest, Tag};
 
+/// Why names stay bound.
+const MARK_LOST: &str = "the ledger lost the delete mark";
+
 /// A DELETE whose marks stand. It ends by the registry's definitive word; one whose outcome is unknown
 /// is dropped, and its marks stay.
 pub(super) struct Deleting {
@@ -42,6 +45,11 @@ impl Deleting {
     /// Whether DELETEs without a definitive answer end with this one.
     pub fn ends_earlier(&self) -> bool {
         self.marks.iter().any(|mark| !mark.earlier.is_empty())
+    }
+
+    /// Whether a tag has one of the digests.
+    fn is_of(&self, entry: &Entry) -> bool {
+        entry.digest().is_some_and(|digest| self.marks.iter().any(|mark| mark.digest == *digest))
     }
 
     /// Its outcome is unknown: the marks stay.
@@ -105,6 +113,25 @@ impl Judge {
         self.end(&deleting, &[], DeleteEnd::Refused).await;
     }
 
+    /// The registry has deleted: frees these mutable tags, as far as they have one of the digests. A claim
+    /// among them may have been bound since it was seen; while the marks stand, no entry changes
+    /// twice.
+    pub(super) async fn supersede_deleted(&self, deleting: &Deleting, seen: Vec<Holder>) {
+        let repository = deleting.repository();
+        let tags: Vec<_> = seen.iter().map(|holder| holder.tag.clone()).collect();
+        let mut held = seen;
+        for _ in 0..2 {
+            if held.is_empty() {
+                return;
+            }
+            self.supersede(repository, &held).await;
+            // The end of the delete meets the same trouble, and says so.
+            let Ok(found) = self.ledger.lookup(repository, &tags).await else { return };
+            held = Holder::present(&tags, found.entries);
+            held.retain(|holder| deleting.is_of(&holder.entry));
+        }
+    }
+
     /// The registry has deleted: does `end` to those of these tags that have one of the digests.
     pub(super) async fn end_delete(
         &self,
@@ -126,15 +153,7 @@ impl Judge {
             let ended = self.ledger.end_delete(repository, digest, &attempts, tags, end).await;
             match ended {
                 Ok(Ended::Done(changed)) => settled.tags.extend(changed),
-                // An earlier call may have done it, and its answer was lost.
-                Ok(Ended::NoMark) => match self.ledger.lookup(repository, tags).await {
-                    Ok(found) => {
-                        let pairs = tags.iter().zip(&found.entries);
-                        let done = pairs.filter(|(_, entry)| is_ended(entry, end));
-                        settled.tags.extend(done.map(|(tag, _)| tag.clone()));
-                    }
-                    Err(error) => settled.unmarked = Some(error),
-                },
+                Ok(Ended::NoMark) => self.end_unmarked(deleting, tags, end, &mut settled).await,
                 Err(error) => {
                     tracing::warn!(
                         %repository, %digest, %error,
@@ -148,6 +167,31 @@ impl Judge {
         settled.tags.sort();
         settled.tags.dedup();
         settled
+    }
+
+    /// An earlier call may have done it, and its answer was lost. Or the mark was lost: what is bound now
+    /// may be a later push, and stays.
+    async fn end_unmarked(
+        &self,
+        deleting: &Deleting,
+        tags: &[Tag],
+        end: DeleteEnd,
+        settled: &mut Settled,
+    ) {
+        let found = match self.ledger.lookup(&deleting.repository, tags).await {
+            Ok(found) => found,
+            Err(error) => {
+                settled.unmarked = Some(error);
+                return;
+            }
+        };
+        for (tag, entry) in tags.iter().zip(&found.entries) {
+            if is_ended(entry, end) {
+                settled.tags.push(tag.clone());
+            } else if end != DeleteEnd::Kept && deleting.is_of(entry) {
+                settled.unmarked = Some(Unavailable::Store(MARK_LOST.into()));
+            }
+        }
     }
 }
 

@@ -19,7 +19,7 @@ pub(super) enum Doubt<A> {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Progress<A> {
     outcomes: Vec<Outcome<A>>,
-    /// Tags that were freed after the registry had taken them.
+    /// Tags whose claims are gone, and under which the registry shows the image.
     gone: Vec<Tag>,
 }
 
@@ -128,24 +128,15 @@ impl<A: Clone> Machine<A> {
 
     pub(super) fn bound(
         &mut self,
-        mut progress: Progress<A>,
+        progress: Progress<A>,
         bound: Result<Bind, Unavailable>,
     ) -> Step<A> {
         match bound {
             Ok(Bind::Bound) => self.conclude(progress),
-            // Its name was freed after the PUT took place, and that is what the client is told. Where
-            // nothing was freed the ledger has lost the claim.
-            Ok(Bind::Gone { tags, freed }) if self.was_freed(freed) => {
-                progress.gone.extend(tags);
-                self.bind(progress)
-            }
-            Ok(Bind::Gone { mut tags, .. }) => match (progress.unknown(), tags.pop()) {
-                (None, Some(tag)) => self.undecided(Undecided::ClaimLost(tag)),
-                (trouble, _) => {
-                    let trouble = trouble.unwrap_or(Trouble::Internal);
-                    self.undecided(Undecided::OutcomeUnknown(trouble))
-                }
-            },
+            // Its name was freed after the PUT took place, or the ledger has lost the claim and something
+            // else was freed.
+            Ok(Bind::Gone { tags, freed }) if self.was_freed(freed) => self.confirm(progress, tags),
+            Ok(Bind::Gone { mut tags, .. }) => self.claim_lost(&progress, tags.pop()),
             // A PUT whose outcome is unknown must not be forgotten over the others.
             Ok(Bind::Conflict(_) | Bind::Freed | Bind::Deleting)
                 if progress.unknown().is_some() =>
@@ -161,6 +152,37 @@ impl<A: Clone> Machine<A> {
 
     fn was_freed(&self, now: FreedNumber) -> bool {
         now > self.freed
+    }
+
+    /// Looks at the last of these tags, whose claims are gone. The push is acknowledged only for what the
+    /// registry shows then: bound to nothing, it is bound when somebody looks at it.
+    fn confirm(&mut self, progress: Progress<A>, gone: Vec<Tag>) -> Step<A> {
+        match gone.last().cloned() {
+            Some(tag) => self.act(Phase::Confirming(progress, gone), Action::Look(tag)),
+            None => self.bind(progress),
+        }
+    }
+
+    pub(super) fn confirmed(
+        &mut self,
+        mut progress: Progress<A>,
+        mut gone: Vec<Tag>,
+        seen: Sighting<A>,
+    ) -> Step<A> {
+        let tag = gone.pop();
+        if !matches!(seen, Sighting::Found(digest) if self.push.content.is(&digest)) {
+            return self.claim_lost(&progress, tag);
+        }
+        progress.gone.extend(tag);
+        self.confirm(progress, gone)
+    }
+
+    /// The registry took the image under a claim that is no more, and nothing shows what became of it.
+    fn claim_lost(&mut self, progress: &Progress<A>, tag: Option<Tag>) -> Step<A> {
+        self.undecided(match (progress.unknown(), tag) {
+            (None, Some(tag)) => Undecided::ClaimLost(tag),
+            (trouble, _) => Undecided::OutcomeUnknown(trouble.unwrap_or(Trouble::Internal)),
+        })
     }
 
     fn conclude(&mut self, progress: Progress<A>) -> Step<A> {

@@ -77,6 +77,8 @@ pub(super) enum Phase<A> {
     Checking(Progress<A>, Doubt<A>),
     Disowning(Progress<A>),
     Binding(Progress<A>),
+    /// The last of these tags, whose claims are gone, is looked at.
+    Confirming(Progress<A>, Vec<Tag>),
     LettingIn(Conflict),
     /// Whether the client sees what it has stored, and so what is bound.
     Showing(Conflict),
@@ -177,6 +179,9 @@ impl<A: Clone> Machine<A> {
             }
             (Phase::Disowning(progress), Event::Aborted(_)) => self.bind(progress),
             (Phase::Binding(progress), Event::Bound(bound)) => self.bound(progress, bound),
+            (Phase::Confirming(progress, gone), Event::Seen(seen)) => {
+                self.confirmed(progress, gone, seen)
+            }
             (Phase::LettingIn(conflict), Event::Seen(seen)) => self.let_in(conflict, seen),
             (Phase::Showing(conflict), Event::Seen(seen)) => {
                 let visible = matches!(seen, Sighting::Found(_)) && self.eyes == Eyes::Client;

@@ -223,8 +223,8 @@ pub enum Verdict<A> {
         /// The registry's 201; `None` where the tag was found in place after an unclear answer.
         answer: Option<A>,
         tags: Vec<Tag>,
-        /// False where a protected tag was freed between the registry's 201 and the ledger's word, so
-        /// that it is bound to nothing.
+        /// False where the claim of a protected tag was gone by the time of the binding: the registry shows
+        /// the image, and the tag is bound to nothing.
         sealed: bool,
     },
     /// A protected tag is bound to another digest.
@@ -269,9 +269,10 @@ pub enum Undecided {
     /// The claim, or the binding, may have been written.
     #[error("{0}; the outcome is unknown: push the same image again")]
     LedgerUnknown(Unavailable),
-    /// The registry has taken the image, and the ledger has lost the claim it was pushed under.
+    /// The registry has taken the image, and the claim it was pushed under is gone: the ledger lost it, or
+    /// somebody freed the name.
     #[error(
-        "the ledger lost the claim of tag `{0}`; the outcome is unknown: push the same image again"
+        "the claim of tag `{0}` is gone from the ledger; the outcome is unknown: push the same image again"
     )]
     ClaimLost(Tag),
     /// A delete of the image has had no definitive answer.

@@ -182,6 +182,10 @@ impl Registry for Shelf {
                 Place::Tag { tag, .. } => self.set(tag.as_str(), manifest),
             }
         }
+        let behind = self.behind.lock().unwrap().take_if(|_| call == "publish");
+        if let Some(behind) = behind {
+            behind().await;
+        }
         match play {
             Play::Truth => Written::Created(answer(201)),
             Play::Deny => Written::Denied(answer(403)),
@@ -287,6 +291,15 @@ impl House {
 
     async fn entry(&self, name: &str) -> Entry {
         self.ledger.lookup(&key(), &[tag(name)]).await.unwrap().entries.remove(0)
+    }
+
+    /// What somebody else does while the registry publishes, or deletes.
+    fn meanwhile<F>(&self, what: impl FnOnce(Arc<Memory>) -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let ledger = Arc::clone(&self.ledger);
+        *self.shelf.behind.lock().unwrap() = Some(Box::new(move || Box::pin(what(ledger))));
     }
 
     /// Leaves a claim behind, as a push does that crashed.
@@ -463,6 +476,29 @@ async fn denials_and_troubles_before_the_publication_leave_no_claim() {
         assert!(matches!(verdict, Verdict::Relayed(_) | Verdict::Undecided(_)), "{verdict:?}");
         assert_eq!(house.entry("v1").await, Entry::Absent, "{call}");
         assert!(!house.shelf.calls().iter().any(|c| c.starts_with("publish")), "{call}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_push_whose_claim_is_gone_is_acknowledged_only_where_the_registry_shows_its_image() {
+    for is_there in [true, false] {
+        let house = House::new();
+        let shelf = Arc::clone(&house.shelf);
+        house.meanwhile(move |ledger| async move {
+            let v1 = [tag("v1")];
+            let entries = ledger.lookup(&key(), &v1).await.unwrap().entries;
+            ledger.supersede(&key(), &Holder::present(&v1, entries)).await.unwrap();
+            if !is_there {
+                shelf.tags.lock().unwrap().clear();
+            }
+        });
+        let verdict = house.push(&["v1"], "one").await;
+        match verdict {
+            Verdict::Admitted { sealed: false, .. } if is_there => {}
+            Verdict::Undecided(Undecided::ClaimLost(_)) if !is_there => {}
+            other => panic!("{is_there}: {other:?}"),
+        }
+        assert_eq!(house.entry("v1").await, Entry::Absent);
     }
 }
 

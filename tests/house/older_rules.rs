@@ -3,6 +3,7 @@
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
 use std::thread;
 
 use crate::fake::{Fake, Fault};
@@ -57,6 +58,37 @@ fn a_write_that_never_came_whole_is_not_waited_for() {
     taglock.rests();
     taglock.reload(&rules("immutable"));
     assert_eq!(put(&taglock.address, REPOSITORY, "v1", &manifest("two")).status, 201);
+}
+
+/// The same of a body that announces no length: in chunks, and over HTTP/2.
+#[test]
+fn a_write_without_a_length_that_never_came_whole_is_not_waited_for() {
+    for protocol in ["--http1.1", "--http2-prior-knowledge"] {
+        let fake = Fake::start();
+        let slow = "exchange_timeout = \"60s\"\n";
+        let taglock = Taglock::with(&fake.address, slow, &rules("mutable"));
+        let one = manifest("one");
+        let url = format!("http://{}/v2/{REPOSITORY}/manifests/v1", taglock.address);
+        let mut client = Command::new("curl")
+            .args(["--silent", "--no-buffer", protocol, "--header", "Expect:"])
+            .args(["--header", &format!("Content-Type: {INDEX}"), "--upload-file", "-", &url])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut body = client.stdin.take().unwrap();
+        body.write_all(&one[..one.len() - 5]).unwrap();
+        body.flush().unwrap();
+        eventually("the request", || taglock.metric("taglock_requests_in_flight") >= 1.0);
+        // What has come of it is passed on.
+        thread::sleep(std::time::Duration::from_millis(300));
+        client.kill().unwrap();
+        client.wait().unwrap();
+        taglock.rests();
+        taglock.reload(&rules("immutable"));
+        let answer = put(&taglock.address, REPOSITORY, "v1", &manifest("two"));
+        assert_eq!(answer.status, 201, "{protocol}: {}", answer.text());
+    }
 }
 
 /// The rules are the newer ones before another process takes over, and the write is from before.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::judge::delete::{Deletion, MAX_TAGS, NoDelete, Ruling, Unsettled};
-use crate::ledger::Unavailable;
+use crate::ledger::{Bind, DeleteEnd, Unavailable};
 use crate::rules::{
     Deletes, Mutability, RefusalStyle, RepositoryPattern, Rule, Source, TagPattern,
 };
@@ -37,15 +37,6 @@ impl House {
             Entry::Sealed(sealed) => sealed.withdrawn.is_some(),
             other => panic!("{other:?}"),
         }
-    }
-
-    /// What somebody else does while the registry deletes.
-    fn meanwhile<F>(&self, what: impl FnOnce(Arc<Memory>) -> F + Send + 'static)
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        let ledger = Arc::clone(&self.ledger);
-        *self.shelf.behind.lock().unwrap() = Some(Box::new(move || Box::pin(what(ledger))));
     }
 
     fn deletes_sent(&self) -> usize {
@@ -281,6 +272,52 @@ async fn a_delete_under_a_mutable_rule_frees_what_was_bound_under_a_stricter_one
     let ruling = house.judge.delete_mutable(&key(), &four, &caller).await;
     assert!(matches!(ruling, Ruling::Deleted { .. }), "{ruling:?}");
     assert_eq!(house.shelf.tag("v4"), None);
+}
+
+/// A push under a mutable rule's tag is bound between the mark and the registry's answer: its entry has
+/// another life then, and the same image.
+#[tokio::test(start_paused = true)]
+async fn a_mutable_tag_that_is_bound_during_a_delete_is_freed_by_it() {
+    for by in ["mutable rule", "mixed rule"] {
+        let house = House::new();
+        house.push(&["v1"], "one").await;
+        house.shelf.set("dev-1", &manifest("one"));
+        let attempt = house.claimed("dev-1", "one").await;
+        let freed = house.ledger.lookup(&key(), &[]).await.unwrap().freed;
+        house.meanwhile(move |ledger| async move {
+            let (dev, one) = ([tag("dev-1")], digest("one"));
+            let bound = ledger.bind(&key(), &dev, &one, attempt, freed).await;
+            assert_eq!(bound, Ok(Bind::Bound));
+        });
+        let one = Reference::Digest(digest("one"));
+        let ruling = match by {
+            "mutable rule" => house.judge.delete_mutable(&key(), &one, &Caller::default()).await,
+            _ => house.delete(Deletes::Keep, one).await,
+        };
+        assert!(matches!(ruling, Ruling::Deleted { unmarked: None, .. }), "{by}: {ruling:?}");
+        assert_eq!(house.entry("dev-1").await, Entry::Absent, "{by}");
+    }
+}
+
+/// The mark is what orders a delete among pushes. Where it was lost, what is bound now may be a later push.
+#[tokio::test(start_paused = true)]
+async fn a_delete_whose_mark_was_lost_says_that_the_names_stay_bound() {
+    for deletes in [Deletes::Keep, Deletes::Release] {
+        let house = House::new();
+        house.push(&["v1"], "one").await;
+        let before = house.entry("v1").await;
+        house.meanwhile(|ledger| async move {
+            let marks = ledger.delete_marks(&key()).await.unwrap();
+            let (one, mark) = &marks[0];
+            let kept = DeleteEnd::Kept;
+            ledger.end_delete(&key(), one, &mark.attempts, &[], kept).await.unwrap();
+        });
+        match house.delete(deletes, digest("one")).await {
+            Ruling::Deleted { tags, unmarked: Some(_), .. } => assert!(tags.is_empty()),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(house.entry("v1").await, before);
+    }
 }
 
 #[tokio::test(start_paused = true)]
