@@ -80,7 +80,7 @@ use crate::telemetry::traces::Tracer;
 use admission::Head;
 use course::Course;
 use familiar::Familiar;
-use passage::{Passage, Start, Tally, UnderWay, Unjudged};
+use passage::{Passage, Start, Tally, Unjudged};
 use refusal::Refusal;
 
 /// How long a client may leave its connection unused, or a header unfinished.
@@ -194,25 +194,25 @@ impl Edge {
         Ok(())
     }
 
-    /// A manifest write that streams has come whole: from here on whoever binds its tags waits for it.
+    /// A write that streams has come whole: from here on whoever binds its tags waits for it.
     ///
     /// # Errors
     /// Where the rules have changed while it came, so that one of its tags is immutable now. The
     /// registry has not got all of it, and so can't carry it out.
     fn enter_unjudged(&self, passage: &mut Passage) -> Result<()> {
-        let Unjudged::Coming { key, tags } =
-            std::mem::replace(&mut passage.unjudged, Unjudged::None)
+        let Unjudged::Coming(affected) = std::mem::replace(&mut passage.unjudged, Unjudged::None)
         else {
             return Ok(());
         };
+        let changed = || Error::explain(refusal::RULES_CHANGED, "while it came").into_down();
         // Before the rules are read: see there.
-        let write = self.rooms.judge.unjudged().enter(&key, &tags);
-        let rules = self.rooms.rules.load();
-        if writes::has_immutable(rules.protecting(&key.repository), &tags) {
-            return Err(Error::explain(refusal::RULES_CHANGED, "while it came").into_down());
+        let write = self.rooms.judge.unjudged().enter(affected.clone());
+        let mut write = write.map_err(|_closed| changed())?;
+        if affected.is_judged_by(&self.rooms.rules.load()) {
+            return Err(changed());
         }
-        let exchange = self.rooms.peers.timeouts().exchange;
-        passage.unjudged = Unjudged::UnderWay(UnderWay::new(write, exchange));
+        write.is_sent();
+        passage.unjudged = Unjudged::UnderWay(write);
         Ok(())
     }
 
@@ -230,9 +230,10 @@ impl Edge {
         if let (Some(trace), Some(repository)) = (&passage.trace, route.repository()) {
             trace.repository(repository);
         }
-        if let Route::WriteManifest(write) = &route {
-            let (key, tags) = (self.key(&write.repository), write.tags.clone());
-            passage.unjudged = Unjudged::Coming { key, tags };
+        if let Some(affected) = course::affected(&route, |name| self.key(name)) {
+            passage.unjudged = Unjudged::Coming(affected);
+        }
+        if let Route::WriteManifest(_) = &route {
             passage.protected = Some(self.rooms.metrics.protected().enter());
         }
         // Of the target that is forwarded, not of the parsed URI, which may differ from it.
@@ -404,7 +405,7 @@ impl ProxyHttp for Edge {
             }
             passage.received += chunk.len() as u64;
         }
-        if matches!(passage.unjudged, Unjudged::Coming { .. }) {
+        if matches!(passage.unjudged, Unjudged::Coming(_)) {
             // With the last byte that was announced, too, the registry has all of it.
             let announced = session.req_header().headers.get(CONTENT_LENGTH);
             let announced = announced.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());

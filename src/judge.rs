@@ -11,7 +11,7 @@ mod deleting;
 pub mod drift;
 mod eyes;
 pub mod inspection;
-mod mutable;
+pub mod mutable;
 mod mutable_delete;
 mod parts;
 pub mod permit;
@@ -146,6 +146,13 @@ impl Judge {
             told();
             tag.clone()
         })
+    }
+
+    /// With a registry that has so long to answer. First of all: who is given this judge's writes under way
+    /// keeps them.
+    #[must_use]
+    pub fn exchanging(self, timeout: Duration) -> Self {
+        Self { unjudged: Arc::new(Unjudged::new(timeout)), ..self }
     }
 
     /// With an eye on the registry's own tags.
@@ -337,7 +344,7 @@ impl Judge {
                         luggage.superseded.extend(held);
                         written
                     }
-                    Moved::Outrun(_) | Moved::Unknown(_) | Moved::Repaired => Written::Unknown(
+                    Moved::Outrun(_) | Moved::Unknown(..) | Moved::Repaired => Written::Unknown(
                         Trouble::Garbage("a tag that another proxy may have bound"),
                     ),
                 })

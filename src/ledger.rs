@@ -352,6 +352,16 @@ pub trait Ledger: Send + Sync {
         seen: &[Holder],
     ) -> Result<Vec<Holder>, Unavailable>;
 
+    /// Raises the freed number, and returns the entries of these tags and that number: the registry has moved
+    /// the tags, and what was seen of them before proves nothing. No entry changes.
+    ///
+    /// Only for a push that the rules leave mutable, by a client that may push.
+    async fn invalidate(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+    ) -> Result<Lookup, Unavailable>;
+
     /// Leaves a delete mark on a digest, before a DELETE of it is sent. While it stands, no tag is claimed
     /// for the digest and none is adopted.
     async fn begin_delete(

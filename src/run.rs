@@ -210,6 +210,7 @@ fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
         None => Arc::clone(&registry),
     };
     let judge = Judge::new(Arc::clone(&witness), for_clients);
+    let judge = judge.exchanging(peers.timeouts().exchange);
     let judge = match settings.drift.watch {
         true => judge.watching(Arc::new(drift(&settings, account.clone(), &metrics))),
         false => judge,
@@ -243,6 +244,7 @@ fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
         shelf,
     };
     let unjudged = Arc::clone(rooms.judge.unjudged());
+    let takeover = takeover.beside(&unjudged);
     let parts = Parts {
         upstream: settings.upstream.name.clone(),
         naming: Arc::clone(&settings.upstream.doors.naming),

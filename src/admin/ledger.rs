@@ -19,6 +19,7 @@ use super::model::{
     ReleaseRequest, Released, Restored,
 };
 use crate::judge::REPAIRS;
+use crate::judge::unjudged::Affected;
 use crate::ledger::{Entry, Release, RepositoryKey};
 use crate::name::{Digest, RepositoryName, Tag};
 use crate::telemetry::audit::Act;
@@ -115,7 +116,10 @@ pub(super) async fn release(
     let changed = || No::conflict(format!("`{reference}` has changed meanwhile; look again"));
     // A repair that begins from here on sees this; one that is under way would bring the image back.
     let unjudged = parts.judge.unjudged();
-    let (_entered, tags) = (unjudged.enter(&key, std::slice::from_ref(&tag)), [tag.clone()]);
+    let (affected, tags) = (Affected::Tags(key.clone(), vec![tag.clone()]), [tag.clone()]);
+    let Ok(_entered) = unjudged.enter(affected) else {
+        return Err(No::unavailable("a newer taglock takes over; release it again".to_owned()));
+    };
     if unjudged.no_repair(&key, &tags, REPAIRS).await.is_err() {
         let text = format!("taglock repairs `{reference}` in the registry; release it again");
         return Err(No::unavailable(text));

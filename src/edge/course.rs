@@ -5,8 +5,10 @@ use super::rehearsal::Rehearsal;
 use super::{Edge, harbor};
 use crate::judge::artifacts::Clearance;
 use crate::judge::delete::Deletion;
+use crate::judge::unjudged::Affected;
+use crate::ledger::RepositoryKey;
 use crate::name::{Digest, Reference, RepositoryName, Tag};
-use crate::route::{ManifestWrite, Route};
+use crate::route::{Harbor, ManifestWrite, Route};
 use crate::rules::{Deletes, Mutability};
 
 /// What is to be done with a request.
@@ -61,6 +63,29 @@ impl Course {
             Self::Refuse(_) | Self::Rehearse(_) => false,
         }
     }
+}
+
+/// What a request may set or delete if it streams; `None` where that is no tag.
+pub(super) fn affected(
+    route: &Route,
+    key: impl Fn(&RepositoryName) -> RepositoryKey,
+) -> Option<Affected> {
+    Some(match route {
+        Route::WriteManifest(write) => Affected::Tags(key(&write.repository), write.tags.clone()),
+        Route::DeleteManifest { repository, reference } => {
+            Affected::of_delete(key(repository), reference)
+        }
+        Route::Harbor(Harbor::DeleteTag { repository, tag, .. }) => {
+            Affected::Tags(key(repository), vec![tag.clone()])
+        }
+        Route::Harbor(
+            Harbor::CreateTag { repository, .. }
+            | Harbor::DeleteArtifact { repository, .. }
+            | Harbor::Copy(repository)
+            | Harbor::DeleteRepository(repository),
+        ) => Affected::Repository(key(repository)),
+        _ => return None,
+    })
 }
 
 impl Edge {

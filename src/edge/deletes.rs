@@ -1,4 +1,4 @@
-//! Deletes in protected scope: from the client to the judge, and its ruling back to the client.
+//! Deletes in protected affected: from the client to the judge, and its ruling back to the client.
 
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use super::let_in::Right;
 use super::passage::Passage;
 use super::refusal::Refusal;
 use crate::judge::delete::{Deletion, NoDelete, Ruling, Unsettled};
+use crate::judge::unjudged::Affected;
 use crate::name::{Reference, RepositoryName, Tag};
 use crate::registry::{Caller, Trouble, widen};
 use crate::rules::Deletes;
@@ -64,11 +65,25 @@ impl Edge {
         if !known && !judge.holds_reference(&key, &reference).await {
             return Ok(false);
         }
+        let affected = Affected::of_delete(key.clone(), &reference);
+        // Before the rules are read: see there.
+        let entered = judge.unjudged().enter(affected.clone());
+        let Some(mut unjudged) =
+            entered.ok().filter(|_| !affected.is_judged_by(&self.rooms.rules.load()))
+        else {
+            self.refuse(session, passage, Refusal::rules_changed()).await?;
+            return Ok(true);
+        };
         let caller = self.caller(session.req_header(), passage, None);
         let settling = self.rooms.metrics.settling().enter();
+        unjudged.is_sent();
         let task = tokio::spawn(async move {
             let _settling = settling;
-            judge.delete_mutable(&key, &reference, &caller).await
+            let ruling = judge.delete_mutable(&key, &reference, &caller).await;
+            if !matches!(ruling, Ruling::Undecided(Unsettled::OutcomeUnknown(_))) {
+                unjudged.is_answered();
+            }
+            ruling
         });
         let ruling = task.await.unwrap_or_else(|error| {
             tracing::error!(%error, "a delete's task ended without a ruling");

@@ -13,10 +13,11 @@ use pingora::proxy::Session;
 use super::crowd::Place;
 use super::passage::Passage;
 use super::refusal::Refusal;
-use super::writes::record;
+use super::writes::{answered, record};
 use super::{Course, Edge, intake};
 use crate::judge::artifacts::{Clearance, Removal, Tagging};
 use crate::judge::delete::Ruling;
+use crate::judge::unjudged::Affected;
 use crate::judge::{Undecided, Verdict};
 use crate::ledger::RepositoryKey;
 use crate::name::{Reference, RepositoryName, Tag};
@@ -128,8 +129,10 @@ impl Edge {
             Err(refusal) => return self.refuse(session, passage, refusal).await,
         };
         let key = self.key(&repository);
-        let unjudged = self.rooms.judge.unjudged();
-        let mut unjudged = unjudged.enter(&key, std::slice::from_ref(&tag));
+        let affected = Affected::Tags(key.clone(), vec![tag.clone()]);
+        let Ok(mut unjudged) = self.rooms.judge.unjudged().enter(affected) else {
+            return self.refuse(session, passage, Refusal::rules_changed()).await;
+        };
         // Judged under the rules of this moment: they may have changed while the body came.
         let rule = self.rooms.rules.load().protecting(&repository).cloned();
         let caller = self.caller(session.req_header(), passage, None);
@@ -159,10 +162,12 @@ impl Edge {
         let (audit, metrics) = (Arc::clone(&self.rooms.audit), Arc::clone(&self.rooms.metrics));
         let settling = metrics.settling().enter();
         // In a task of its own: the client going away changes nothing then.
+        unjudged.is_sent();
         let task = tokio::spawn(async move {
-            let _under_way = (settling, unjudged, place);
+            let _under_way = (settling, place);
             let started = Instant::now();
             let outcome = desk.tag(tagging, caller).await;
+            answered(unjudged, &outcome.verdict);
             record(&audit, &metrics, &decision, judged, &outcome);
             metrics.push(outcome.verdict.label(), started.elapsed());
             outcome.verdict

@@ -6,17 +6,14 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderValue, StatusCode};
 use pingora::proxy::Session;
-use tokio::runtime::Handle;
-use tokio::time::sleep;
 use uuid::fmt::Hyphenated;
 use uuid::timestamp::context::ThreadLocalContext;
 use uuid::{ContextV7, Timestamp, Uuid};
 
 use super::rehearsal::Rehearsal;
 use super::{calendar, unknown_address};
-use crate::judge::unjudged::Write;
-use crate::ledger::RepositoryKey;
-use crate::name::{Reference, Tag};
+use crate::judge::unjudged::{Affected, Write};
+use crate::name::Reference;
 use crate::registry::peer::Origin;
 use crate::route::Route;
 use crate::telemetry::Present;
@@ -56,48 +53,14 @@ pub struct Passage {
     _in_flight: Present,
 }
 
-/// A manifest write that streams, unjudged.
+/// A manifest write or a delete that streams, unjudged.
 pub enum Unjudged {
     None,
     /// Its body is not whole: the registry can't carry it out, and nobody need wait for it.
-    Coming {
-        key: RepositoryKey,
-        tags: Vec<Tag>,
-    },
-    /// It may be carried out at any time.
-    UnderWay(UnderWay),
-}
-
-/// A write that the registry has all of, and has not answered.
-pub struct UnderWay {
-    write: Option<Write>,
-    /// How long the registry may take to answer.
-    exchange: Duration,
-}
-
-impl UnderWay {
-    pub fn new(write: Write, exchange: Duration) -> Self {
-        Self { write: Some(write), exchange }
-    }
-
-    /// The registry has answered.
-    pub fn answered(mut self) {
-        self.write = None;
-    }
-}
-
-impl Drop for UnderWay {
-    /// pingora gives the registry's connection up with the client's: the registry may carry the write out
-    /// all the same. It counts until the exchange would have timed out.
-    fn drop(&mut self) {
-        if let (Some(write), Ok(runtime)) = (self.write.take(), Handle::try_current()) {
-            let exchange = self.exchange;
-            runtime.spawn(async move {
-                sleep(exchange).await;
-                drop(write);
-            });
-        }
-    }
+    Coming(Affected),
+    /// It may be carried out at any time. pingora gives the registry's connection up with the client's,
+    /// and the registry may carry it out all the same.
+    UnderWay(Write),
 }
 
 /// What is known of a request when it is handed to pingora.
@@ -226,9 +189,10 @@ impl Passage {
     /// The registry has answered: a write that nobody judged has ended.
     pub fn is_answered(&mut self) {
         if matches!(self.unjudged, Unjudged::UnderWay(_))
-            && let Unjudged::UnderWay(write) = std::mem::replace(&mut self.unjudged, Unjudged::None)
+            && let Unjudged::UnderWay(mut write) =
+                std::mem::replace(&mut self.unjudged, Unjudged::None)
         {
-            write.answered();
+            write.is_answered();
         }
     }
 

@@ -22,7 +22,7 @@ pub use writing::{leave_with, turn_away};
 /// Few clients wait for a second; those that do, and people, wait this many.
 const RETRY_SECONDS: &str = "5";
 
-/// The rules have changed while a write came that they had let through.
+/// The rules have changed while a write or a delete came that they had let through.
 pub(super) const RULES_CHANGED: ErrorType = ErrorType::new("RulesChanged");
 /// The client ended its side in the middle of a body: it may still read the answer.
 pub(super) const INCOMPLETE_BODY: ErrorType = ErrorType::new("IncompleteBody");
@@ -238,7 +238,7 @@ impl Refusal {
     /// A write that began under other rules.
     pub fn rules_changed() -> Self {
         let status = StatusCode::SERVICE_UNAVAILABLE;
-        let message = "taglock's rules changed while the manifest was being sent; nothing was written, push again";
+        let message = "taglock's rules changed while the request was being sent; nothing was written, send it again";
         Self::new(status, ErrorCode::Unavailable, "busy", message).again_later()
     }
 

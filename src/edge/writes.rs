@@ -20,7 +20,8 @@ use super::let_in::{Identity, Right};
 use super::passage::Passage;
 use super::refusal::Refusal;
 use super::{Edge, intake};
-use crate::judge::unjudged::Write;
+use crate::judge::mutable::Coverage;
+use crate::judge::unjudged::{Affected, Write};
 use crate::judge::{Cargo, Content, Judged, Options, Push, Undecided, Verdict};
 use crate::ledger::{AttemptId, Holder};
 use crate::name::{Algorithm, Digest, RepositoryName, Tag};
@@ -76,8 +77,10 @@ impl Edge {
         };
         // Judged under the rules of this moment: they may have changed while the body came. Entered
         // before they are read: see there. Not before the body is whole, as others wait for it.
-        let unjudged = self.rooms.judge.unjudged();
-        let unjudged = unjudged.enter(&self.key(&write.repository), &write.tags);
+        let affected = Affected::Tags(self.key(&write.repository), write.tags.clone());
+        let Ok(unjudged) = self.rooms.judge.unjudged().enter(affected) else {
+            return self.refuse(session, passage, Refusal::rules_changed()).await;
+        };
         let rules = self.rooms.rules.load_full();
         let rule = rules.protecting(&write.repository).cloned();
         let caller = self.caller(session.req_header(), passage, write.namespace.clone());
@@ -99,9 +102,7 @@ impl Edge {
     /// its tags, or proxies with newer rules may bind one while it is under way.
     pub(super) async fn looks_after(&self, write: &ManifestWrite) -> bool {
         let judge = &self.rooms.judge;
-        let rules = self.rooms.rules.load();
-        (judge.is_shared() && rules.rule_for(&write.repository).is_some())
-            || judge.holds_any(&self.key(&write.repository), &write.tags).await
+        judge.is_shared() || judge.holds_any(&self.key(&write.repository), &write.tags).await
     }
 
     /// Reads the body to its end.
@@ -177,6 +178,10 @@ impl Edge {
         let metrics = Arc::clone(&self.rooms.metrics);
         let settling = metrics.settling().enter();
         let by_digest = write.by_digest.then(|| *content.digest());
+        let coverage = match self.rooms.rules.load().rule_for(&write.repository) {
+            Some(_) => Coverage::Ruled,
+            None => Coverage::Unruled,
+        };
         let push = Push {
             repository: self.key(&write.repository),
             protected,
@@ -187,19 +192,21 @@ impl Edge {
             options: Options { proven, ..self.config.options },
         };
         let anchored = rule.filter(|rule| rule.except_must_be_bound).cloned();
+        unjudged.is_sent();
         let task = tokio::spawn(async move {
-            let _under_way = (settling, unjudged, place);
+            let _under_way = (settling, place);
             let started = Instant::now();
             let by_digest = by_digest.as_ref();
             let judged = !push.protected.is_empty();
             let outcome = match (judged, anchored) {
                 (false, None) => {
-                    judge.pass(&push.repository, by_digest, &push.mutable, cargo).await
+                    judge.pass(&push.repository, by_digest, &push.mutable, cargo, coverage).await
                 }
                 (false, Some(rule)) => judge.pass_anchored(&rule, &push, by_digest, cargo).await,
                 (true, None) => judge.push(push, cargo).await,
                 (true, Some(rule)) => judge.push_anchored(&rule, push, cargo).await,
             };
+            answered(unjudged, &outcome.verdict);
             record(&audit, &metrics, &decision, judged, &outcome);
             metrics.push(outcome.verdict.label(), started.elapsed());
             outcome.verdict
@@ -366,6 +373,13 @@ fn outcome_of(verdict: &Verdict<Answer>) -> Outcome {
             ..outcome
         },
         Verdict::Undecided(undecided) => Outcome { detail: Some(undecided.to_string()), ..outcome },
+    }
+}
+
+/// The end of a write that went unjudged, as far as its verdict knows of one.
+pub(super) fn answered(mut write: Write, verdict: &Verdict<Answer>) {
+    if !matches!(verdict, Verdict::Undecided(Undecided::OutcomeUnknown(_))) {
+        write.is_answered();
     }
 }
 

@@ -2,6 +2,7 @@
 //! (`except_must_be_bound`).
 
 use super::delete::still_sealed;
+use super::mutable::Coverage;
 use super::survey::Missed;
 use super::{Cargo, Content, Judge, Judged, Push, Undecided, Verdict};
 use crate::ledger::{RepositoryKey, Unavailable};
@@ -25,7 +26,7 @@ impl Judge {
         {
             return verdict.into();
         }
-        self.pass(&push.repository, by_digest, &push.mutable, cargo).await
+        self.pass(&push.repository, by_digest, &push.mutable, cargo, Coverage::Ruled).await
     }
 
     /// A write that names protected tags and such mutable ones: those come last, and only if a
@@ -42,7 +43,7 @@ impl Judge {
         if !tags.iter().any(|tag| protected.contains(tag)) {
             return judged;
         }
-        let moved = self.pass(&key, None, &anchored, cargo).await;
+        let moved = self.pass(&key, None, &anchored, cargo, Coverage::Ruled).await;
         judged.superseded.extend(moved.superseded);
         match moved.verdict {
             Verdict::Admitted { answer: own, tags: moved, .. } => {

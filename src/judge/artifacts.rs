@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 
 use super::delete::{MAX_TAGS, NoDelete, Ruling, Unsettled, plan};
+use super::mutable::Coverage;
 use super::survey::Missed;
 use super::{Cargo, Content, Judge, Judged, Options, Push, Undecided, Verdict};
 use crate::ledger::{AttemptId, Entry, Ledger, RepositoryKey, Unavailable};
@@ -119,7 +120,7 @@ impl Desk {
             Some(rule) => self.judge.pass_anchored(&rule, &push, None, cargo).await,
             None => {
                 let Push { repository, mutable, .. } = &push;
-                self.judge.pass(repository, None, mutable, cargo).await
+                self.judge.pass(repository, None, mutable, cargo, Coverage::Ruled).await
             }
         }
     }

@@ -284,14 +284,18 @@ impl Drift {
             }
         };
         // What frees or moves the tag enters before it looks for repairs; a delete leaves its mark first.
-        let Some(_repair) = self.unjudged.get().and_then(|room| room.enter_repair(key, tag)) else {
-            return;
-        };
+        let entered = self.unjudged.get().and_then(|room| room.enter_repair(key, tag));
+        let Some(mut repair) = entered else { return };
         if !still_stands(ledger, key, tag, sealed).await {
             return;
         }
         let place = Place::Tag { tag, digest: None };
-        match registry.put(caller, name, place, &manifest).await {
+        repair.is_sent();
+        let written = registry.put(caller, name, place, &manifest).await;
+        if !matches!(written, Written::Unknown(_)) {
+            repair.is_answered();
+        }
+        match written {
             Written::Created(_) => {
                 tracing::warn!(repository = %key, %tag, %bound, "a moved tag was repaired");
                 self.saw(key, tag, &bound, Some(bound));

@@ -9,12 +9,20 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::{Cargo, Conflict, Judge, Judged, Permit, REPAIRS, Undecided, Verdict};
-use crate::ledger::{Entry, Holder, Ledger, Lookup, RepositoryKey};
+use crate::ledger::{Entry, Holder, Ledger, Lookup, RepositoryKey, Unavailable};
 use crate::name::{Digest, Tag};
 use crate::registry::{Answer, Place, Written};
 
 /// How long the ledger is waited for: with it down, mutable tags go on.
 pub(super) const BRIEF: Duration = Duration::from_millis(500);
+
+/// Whether a rule of this proxy names the repository of a mutable write. Where none does, the write goes by
+/// the registry's word alone if the ledger can't be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coverage {
+    Ruled,
+    Unruled,
+}
 
 /// What a write of a mutable tag came to.
 pub(super) enum Moved {
@@ -24,7 +32,7 @@ pub(super) enum Moved {
     /// another image meanwhile.
     Outrun(Conflict),
     /// The registry has taken it, and whether the tag was bound meanwhile could not be found out.
-    Unknown(crate::ledger::Unavailable),
+    Unknown(Answer, Unavailable),
     /// It was not sent: taglock puts the tag back to what it was bound to.
     Repaired,
 }
@@ -60,6 +68,7 @@ impl Judge {
         by_digest: Option<&Digest>,
         tags: &[Tag],
         cargo: Cargo,
+        coverage: Coverage,
     ) -> Judged {
         let mut answer = None;
         if let Some(digest) = by_digest {
@@ -87,7 +96,11 @@ impl Judge {
                     let verdict = Verdict::Undecided(Undecided::Busy(tag.clone()));
                     return Judged { verdict, superseded };
                 }
-                Moved::Unknown(error) => {
+                Moved::Unknown(created, error) if coverage == Coverage::Unruled => {
+                    tracing::warn!(repository = %key, %tag, %error, "a mutable push ends without the ledger");
+                    Written::Created(created)
+                }
+                Moved::Unknown(_, error) => {
                     let verdict = Verdict::Undecided(Undecided::LedgerUnknown(error));
                     return Judged { verdict, superseded };
                 }
@@ -110,7 +123,8 @@ impl Judge {
     /// push drops an entry, which is shown by the write itself; and to one that may not, the registry
     /// says the same whether there is an entry or not. A crash in between leaves the entry: the push
     /// was not acknowledged then. An entry that another proxy makes meanwhile, under newer rules,
-    /// stays: where several proxies share the ledger, it is looked for before the write is acknowledged.
+    /// stays: where several proxies share the ledger, it is looked for before the write is acknowledged, and
+    /// whoever has looked at the registry before has to look again.
     pub(super) async fn publish_mutable(
         &self,
         key: &RepositoryKey,
@@ -125,18 +139,19 @@ impl Judge {
         if !held.is_empty() && self.unjudged.no_repair(key, tags, REPAIRS).await.is_err() {
             return Moved::Repaired;
         }
-        let written = self.publish(cargo, &key.repository, permit, digest).await;
-        if !matches!(written, Written::Created(_)) {
-            return Moved::Written(written, Vec::new());
-        }
+        let created = match self.publish(cargo, &key.repository, permit, digest).await {
+            Written::Created(created) => created,
+            written => return Moved::Written(written, Vec::new()),
+        };
         let superseded = if held.is_empty() { held } else { self.supersede(key, &held).await };
         if !self.ledger.is_shared() {
-            return Moved::Written(written, superseded);
+            return Moved::Written(Written::Created(created), superseded);
         }
-        let found = match timeout(BRIEF, self.ledger.lookup(key, tags)).await {
+        // Another proxy may have seen the tag before, and be about to bind it to what it has seen.
+        let found = match timeout(BRIEF, self.ledger.invalidate(key, tags)).await {
             Ok(Ok(found)) => found,
-            Ok(Err(error)) => return Moved::Unknown(error),
-            Err(_) => return Moved::Unknown(crate::ledger::Unavailable::TimedOut),
+            Ok(Err(error)) => return Moved::Unknown(created, error),
+            Err(_) => return Moved::Unknown(created, Unavailable::TimedOut),
         };
         match found.entries.first().and_then(Entry::digest) {
             Some(bound) if bound != digest => {
@@ -145,7 +160,7 @@ impl Judge {
                 }
                 Moved::Outrun(Conflict { tag, bound: *bound, pushed: *digest, visible: false })
             }
-            _ => Moved::Written(written, superseded),
+            _ => Moved::Written(Written::Created(created), superseded),
         }
     }
 

@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
 
+use super::unjudged::Affected;
 use super::*;
 use crate::ledger::memory::Memory;
 use crate::ledger::witness::{Remembering, Witness};
@@ -390,8 +391,9 @@ async fn who_may_not_push_is_answered_alike_whatever_the_ledger_holds() {
             if state == "withdrawn" {
                 house.ledger.withdraw(&key(), &[tag("v1")], &digest("one")).await.unwrap();
             }
-            let busy =
-                (state == "busy").then(|| house.judge.unjudged().enter(&key(), &[tag("v1")]));
+            let busy = (state == "busy").then(|| {
+                house.judge.unjudged().enter(Affected::Tags(key(), vec![tag("v1")])).unwrap()
+            });
             house.shelf.calls();
             house.shelf.plan("stage", &[play]);
             relayed(&house.push(&["v1"], "two").await, status);

@@ -323,6 +323,14 @@ async fn names_that_are_freed(ledger: &dyn Ledger) {
     assert_eq!(ledger.adopt(key, &one("t"), &e, Origin::Import, now).await, Ok(Adopt::Adopted));
     assert_eq!(ledger.release(key, &tag("t"), sealed.token()).await, Ok(Release::Changed));
 
+    // Invalidated: nothing changes but what was seen before.
+    let before = ledger.lookup(key, &one("t")).await.unwrap();
+    let found = ledger.invalidate(key, &one("t")).await.unwrap();
+    assert_eq!(found, Lookup { freed: before.freed.next(), ..before.clone() });
+    assert_eq!(ledger.lookup(key, &one("t")).await, Ok(found));
+    let late = ledger.adopt(key, &one("seen"), &d, Origin::FirstSight, before.freed).await;
+    assert_eq!(late, Ok(Adopt::Freed));
+
     // Superseded: pending or sealed, with whatever digest, the entry that was seen is gone.
     ledger.claim(key, &one("s"), &d, a).await.unwrap();
     let set = vec![tag("s"), tag("absent"), tag("t")];
@@ -457,6 +465,7 @@ enum Op {
     Withdraw(Vec<u8>, u8),
     Release(u8),
     Supersede(Vec<u8>),
+    Invalidate(Vec<u8>),
     BeginDelete(u8, u8),
     EndDelete(Vec<u8>, u8, u8, DeleteEnd),
 }
@@ -479,6 +488,7 @@ fn operations() -> impl Strategy<Value = Vec<Op>> {
         1 => (set(), few()).prop_map(|(s, d)| Op::Withdraw(s, d)),
         1 => (0..4_u8).prop_map(Op::Release),
         1 => set().prop_map(Op::Supersede),
+        1 => set().prop_map(Op::Invalidate),
         1 => (few(), few()).prop_map(|(d, a)| Op::BeginDelete(d, a)),
         2 => (set(), few(), few(), end).prop_map(|(s, d, a, end)| Op::EndDelete(s, d, a, end)),
     ];
@@ -532,6 +542,13 @@ async fn done(ledger: &dyn Ledger, key: &RepositoryKey, op: &Op) -> String {
             let seen = Holder::present(&names(set), entries);
             let dropped = ledger.supersede(key, &seen).await.unwrap();
             format!("{:?}", timeless_holders(dropped))
+        }
+        Op::Invalidate(set) => {
+            let found = ledger.invalidate(key, &names(set)).await.unwrap();
+            format!(
+                "{:?}",
+                (found.entries.into_iter().map(timeless).collect::<Vec<_>>(), found.freed)
+            )
         }
         Op::BeginDelete(d, a) => {
             let begun = ledger.begin_delete(key, &digest(*d), attempt(*a)).await.unwrap();

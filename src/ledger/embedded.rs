@@ -314,6 +314,16 @@ impl Ledger for Embedded {
         Ok(outcome.dropped(&before))
     }
 
+    async fn invalidate(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+    ) -> Result<Lookup, Unavailable> {
+        let (_, before, freed) = self.run(repository, tags, Rule::Invalidate).await?;
+        let entries = before.into_iter().map(|(_, entry)| entry).collect();
+        Ok(Lookup { entries, freed: freed.next() })
+    }
+
     async fn begin_delete(
         &self,
         repository: &RepositoryKey,

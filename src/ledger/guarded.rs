@@ -185,6 +185,14 @@ impl Ledger for Guarded {
         self.call("supersede", || async { self.inner()?.supersede(repository, seen).await }).await
     }
 
+    async fn invalidate(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+    ) -> Result<Lookup, Unavailable> {
+        self.call("invalidate", || async { self.inner()?.invalidate(repository, tags).await }).await
+    }
+
     async fn begin_delete(
         &self,
         repository: &RepositoryKey,

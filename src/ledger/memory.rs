@@ -107,6 +107,9 @@ impl State {
         }
         if *frees {
             self.free(repository, freed.next());
+            if operation.is_news() {
+                self.tell(repository);
+            }
         }
         for (n, entry) in puts {
             let position = (repository.clone(), set[*n].0.clone());
@@ -120,6 +123,9 @@ impl State {
 
     fn free(&mut self, repository: &RepositoryKey, number: FreedNumber) {
         self.freed.insert(repository.clone(), number);
+    }
+
+    fn tell(&mut self, repository: &RepositoryKey) {
         self.count += 1;
         self.freed_in.insert(repository.clone(), self.count);
     }
@@ -147,8 +153,10 @@ impl State {
         self.sequences.insert(repository.clone(), sequence);
         if raised {
             self.free(repository, FreedNumber(sequence));
+            self.tell(repository);
         } else if frees {
             self.free(repository, self.freed(repository).next());
+            self.tell(repository);
         }
         restored
     }
@@ -275,6 +283,20 @@ impl Ledger for Memory {
             let (tags, operation) = Operation::supersede(seen);
             let set = state.set(repository, &tags);
             state.apply(repository, &set, &operation).dropped(&set)
+        })
+    }
+
+    async fn invalidate(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+    ) -> Result<Lookup, Unavailable> {
+        self.losses.check(repository)?;
+        self.with(|state| {
+            let set = state.set(repository, tags);
+            state.apply(repository, &set, &Operation::Invalidate);
+            let entries = set.into_iter().map(|(_, entry)| entry).collect();
+            Lookup { entries, freed: state.freed(repository) }
         })
     }
 

@@ -277,6 +277,18 @@ impl Ledger for Redis {
         Ok(done.outcome(&operation)?.dropped(&done.before))
     }
 
+    async fn invalidate(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+    ) -> Result<Lookup, Unavailable> {
+        self.losses.check(repository)?;
+        let done = self.run(repository, &Script::new('I', Vec::new(), tags)).await?;
+        done.outcome(&table::Operation::Invalidate)?;
+        let entries = done.before.into_iter().map(|(_, entry)| entry).collect();
+        Ok(Lookup { entries, freed: done.freed.next() })
+    }
+
     async fn begin_delete(
         &self,
         repository: &RepositoryKey,

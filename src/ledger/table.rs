@@ -52,6 +52,7 @@ pub enum Operation {
         digest: Digest,
         end: DeleteEnd,
     },
+    Invalidate,
 }
 
 /// What a repository holds beside the tags' entries, as far as an operation depends on it.
@@ -137,9 +138,19 @@ impl Operation {
         Outcome::Done { puts: puts.collect(), frees: frees || self.frees_an_image() }
     }
 
-    /// A registry that has deleted an image has freed something, whatever the tags are.
+    /// A registry that has deleted an image has freed something, whatever the tags are. So has one that has
+    /// moved a tag that is bound to nothing.
     fn frees_an_image(&self) -> bool {
-        matches!(self, Self::EndDelete { end, .. } if *end != DeleteEnd::Refused)
+        match self {
+            Self::EndDelete { end, .. } => *end != DeleteEnd::Refused,
+            Self::Invalidate => true,
+            _ => false,
+        }
+    }
+
+    /// Whether other proxies need hear of what it frees: what they remember may be it.
+    pub fn is_news(&self) -> bool {
+        !matches!(self, Self::Invalidate)
     }
 
     fn change(&self, n: usize, entry: &Entry, around: Around, stamp: Stamp) -> Change {
@@ -167,6 +178,7 @@ impl Operation {
                 DeleteEnd::Released if entry.digest() == Some(digest) => Change::Put(Entry::Absent),
                 DeleteEnd::Released => Change::Keep,
             },
+            Self::Invalidate => Change::Keep,
         }
     }
 }

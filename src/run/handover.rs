@@ -5,7 +5,8 @@
 //!
 //! 1. older → newer: the listening sockets, the fingerprint of the rules, and how many tags have writes under
 //!    way that were not judged;
-//! 2. newer → older: that it serves. If this does not come, the older one goes on as before;
+//! 2. newer → older: that it serves, and the fingerprint of its rules. If this does not come, the older one
+//!    goes on as before;
 //! 3. older → newer: that it has settled its protected writes and let go of the ledger.
 //!
 //! The end of either process is the end of the socket, which says the rest.
@@ -28,8 +29,8 @@ use super::sockets::Sockets;
 /// In the environment of a process that is to take over.
 const TAKES_OVER: &str = "TAGLOCK_TAKES_OVER";
 /// The first word of the first message: of another version, the newer process understands nothing.
-const GREETING: &str = "taglock-handover-2";
-const SERVING: &str = "serving\n";
+const GREETING: &str = "taglock-handover-3";
+const SERVING: &str = "serving ";
 const RELEASED: &str = "released\n";
 /// How long the newer process may take until it serves.
 const START: Duration = Duration::from_secs(60);
@@ -40,6 +41,8 @@ const MAX_SOCKETS: usize = 128;
 /// The newer process, seen from the older one.
 pub(super) struct Newer {
     pub pid: u32,
+    /// The fingerprint of the rules it applies.
+    pub rules: String,
     link: UnixStream,
 }
 
@@ -59,12 +62,18 @@ impl Newer {
         // Ours is the only other end: its death is heard then.
         drop(command);
         match Self::greet(&link, sockets, rules, unjudged) {
-            Ok(()) => Ok(Self { pid: child.id(), link }),
+            Ok(rules) => Ok(Self { pid: child.id(), rules, link }),
             Err(error) => Err(end(&mut child, &error)),
         }
     }
 
-    fn greet(link: &UnixStream, sockets: &Sockets, rules: &str, unjudged: usize) -> io::Result<()> {
+    /// The fingerprint of its rules, once it serves.
+    fn greet(
+        link: &UnixStream,
+        sockets: &Sockets,
+        rules: &str,
+        unjudged: usize,
+    ) -> io::Result<String> {
         let handles = sockets.handles();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
@@ -74,7 +83,9 @@ impl Newer {
         let text = format!("{GREETING} {rules} {unjudged}\n");
         sendmsg(link, &[IoSlice::new(text.as_bytes())], &mut control, SendFlags::NOSIGNAL)?;
         link.set_read_timeout(Some(START))?;
-        expect(link, SERVING)
+        let line = read_line(link)?;
+        let rules = line.strip_prefix(SERVING).and_then(|rules| rules.strip_suffix('\n'));
+        rules.map(str::to_owned).ok_or_else(unexpected)
     }
 
     /// The ledger is free.
@@ -151,27 +162,39 @@ impl Older {
         }
     }
 
-    /// Tells it that this process serves.
-    pub fn serving(&self) {
+    /// Tells it that this process serves, and by which rules.
+    pub fn serving(&self, rules: &str) {
         // If it has ended meanwhile, all that is left to do is to serve.
-        let _ = (&self.link).write_all(SERVING.as_bytes());
+        let _ = (&self.link).write_all(format!("{SERVING}{rules}\n").as_bytes());
     }
 
     /// Waits until it has let go of the ledger, or has ended. Blocks.
-    pub fn wait_for_release(&self) {
-        let waited = self.link.set_read_timeout(None).and_then(|()| expect(&self.link, RELEASED));
-        if waited.is_err() {
-            tracing::warn!("the older process ended before it said that it was done");
+    pub fn wait_for_release(&self) -> Left {
+        let line = self.link.set_read_timeout(None).and_then(|()| read_line(&self.link));
+        match line {
+            Ok(line) if line == RELEASED => Left::Released,
+            Ok(_) | Err(_) => Left::Ended,
         }
     }
 }
 
-fn expect(link: &UnixStream, expected: &str) -> io::Result<()> {
+/// How an older process let go of the ledger.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    /// The registry has answered all its writes.
+    Released,
+    /// It has ended, and the registry may still carry out what it had sent.
+    Ended,
+}
+
+fn read_line(link: &UnixStream) -> io::Result<String> {
     let mut line = String::new();
-    BufReader::new(link).read_line(&mut line)?;
-    match line.as_str() {
-        line if line == expected => Ok(()),
-        "" => Err(io::ErrorKind::UnexpectedEof.into()),
-        _ => Err(io::Error::other("it said something else than expected")),
+    match BufReader::new(link).read_line(&mut line)? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(line),
     }
+}
+
+fn unexpected() -> io::Error {
+    io::Error::other("it said something else than expected")
 }

@@ -119,6 +119,7 @@ impl ShutdownSignalWatch for Shutdown {
             audit: Arc::clone(&self.audit),
             tracer: self.tracer.clone(),
             exclusive: self.exclusive,
+            rules: Arc::clone(&self.rules),
             unjudged: Arc::clone(&self.unjudged),
             deadline: deadline.subscribe(),
         };
@@ -172,6 +173,7 @@ struct End {
     audit: Arc<Audit>,
     tracer: Option<Arc<Tracer>>,
     exclusive: bool,
+    rules: Arc<ArcSwap<Rules>>,
     unjudged: Arc<Unjudged>,
     deadline: watch::Receiver<Instant>,
 }
@@ -181,7 +183,7 @@ impl End {
         let start = Instant::now();
         sleep(SETTLE).await;
         if let Some(mut newer) = newer {
-            self.settle(start).await;
+            self.settle(start, &newer.rules).await;
             if self.exclusive {
                 self.ledger.close().await;
             }
@@ -234,8 +236,9 @@ impl End {
     }
 
     /// Waits until no request can need the ledger any more: idle connections are closed, and what
-    /// is protected has ended.
-    async fn settle(&self, start: Instant) {
+    /// is protected has ended. By other rules than this process's nothing is written here afterwards, also
+    /// of what comes whole later.
+    async fn settle(&self, start: Instant, newer_rules: &str) {
         let quiet = || start.elapsed() > LULL + SETTLE || self.metrics.connections().get() == 0;
         let protected = || self.metrics.protected().get() + self.metrics.settling().get();
         while !(quiet() && protected() == 0) && start.elapsed() < HAND_OVER {
@@ -244,6 +247,9 @@ impl End {
         match protected() {
             0 => {}
             left => tracing::warn!(requests = left, "protected requests under way lose the ledger"),
+        }
+        if self.rules.load().fingerprint().to_string() != newer_rules {
+            self.unjudged.close();
         }
         // A newer process binds nothing beside them. Each ends by `upstream.exchange_timeout`.
         while self.unjudged.count() > 0 {

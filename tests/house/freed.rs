@@ -82,7 +82,6 @@ fn what_was_seen_before_a_delete_binds_nothing_after_it() {
         let place = Place::new("release");
         place.let_in();
         place.place("v1", &place.a);
-        place.fake.plan("HEAD", "/manifests/v1", Fault::HeldAfter, 1);
         place.fake.plan("GET", "/manifests/v1", Fault::HeldAfter, 1);
         thread::scope(|scope| {
             let late = scope.spawn(|| match by {
@@ -138,8 +137,8 @@ fn nothing_is_bound_to_an_image_while_the_registry_deletes_it() {
     }
 }
 
-/// The registry has taken a push, and answers it after the name was freed: the push took place, and binds
-/// nothing any more.
+/// The registry has taken a push, and answers it after the name was freed and the image deleted: nothing is
+/// bound, and nothing shows that the push took place.
 #[test]
 fn a_push_whose_name_was_freed_before_its_answer_binds_nothing() {
     let place = Place::new("release");
@@ -151,7 +150,7 @@ fn a_push_whose_name_was_freed_before_its_answer_binds_nothing() {
         // Who looks finds what is claimed, and binds it.
         assert_eq!(place.pull("v1"), Some(digest(&place.a)));
         assert_eq!(place.delete(&digest(&place.a)).status, 202);
-        assert_eq!(place.end(pushing), 201);
+        assert_eq!(place.end(pushing), 503);
     });
     place.is_free("v1");
 }
@@ -185,7 +184,8 @@ fn a_tag_stays_where_the_last_push_put_it_though_an_older_one_is_answered_later(
         place.fake.holds();
         place.taglock.reload(&rules("mutable", "refuse"));
         assert_eq!(place.push("v1", &place.b).status, 201);
-        assert_eq!(place.end(pushing), 201);
+        // It took place, or did not: its claim is gone.
+        assert_eq!(place.end(pushing), 503);
     });
     assert_eq!(place.pull("v1"), Some(digest(&place.b)));
     place.taglock.reload(&rules("immutable", "refuse"));
@@ -315,9 +315,14 @@ fn a_delete_that_older_rules_let_through_is_waited_for() {
 /// Both proxies have the newer rules by the time the registry answers the older write.
 #[test]
 fn a_mutable_push_that_another_proxy_has_outrun_is_not_acknowledged() {
+    // The older rules name the repository, or another one.
+    outrun(&rules("mutable", "refuse"));
+    outrun(&rules("immutable", "refuse").replace("team/", "other/"));
+}
+
+fn outrun(mutable: &str) {
     let (fake, redis) = (Fake::start(), Redis::start(&[]));
-    let mutable = rules("mutable", "refuse");
-    let proxies = [0, 1].map(|_| proxy_with(&fake.address, &redis.address, "", &mutable));
+    let proxies = [0, 1].map(|_| proxy_with(&fake.address, &redis.address, "", mutable));
     let [a, b] = ["a", "b"].map(manifest);
     fake.plan("PUT", "/manifests/v1", Fault::HeldBefore, 1);
     thread::scope(|scope| {
@@ -335,6 +340,46 @@ fn a_mutable_push_that_another_proxy_has_outrun_is_not_acknowledged() {
         assert_eq!(tag_of(&proxy.address, REPOSITORY, "v1"), Some(digest(&a)));
     }
     // Without another's binding, the registry's word stands.
-    proxies.iter().for_each(|proxy| proxy.reload(&mutable));
+    proxies.iter().for_each(|proxy| proxy.reload(mutable));
     assert_eq!(put(&proxies[1].address, REPOSITORY, "v2", &b).status, 201);
+}
+
+/// A first pull through a proxy with newer rules has looked at the registry before an older write lands there.
+#[test]
+fn what_was_seen_before_a_mutable_push_is_bound_by_nobody() {
+    for older in
+        [rules("mutable", "refuse"), rules("immutable", "refuse").replace("team/", "other/")]
+    {
+        let (fake, redis) = (Fake::start(), Redis::start(&[]));
+        let newer = rules("immutable", "refuse");
+        let [newer, older] =
+            [&newer, &older].map(|rules| proxy_with(&fake.address, &redis.address, "", rules));
+        let [a, b] = ["a", "b"].map(manifest);
+        fake.place(REPOSITORY, "v1", &digest(&a), (&a, INDEX));
+        fake.plan("GET", "/manifests/v1", Fault::HeldAfter, 1);
+        thread::scope(|scope| {
+            let pull = scope.spawn(|| tag_of(&newer.address, REPOSITORY, "v1"));
+            fake.holds();
+            assert_eq!(put(&older.address, REPOSITORY, "v1", &b).status, 201);
+            fake.let_go();
+            assert_eq!(pull.join().unwrap(), Some(digest(&b)));
+        });
+        assert_eq!(tag_of(&newer.address, REPOSITORY, "v1"), Some(digest(&b)));
+    }
+}
+
+/// Where no rule names the repository, the registry's word is enough.
+#[test]
+fn a_push_that_no_rule_names_needs_no_ledger() {
+    let (fake, mut redis) = (Fake::start(), Redis::start(&[]));
+    let other = rules("immutable", "refuse").replace("team/", "other/");
+    let proxies = [&other, &rules("mutable", "refuse")]
+        .map(|rules| proxy_with(&fake.address, &redis.address, "", rules));
+    redis.stop();
+    let one = manifest("one");
+    let unruled = put(&proxies[0].address, REPOSITORY, "v1", &one);
+    let ruled = put(&proxies[1].address, REPOSITORY, "v2", &one);
+    assert_eq!(unruled.status, 201, "{}", unruled.text());
+    assert_eq!(ruled.status, 503, "{}", ruled.text());
+    assert!(ruled.message().contains("unknown"), "{}", ruled.text());
 }

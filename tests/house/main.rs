@@ -38,6 +38,7 @@ mod older_rules;
 mod operators;
 mod operators_api;
 mod operators_fleet;
+mod other_rules;
 mod policies;
 mod program;
 mod pulls;

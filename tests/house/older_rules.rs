@@ -91,6 +91,63 @@ fn a_write_without_a_length_that_never_came_whole_is_not_waited_for() {
     }
 }
 
+/// A delete by older rules would take away what newer ones let nobody delete. It streams where no rule
+/// knows the repository.
+#[test]
+fn a_delete_that_older_rules_let_through_is_waited_for() {
+    let unknown = rules("immutable").replace("team/**", "other/**");
+    for (older, by) in [(&unknown, "digest"), (&unknown, "tag"), (&rules("mutable"), "tag")] {
+        let fake = Fake::start();
+        let taglock = Taglock::with(&fake.address, "", older);
+        let one = manifest("one");
+        assert_eq!(put(&taglock.address, REPOSITORY, "v1", &one).status, 201);
+        let reference = if by == "tag" { "v1".to_owned() } else { digest(&one) };
+        fake.plan("DELETE", "/manifests/", Fault::HeldBefore, 1);
+        let target = format!("/v2/{REPOSITORY}/manifests/{reference}");
+        thread::scope(|scope| {
+            let delete =
+                scope.spawn(|| request(&taglock.address, "DELETE", &target, &[], b"").status);
+            fake.holds();
+            taglock.reload(&rules("immutable"));
+            let early = put(&taglock.address, REPOSITORY, "v1", &one);
+            assert_eq!(early.status, 503, "{by}: {}", early.text());
+            assert!(early.message().contains("under way"), "{by}: {}", early.text());
+            fake.let_go();
+            assert_eq!(delete.join().unwrap(), 202, "{by}");
+        });
+        assert_eq!(put(&taglock.address, REPOSITORY, "v1", &one).status, 201, "{by}");
+        assert_eq!(fake.tag(REPOSITORY, "v1"), Some(digest(&one)), "{by}");
+    }
+}
+
+/// The registry gives the connection up: it may carry the write out all the same.
+#[test]
+fn a_write_whose_connection_the_registry_gave_up_is_waited_for() {
+    let (fake, redis) = (Fake::start(), Redis::start(&[]));
+    let slow = "[upstream]\nexchange_timeout = \"5s\"\n";
+    let taglock = Taglock::from_file(|address, admin, _| {
+        format!(
+            "[listen]\naddress = \"{address}\"\n{slow}url = \"http://{}\"\n\
+             [ledger]\nstore = \"redis\"\nurl = \"redis://{}/0\"\n\
+             [admin]\naddress = \"{admin}\"\n{}",
+            fake.address,
+            redis.address,
+            rules("mutable")
+        )
+    });
+    let [one, two] = ["one", "two"].map(manifest);
+    fake.plan("PUT", "/manifests/v1", Fault::CutAfter, 1);
+    let cut = put(&taglock.address, REPOSITORY, "v1", &one);
+    assert_eq!(cut.status, 502, "{}", cut.text());
+    taglock.reload(&rules("immutable"));
+    let early = put(&taglock.address, REPOSITORY, "v1", &two);
+    assert_eq!(early.status, 503, "{}", early.text());
+    assert!(early.message().contains("under way"), "{}", early.text());
+    eventually("the end of the wait", || {
+        put(&taglock.address, REPOSITORY, "v1", &two).status == 409
+    });
+}
+
 /// The rules are the newer ones before another process takes over, and the write is from before.
 #[test]
 fn a_newer_process_judges_nothing_beside_the_writes_that_the_older_one_let_through() {

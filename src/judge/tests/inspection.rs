@@ -56,7 +56,7 @@ async fn what_can_t_be_seen_keeps_nothing_else_from_being_bound() {
     for name in ["a", "b", "c", "d"] {
         house.shelf.set(name, &manifest(name));
     }
-    let under_way = house.judge.unjudged().enter(&key(), &[tag("c")]);
+    let under_way = house.judge.unjudged().enter(Affected::Tags(key(), vec![tag("c")])).unwrap();
     house.shelf.plan("resolve", &[Play::Deny, Play::Unclear]);
     let imported = house.import(&["a", "b", "c", "d"]).await;
     assert_eq!(imported.sealed, [(tag("d"), digest("d"))]);

@@ -1,12 +1,13 @@
 //! Rules that change: writes of mutable tags against entries of stricter days.
 
 use super::*;
+use crate::judge::mutable::Coverage;
 use crate::ledger::Holder;
 
 impl House {
     async fn pass(&self, name: &str, seed: &str) -> Judged {
         let cargo = Cargo { caller: Caller::default(), manifest: manifest(seed), named: None };
-        self.judge.pass(&key(), None, &[tag(name)], cargo).await
+        self.judge.pass(&key(), None, &[tag(name)], cargo, Coverage::Ruled).await
     }
 }
 
@@ -72,7 +73,7 @@ async fn with_the_ledger_down_a_mutable_push_goes_on() {
 async fn nothing_is_bound_while_an_unjudged_write_of_the_tag_is_under_way() {
     let mut house = House::new();
     house.options.proven = true;
-    let write = house.judge.unjudged().enter(&key(), &[tag("v1")]);
+    let write = house.judge.unjudged().enter(Affected::Tags(key(), vec![tag("v1")])).unwrap();
     let verdict = house.push(&["v1"], "one").await;
     assert_eq!(verdict, Verdict::Undecided(Undecided::Busy(tag("v1"))));
     assert_eq!((house.entry("v1").await, house.shelf.calls()), (Entry::Absent, vec![]));

@@ -265,7 +265,7 @@ async fn a_push_that_gets_ahead_of_a_first_sight_wins() {
 async fn nothing_is_bound_at_first_sight_beside_an_unjudged_write() {
     let house = House::new();
     house.shelf.set("v1", &manifest("one"));
-    let write = house.judge.unjudged().enter(&key(), &[tag("v1")]);
+    let write = house.judge.unjudged().enter(Affected::Tags(key(), vec![tag("v1")])).unwrap();
     assert_eq!(house.pull("v1").await, Pulled::Undecided(Unsure::Busy));
     assert_eq!((house.entry("v1").await, house.shelf.calls()), (Entry::Absent, vec![]));
     drop(write);

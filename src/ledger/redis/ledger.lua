@@ -8,7 +8,7 @@
 -- KEYS[3]  a sorted set: repositories by that count when something was freed in them last.
 --          A Cluster, where the three have no slot in common, gets the first one alone
 -- ARGV[1]  C(laim) B(ind) D: adopt, A(bort) R(elease) W(ithdraw) X: supersede, G: begin a delete, E(nd a delete)
---          T(ouch): changes nothing. O(ffer): restores. With another key: F(reeing) is announced, L(oss) is published
+--          I(nvalidate): raises the freed number alone. T(ouch): changes nothing. O(ffer): restores. With another key: F(reeing) is announced, L(oss) is published
 --          A `+` behind it: WAIT follows, so leave a write even where nothing changes. Otherwise a
 --          call that is repeated would wait for nothing, and an earlier one's write may be lost
 -- ARGV[2]  the digest as stored, algorithm byte and hash; for a release, the token: the entry's
@@ -145,7 +145,7 @@ local function change(value, n)
   elseif op == 'E' then
     if same and origin == 'R' then return '' end
     return nil
-  elseif op == 'G' or op == 'T' then
+  elseif op == 'G' or op == 'I' or op == 'T' then
     return nil
   end
   return redis.error_reply('ERR unknown operation')
@@ -245,7 +245,7 @@ end
 local before, puts, refused = {}, {}, nil
 -- What stands comes before what is gone, and so on, as in the table.
 local RANK = { stands = 4, gone = 3, freed = 2, deleting = 1 }
-local frees = op == 'E' and origin ~= 'N'
+local frees = op == 'I' or op == 'E' and origin ~= 'N'
 for n = 1, count do
   local tag = ARGV[LAST + n]
   local value = redis.call('HGET', key, tag)
@@ -293,6 +293,7 @@ else
 end
 if frees then
   redis.call('HSET', key, FREED, string.format('%d', freed + 1))
-  tell_freed()
+  -- What others remember is still so.
+  if op ~= 'I' then tell_freed() end
 end
 return { 'done', sequence, freed, mark, unpack(before) }

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 
-use super::{Details, State, Witness};
+use super::{Beginning, Details, State, Witness};
 use crate::ledger::losses::Losses;
 use crate::ledger::{
     Adopt, Announcement, AttemptId, Begun, Bind, Claim, DeleteEnd, DeleteMark, Ended, FreedNumber,
@@ -11,15 +11,15 @@ use crate::ledger::{
 };
 use crate::name::{Digest, Tag};
 
-#[async_trait]
-impl Ledger for Witness {
-    async fn lookup(
+impl Witness {
+    /// Remembers what a look-up found.
+    fn found(
         &self,
         repository: &RepositoryKey,
         tags: &[Tag],
+        found: Lookup,
+        mut begun: Beginning,
     ) -> Result<Lookup, Unavailable> {
-        let mut begun = self.begin(repository);
-        let found = self.inner.lookup(repository, tags).await?;
         begun.number = Some(found.freed);
         begun.heard = self.heard_number(repository, begun.heard, found.freed);
         for (tag, entry) in tags.iter().zip(&found.entries) {
@@ -30,6 +30,29 @@ impl Ledger for Witness {
             losses.check(repository)?;
         }
         Ok(found)
+    }
+}
+
+#[async_trait]
+impl Ledger for Witness {
+    async fn lookup(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+    ) -> Result<Lookup, Unavailable> {
+        let begun = self.begin(repository);
+        let found = self.inner.lookup(repository, tags).await?;
+        self.found(repository, tags, found, begun)
+    }
+
+    async fn invalidate(
+        &self,
+        repository: &RepositoryKey,
+        tags: &[Tag],
+    ) -> Result<Lookup, Unavailable> {
+        let begun = self.begin(repository);
+        let found = self.inner.invalidate(repository, tags).await?;
+        self.found(repository, tags, found, begun)
     }
 
     async fn claim(

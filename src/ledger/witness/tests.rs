@@ -122,6 +122,10 @@ impl Ledger for Switch {
         self.inner.supersede(key, seen).await
     }
 
+    async fn invalidate(&self, key: &RepositoryKey, tags: &[Tag]) -> Result<Lookup, Unavailable> {
+        self.inner.invalidate(key, tags).await
+    }
+
     async fn begin_delete(
         &self,
         key: &RepositoryKey,
