@@ -62,8 +62,6 @@ pub struct Parts {
     /// By which a tag is asked for, whatever it is called.
     pub naming: Arc<Naming>,
     pub ledger: Arc<dyn Ledger>,
-    /// How long a proxy goes by what it has seen of the ledger.
-    pub remembered: Duration,
     pub judge: Arc<Judge>,
     pub rules: Arc<ArcSwap<Rules>>,
     pub eyes: Eyes,

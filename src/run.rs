@@ -249,7 +249,6 @@ fn serve(settings: Settings, file: Option<Watched>) -> Result<(), Failure> {
         upstream: settings.upstream.name.clone(),
         naming: Arc::clone(&settings.upstream.doors.naming),
         ledger: witness,
-        remembered: settings.ledger.remembering.ttl,
         judge: Arc::clone(&rooms.judge),
         rules: Arc::clone(&rooms.rules),
         eyes: eyes(&settings, client, account),

@@ -143,11 +143,13 @@ pub fn release(
         );
     }
     let released: Released = client.post("/v1/release", &request)?;
-    aside(&format!(
-        "other proxies of the ledger may serve what it was bound to for another {} s; what the \
-         registry has under the tag counts again",
-        released.remembered_seconds
-    ));
+    if released.remembered_seconds > 0 {
+        aside(&format!(
+            "other proxies of the ledger may serve what it was bound to for another {} s",
+            released.remembered_seconds
+        ));
+    }
+    aside("what the registry has under the tag counts again");
     telling.tell(&released, || {
         format!("{} is free; it was {}\n", request.reference, sentence(&released.entry))
     })

@@ -83,7 +83,7 @@ pub enum Kind {
     Bytes,
 }
 
-/// What happens to a request with this first line.
+/// What happens to a request with this first line, or to these bytes.
 type Script = Box<dyn Fn(&str) -> Option<Fault> + Send + Sync>;
 
 pub struct FaultProxy {
@@ -131,7 +131,7 @@ impl FaultProxy {
         *self.shared.target.lock().unwrap() = target.to_owned();
     }
 
-    /// Faults by the first line of a request, instead of chance.
+    /// Faults by the first line of a request, or by what is read at once, instead of chance.
     pub fn script(&self, script: impl Fn(&str) -> Option<Fault> + Send + Sync + 'static) {
         *self.shared.script.lock().unwrap() = Some(Box::new(script));
     }
@@ -186,6 +186,7 @@ impl Shared {
             Some(script) => script(line),
             // Chance is drawn in any case, so that a calm time does not shift what follows.
             None => {
+                let line = if self.kind == Kind::Http { line } else { "" };
                 Fault::drawn(rng, self.kind, line).filter(|_| !self.calm.load(Ordering::Relaxed))
             }
         };
@@ -292,7 +293,7 @@ impl Shared {
         });
         let mut buffer = [0; 16 * 1024];
         while let Ok(n @ 1..) = client.read(&mut buffer) {
-            let fault = self.fault(&mut rng, "");
+            let fault = self.fault(&mut rng, &String::from_utf8_lossy(&buffer[..n]));
             match fault {
                 Some(Fault::Delay(delay)) => pause(delay),
                 Some(Fault::CutBefore) => break,

@@ -1,8 +1,10 @@
 //! An operator's commands for a fleet on one Redis.
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use crate::fault_proxy::{Fault, FaultProxy, Kind};
 use crate::fleet::Redis;
 use crate::harness::*;
 use crate::operators::{command, config, expect, push, started, with_blob};
@@ -102,4 +104,27 @@ fn a_name_released_through_one_proxy_is_free_in_all() {
         expect(&config(&proxies[0]), &["ledger", "release", "prod/app:v1", "--reason", "x"], 0);
     assert!(err.contains("for another 1 s"), "{err}");
     push(&proxies[1].address, "prod/app:v1", "two");
+}
+
+/// Redis frees the name, and its answer gets lost: the call that is repeated finds it free.
+#[test]
+fn a_release_whose_answer_was_lost_is_told_as_one() {
+    let (registry, redis) = (Registry::start(), Redis::start(&[]));
+    let way = FaultProxy::start(Kind::Bytes, &redis.address, 1);
+    way.calm(true);
+    let ledger = format!("[ledger]\nstore = \"redis\"\nurl = \"redis://{}/0\"\n", way.address);
+    let taglock = started(&registry.address, "", &ledger);
+    push(&taglock.address, "prod/app:v1", "one");
+    let cut = AtomicBool::new(false);
+    way.script(move |bytes| {
+        let releases = bytes.contains("EVALSHA") && bytes.contains("\r\nR\r\n");
+        (releases && !cut.swap(true, Ordering::SeqCst)).then_some(Fault::CutAfter)
+    });
+    let release = ["ledger", "release", "prod/app:v1", "--reason", "x"];
+    let (out, _) = expect(&config(&taglock), &release, 0);
+    assert!(out.starts_with("prod/app:v1 is free"), "{out}");
+    assert_eq!(way.counts().get("cut-after"), Some(&1));
+    let log = taglock.process.log();
+    let told = log.lines().filter(|line| line.contains("outcome=\"released\"")).count();
+    assert_eq!(told, 1, "{log}");
 }
