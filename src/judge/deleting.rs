@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Judge;
 use crate::ledger::{
-    AttemptId, DeleteEnd, Ended, Entry, Holder, Ledger, RepositoryKey, Unavailable,
+    AttemptId, DeleteEnd, DeleteMark, Ended, Entry, Holder, Ledger, RepositoryKey, Unavailable,
 };
 use crate::name::{Digest, Tag};
 
@@ -47,6 +47,14 @@ impl Deleting {
         self.marks.iter().any(|mark| !mark.earlier.is_empty())
     }
 
+    /// Whether a mark was left by one of the DELETEs that end with this one.
+    fn continues(&self, mark: &DeleteMark) -> bool {
+        self.marks
+            .iter()
+            .flat_map(|own| &own.earlier)
+            .any(|earlier| mark.attempts.contains(earlier))
+    }
+
     /// Whether a tag has one of the digests.
     fn is_of(&self, entry: &Entry) -> bool {
         entry.digest().is_some_and(|digest| self.marks.iter().any(|mark| mark.digest == *digest))
@@ -83,24 +91,50 @@ impl Judge {
         under_way.insert(attempt);
         let (repository, marks) = (key.clone(), Vec::new());
         let mut deleting = Deleting { repository, attempt, marks, under_way };
+        match self.mark(&mut deleting, digests).await {
+            Ok(holders) => Ok((deleting, holders)),
+            Err(error) => {
+                self.cancel_delete(deleting).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn mark(
+        &self,
+        deleting: &mut Deleting,
+        digests: &[Digest],
+    ) -> Result<Vec<Holder>, Unavailable> {
         let mut holders = Vec::new();
         for digest in digests {
-            match self.ledger.begin_delete(key, digest, attempt).await {
-                Ok(begun) => {
-                    let earlier = begun.earlier.into_iter();
-                    let earlier = earlier.filter(|other| !self.deletes.contains(other)).collect();
-                    deleting.marks.push(Mark { digest: *digest, earlier });
-                    holders.extend(begun.holders);
-                }
-                Err(error) => {
-                    // The mark may have been made all the same: it is taken back with the others.
-                    deleting.marks.push(Mark { digest: *digest, earlier: Vec::new() });
-                    self.cancel_delete(deleting).await;
-                    return Err(error);
+            holders.extend(self.mark_one(deleting, digest).await?);
+        }
+        // An earlier DELETE whose image is gone by now marked it by every algorithm: nobody can tell these
+        // from the image any more, but its marks name the same attempt.
+        if deleting.ends_earlier() {
+            for (digest, mark) in self.ledger.delete_marks(&deleting.repository).await? {
+                if deleting.continues(&mark) && !digests.contains(&digest) {
+                    holders.extend(self.mark_one(deleting, &digest).await?);
                 }
             }
         }
-        Ok((deleting, holders))
+        Ok(holders)
+    }
+
+    async fn mark_one(
+        &self,
+        deleting: &mut Deleting,
+        digest: &Digest,
+    ) -> Result<Vec<Holder>, Unavailable> {
+        // A call that fails may have made the mark all the same: it is taken back with the others.
+        deleting.marks.push(Mark { digest: *digest, earlier: Vec::new() });
+        let begun =
+            self.ledger.begin_delete(&deleting.repository, digest, deleting.attempt).await?;
+        let earlier = begun.earlier.into_iter().filter(|other| !self.deletes.contains(other));
+        if let Some(mark) = deleting.marks.last_mut() {
+            mark.earlier = earlier.collect();
+        }
+        Ok(begun.holders)
     }
 
     /// Whether one of these DELETEs is under way in this process.

@@ -29,12 +29,7 @@ impl Judge {
             }
             match self.registry.fetch(caller, &key.repository, digest).await {
                 Fetched::Found(whole) => {
-                    let Some(parts) = wire::parts(&whole.bytes) else {
-                        let trouble = Trouble::Garbage("an image whose parts can't be read");
-                        return Err(Ruling::Undecided(Unsettled::Registry(trouble)));
-                    };
-                    let mut parts = parts.into_iter();
-                    if parts.any(|part| Digest::parse(&part).is_ok_and(|d| digests.contains(&d))) {
+                    if has_part(&whole, digests)? {
                         return Err(NoDelete::Part(tag.clone()).into());
                     }
                 }
@@ -61,9 +56,7 @@ impl Judge {
             let Some(claimed) = entry.digest() else { continue };
             match self.registry.fetch(caller, &key.repository, claimed).await {
                 Fetched::Found(whole) => {
-                    let parts = wire::parts(&whole.bytes).unwrap_or_default();
-                    let mut parts = parts.iter().filter_map(|part| Digest::parse(part).ok());
-                    if parts.any(|part| digests.contains(&part)) {
+                    if has_part(&whole, digests)? {
                         return Err(NoDelete::Part(tag).into());
                     }
                 }
@@ -94,4 +87,13 @@ impl Judge {
             after = last;
         }
     }
+}
+
+/// Whether an image is made of one of these manifests.
+fn has_part(whole: &Manifest, digests: &[Digest]) -> Result<bool, Ruling> {
+    let Some(parts) = wire::parts(&whole.bytes) else {
+        let trouble = Trouble::Garbage("an image whose parts can't be read");
+        return Err(Ruling::Undecided(Unsettled::Registry(trouble)));
+    };
+    Ok(parts.iter().any(|part| Digest::parse(part).is_ok_and(|part| digests.contains(&part))))
 }

@@ -244,6 +244,88 @@ async fn a_delete_whose_outcome_is_unknown_keeps_its_mark_until_one_is_answered(
     assert_eq!(house.ledger.delete_marks(&key()).await.unwrap()[0].1.attempts.len(), 1);
 }
 
+/// Another DELETE, whose first answer never came, finds the image gone; a client that was let in before
+/// hears so, and the mark ends.
+#[tokio::test(start_paused = true)]
+async fn a_404_ends_a_delete_of_unknown_outcome_for_whom_the_registry_lets_in() {
+    let let_in = Caller { let_in: true, ..Caller::default() };
+    for (caller, ends) in [(Caller::default(), false), (let_in, true)] {
+        let house = House::new();
+        house.push(&["v1"], "one").await;
+        house.shelf.plan("delete", &[Play::DoneButUnclear]);
+        let reference = Reference::Digest(digest("one"));
+        let deletion = Deletion { repository: key(), reference, rule: rule(Deletes::Release) };
+        let unknown = Ruling::Undecided(Unsettled::OutcomeUnknown(Trouble::TimedOut));
+        assert_eq!(house.judge.delete(&deletion, &caller).await, unknown);
+        // The image is gone, and so the registry lets nobody look at it.
+        house.shelf.plan("delete", &[Play::NotFound]);
+        let ruling = house.judge.delete(&deletion, &caller).await;
+        let left = house.ledger.delete_marks(&key()).await.unwrap();
+        if ends {
+            deleted(&ruling, &["v1"]);
+            assert_eq!((left, house.entry("v1").await), (vec![], Entry::Absent));
+        } else {
+            assert!(matches!(&ruling, Ruling::Relayed(a) if a.status == 404), "{ruling:?}");
+            // By each algorithm.
+            assert_eq!(left.len(), 2);
+        }
+        // Of an image without a mark a 404 is the registry's.
+        let other = Deletion { reference: digest("other").into(), ..deletion.clone() };
+        let ruling = house.judge.delete(&other, &caller).await;
+        assert!(matches!(&ruling, Ruling::Relayed(a) if a.status == 404), "{ruling:?}");
+    }
+}
+
+/// The push of an image that lists the manifest is under way: the registry's list lacks its tag.
+#[tokio::test(start_paused = true)]
+async fn refuse_keeps_the_parts_of_an_image_that_is_claimed() {
+    let part = manifest("part");
+    let index = format!(r#"{{"manifests":[{{"digest":"{}"}}]}}"#, digest("part"));
+    let undecided = |why| Ruling::Undecided(Unsettled::Registry(Trouble::Garbage(why)));
+    let busy = Ruling::from(NoDelete::Busy(tag("v1")));
+    for (image, stored, expected) in [
+        (index.as_str(), true, Some(Ruling::from(NoDelete::Part(tag("v1"))))),
+        (index.as_str(), false, Some(busy)),
+        ("nonsense", true, Some(undecided("an image whose parts can't be read"))),
+        (r#"{"manifests":[]}"#, true, None),
+    ] {
+        for deletes in ALL {
+            let house = House::new();
+            house.shelf.store(&part);
+            if stored {
+                house.shelf.store(&manifest(image));
+            }
+            house.claimed("v1", image).await;
+            let ruling = house.delete(deletes, digest("part")).await;
+            match (deletes, &expected) {
+                (Deletes::Refuse, Some(expected)) => {
+                    assert_eq!(ruling, *expected, "{image}");
+                    assert_eq!(house.deletes_sent(), 0);
+                    assert_eq!(house.ledger.delete_marks(&key()).await, Ok(vec![]));
+                }
+                _ => deleted(&ruling, &[]),
+            }
+        }
+    }
+}
+
+#[test]
+fn the_audit_has_a_label_for_every_ruling() {
+    let none = || Ruling::Deleted { answer: answer(202), tags: vec![], unmarked: None };
+    let one = || Ruling::Deleted { answer: answer(202), tags: vec![tag("v1")], unmarked: None };
+    for (ruling, deletes, label) in [
+        (none(), Deletes::Release, "deleted"),
+        (none(), Deletes::Keep, "deleted"),
+        (one(), Deletes::Release, "released"),
+        (one(), Deletes::Keep, "withdrawn"),
+        (NoDelete::TooManyTags.into(), Deletes::Refuse, "refused"),
+        (Ruling::Relayed(answer(403)), Deletes::Keep, "relayed"),
+        (Unavailable::TimedOut.into(), Deletes::Keep, "undecided"),
+    ] {
+        assert_eq!(ruling.label(deletes), label, "{ruling:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_delete_under_a_mutable_rule_frees_what_was_bound_under_a_stricter_one() {
     let caller = Caller::default();
