@@ -1,4 +1,4 @@
-//! Deletes in protected affected: from the client to the judge, and its ruling back to the client.
+//! Deletes in protected repositories: from the client to the judge, and its ruling back to the client.
 
 use std::sync::Arc;
 
