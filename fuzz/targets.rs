@@ -7,11 +7,11 @@ use std::collections::BTreeSet;
 
 use http::header::{HeaderName, HeaderValue, LINK, LOCATION, REFRESH, WWW_AUTHENTICATE};
 use http::{HeaderMap, Method};
-use taglock::edge::Asked;
-use taglock::edge::chunks::Chunks;
-use taglock::edge::rewriting::Rewriting;
 use taglock::ledger::codec;
 use taglock::name::{Digest, RepositoryName, Tag};
+use taglock::proxy::Asked;
+use taglock::proxy::chunked::Chunks;
+use taglock::proxy::url_rewriting::Rewriting;
 use taglock::registry::media::MediaTypes;
 use taglock::registry::peer::Origin;
 use taglock::registry::wire;

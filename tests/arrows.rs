@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room and the rooms it may name. What stands to the right of an arrow is never seen by what
-/// stands to its left: `name ← route, rules ← ledger ← judge ← edge ← run`.
+/// stands to its left: `name ← route, rules ← ledger ← judge ← proxy ← run`.
 const ROOMS: [(&str, &[&str]); 16] = [
     ("name", &[]),
     ("apart", &[]),
@@ -21,7 +21,7 @@ const ROOMS: [(&str, &[&str]); 16] = [
     ("registry", &["name", "apart", "spare"]),
     ("judge", &["name", "rules", "ledger", "registry"]),
     ("telemetry", &["name", "apart"]),
-    ("edge", &["name", "route", "rules", "ledger", "registry", "judge", "telemetry", "spare"]),
+    ("proxy", &["name", "route", "rules", "ledger", "registry", "judge", "telemetry", "spare"]),
     ("admin", &["name", "rules", "ledger", "registry", "judge", "telemetry"]),
     ("console", &["name", "ledger", "admin"]),
     ("settings", &["name", "route", "rules", "ledger", "registry", "judge", "telemetry"]),
@@ -36,7 +36,7 @@ const ROOMS: [(&str, &[&str]); 16] = [
             "registry",
             "judge",
             "telemetry",
-            "edge",
+            "proxy",
             "admin",
             "console",
             "settings",
@@ -51,7 +51,7 @@ const LIBRARIES: [(&str, &[&str]); 23] = [
     (
         "pingora",
         &[
-            "src/edge",
+            "src/proxy",
             "src/registry/client.rs",
             "src/registry/client/opening.rs",
             "src/registry/client/relay.rs",
@@ -66,14 +66,14 @@ const LIBRARIES: [(&str, &[&str]); 23] = [
         "httparse",
         &[
             "src/registry/client/relay.rs",
-            "src/edge/asked.rs",
-            "src/edge/blobs/chunks.rs",
-            "src/edge/lean.rs",
-            "src/edge/line.rs",
+            "src/proxy/request_memo.rs",
+            "src/proxy/blobs/chunked.rs",
+            "src/proxy/small_read.rs",
+            "src/proxy/http1_connection.rs",
         ],
     ),
     // It has sockets, signals and processes besides: only an option that nobody else knows.
-    ("nix", &["src/edge/blobs/feed.rs"]),
+    ("nix", &["src/proxy/blobs/low_water.rs"]),
     ("redb", &["src/ledger/embedded"]),
     // `run` names taglock's own module of that name.
     ("redis", &["src/ledger/redis", "src/run/ledgers.rs"]),
@@ -100,9 +100,9 @@ const LIBRARIES: [(&str, &[&str]); 23] = [
         &[
             "src/admin/book.rs",
             "src/console/saving.rs",
-            "src/edge/blobs.rs",
-            "src/edge/blobs/pieces.rs",
-            "src/edge/blobs/uploads.rs",
+            "src/proxy/blobs.rs",
+            "src/proxy/blobs/chunk_copy.rs",
+            "src/proxy/blobs/uploads.rs",
         ],
     ),
     ("ureq", &["src/console/client.rs", "src/telemetry/traces/collector.rs"]),
@@ -265,9 +265,9 @@ fn the_judge_and_the_names_do_no_input_or_output() {
 #[test]
 fn no_request_is_decided_by_its_parsed_uri() {
     // The access log, the trace, and the page of refusals.
-    let told = [("src/edge/accounting.rs", 2), ("src/edge/refusal/writing.rs", 1)];
+    let told = [("src/proxy/accounting.rs", 2), ("src/proxy/error_response/writing.rs", 1)];
     for (path, text) in sources() {
-        if !matches!(room(&path).as_str(), "edge" | "route" | "judge") || is_test(&path) {
+        if !matches!(room(&path).as_str(), "proxy" | "route" | "judge") || is_test(&path) {
             continue;
         }
         let parsed = ["uri.query()", "uri.path()", "path_and_query", "uri.to_string()"];
@@ -299,7 +299,7 @@ fn no_file_is_long_and_no_module_is_a_mod_rs() {
 #[test]
 fn nothing_is_left_for_later_or_left_unsafe() {
     // Borrowing a connection's descriptor, which pingora shows as a number only.
-    let may_be_unsafe = Path::new("src/edge/blobs/socket.rs");
+    let may_be_unsafe = Path::new("src/proxy/blobs/socket.rs");
     for (path, text) in sources() {
         let text = if path == may_be_unsafe { text.replacen("unsafe {", "", 1) } else { text };
         for word in

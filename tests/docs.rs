@@ -227,7 +227,7 @@ fn every_message_can_be_looked_up() {
     let mut missing = Vec::new();
     let mut seen = 0;
     for source in [
-        "src/edge/refusal.rs",
+        "src/proxy/error_response.rs",
         "src/judge/step.rs",
         "src/judge/pull.rs",
         "src/registry.rs",
@@ -251,7 +251,7 @@ fn every_message_can_be_looked_up() {
 
 #[test]
 fn every_reason_of_a_refusal_can_be_looked_up() {
-    let source = text("src/edge/refusal.rs");
+    let source = text("src/proxy/error_response.rs");
     let reason = Regex::new(r#"(?:ErrorCode::\w+,\s*|unavailable\(|=> \()"([a-z-]+)","#).unwrap();
     let reasons: BTreeSet<_> = reason.captures_iter(&source).map(|f| f[1].to_owned()).collect();
     assert!(reasons.len() > 12, "{reasons:?}");

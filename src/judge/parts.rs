@@ -29,15 +29,13 @@ impl Judge {
             }
             match self.registry.fetch(caller, &key.repository, digest).await {
                 Fetched::Found(whole) => {
-                    if has_part(&whole, digests)? {
+                    if has_part(&whole, digests).map_err(unread)? {
                         return Err(NoDelete::Part(tag.clone()).into());
                     }
                 }
                 // Deleted, or of a kind that has no parts.
                 Fetched::NotFound | Fetched::Unclear(Trouble::Garbage(SCHEMA1)) => {}
-                Fetched::Unclear(trouble) => {
-                    return Err(Ruling::Undecided(Unsettled::Registry(trouble)));
-                }
+                Fetched::Unclear(trouble) => return Err(unread(trouble)),
             }
         }
         Ok(())
@@ -56,16 +54,14 @@ impl Judge {
             let Some(claimed) = entry.digest() else { continue };
             match self.registry.fetch(caller, &key.repository, claimed).await {
                 Fetched::Found(whole) => {
-                    if has_part(&whole, digests)? {
+                    if has_part(&whole, digests).map_err(unread)? {
                         return Err(NoDelete::Part(tag).into());
                     }
                 }
                 Fetched::Unclear(Trouble::Garbage(SCHEMA1)) => {}
                 // Not stored by its digest, so its parts can't be seen before it is published.
                 Fetched::NotFound => return Err(NoDelete::Busy(tag).into()),
-                Fetched::Unclear(trouble) => {
-                    return Err(Ruling::Undecided(Unsettled::Registry(trouble)));
-                }
+                Fetched::Unclear(trouble) => return Err(unread(trouble)),
             }
         }
         Ok(())
@@ -90,10 +86,12 @@ impl Judge {
 }
 
 /// Whether an image is made of one of these manifests.
-fn has_part(whole: &Manifest, digests: &[Digest]) -> Result<bool, Ruling> {
-    let Some(parts) = wire::parts(&whole.bytes) else {
-        let trouble = Trouble::Garbage("an image whose parts can't be read");
-        return Err(Ruling::Undecided(Unsettled::Registry(trouble)));
-    };
+fn has_part(whole: &Manifest, digests: &[Digest]) -> Result<bool, Trouble> {
+    let unread = Trouble::Garbage("an image whose parts can't be read");
+    let parts = wire::parts(&whole.bytes).ok_or(unread)?;
     Ok(parts.iter().any(|part| Digest::parse(part).is_ok_and(|part| digests.contains(&part))))
+}
+
+fn unread(trouble: Trouble) -> Ruling {
+    Ruling::Undecided(Unsettled::Registry(trouble))
 }

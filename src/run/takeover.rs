@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::handover::{Left, Older};
 use super::{Failure, ledgers, service_manager};
-use crate::edge::Gate;
 use crate::judge::unjudged::{Affected, Unjudged, Write};
 use crate::ledger::Ledger;
 use crate::ledger::guarded::Guarded;
+use crate::proxy::Gate;
 use crate::settings::{Settings, Store};
 
 /// How long the lock of an older process may stay after it has said that it is done, or has ended.

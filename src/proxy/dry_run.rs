@@ -7,9 +7,9 @@ use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
-use super::passage::Passage;
-use super::refusal::Refusal;
-use super::{Edge, intake};
+use super::context::Passage;
+use super::error_response::Refusal;
+use super::{Edge, manifest_body};
 use crate::judge::delete::Deletion;
 use crate::judge::{Conflict, Content};
 use crate::ledger::{Holder, RepositoryKey};
@@ -115,7 +115,7 @@ impl Edge {
             Act::Write(write) => {
                 let tags: Vec<_> = write.tags.iter().filter(|tag| protects(tag)).cloned().collect();
                 standing = judge.standing(&caller, key, &tags).await;
-                intake::check(headers, &self.config.media, self.config.max_manifest).err()
+                manifest_body::check(headers, &self.config.media, self.config.max_manifest).err()
             }
             Act::Delete(Reference::Tag(tag)) if !protects(tag) => None,
             Act::Delete(reference) => {

@@ -9,8 +9,8 @@ use std::io;
 use bytes::{Buf as _, Bytes};
 use tokio::task::yield_now;
 
-use super::chunks::Malformed;
-use super::pieces::{Beyond, Framing, InChunks, invalid};
+use super::chunk_copy::{Beyond, Framing, InChunks, invalid};
+use super::chunked::Malformed;
 use super::pipe::{PIPE, Pipe};
 use super::socket::{Sink, Socket, Stopped, in_time};
 use super::splice::{Stride, is_unable};
@@ -225,8 +225,8 @@ mod tests {
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-    use super::super::chunks::Chunks;
-    use super::super::pieces::Source as _;
+    use super::super::chunk_copy::Source as _;
+    use super::super::chunked::Chunks;
     use super::super::socket::Heed;
     use super::*;
 

@@ -12,8 +12,8 @@ use pingora::proxy::Session;
 use pingora::{ErrorType, Result};
 use tokio::time::timeout;
 
-use super::crowd::{Crowd, Place};
-use super::refusal::Refusal;
+use super::error_response::Refusal;
+use super::limits::{Crowd, Place};
 use crate::registry::Manifest;
 use crate::registry::media::MediaTypes;
 

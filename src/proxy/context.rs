@@ -10,8 +10,8 @@ use uuid::fmt::Hyphenated;
 use uuid::timestamp::context::ThreadLocalContext;
 use uuid::{ContextV7, Timestamp, Uuid};
 
-use super::rehearsal::Rehearsal;
-use super::{calendar, unknown_address};
+use super::dry_run::Rehearsal;
+use super::{date_cache, unknown_address};
 use crate::judge::unjudged::{Affected, Write};
 use crate::name::Reference;
 use crate::registry::peer::Origin;
@@ -124,7 +124,7 @@ impl RequestId {
             // One for all threads would be waited for.
             static COUNTER: ContextV7 = const { ContextV7::new() };
         }
-        let (counter, unix) = (ThreadLocalContext::new(&COUNTER), calendar::unix(now));
+        let (counter, unix) = (ThreadLocalContext::new(&COUNTER), date_cache::unix(now));
         let now = Timestamp::from_unix(counter, unix.as_secs(), unix.subsec_nanos());
         let mut text = [0; Hyphenated::LENGTH];
         Uuid::new_v7(now).hyphenated().encode_lower(&mut text);

@@ -11,14 +11,14 @@ use pingora::http::RequestHeader;
 use pingora::protocols::Stream;
 use pingora::{Error, Result};
 
-use super::asked::Asked;
-use super::course::Course;
-use super::forwarding::put_line;
-use super::line::Line;
-use super::passage::{Passage, Tally};
-use super::reads::{reading, whole};
-use super::refusal::{Refusal, leave_with};
-use super::{Edge, admission};
+use super::context::{Passage, Tally};
+use super::dispatch::Course;
+use super::error_response::{Refusal, leave_with};
+use super::http1_connection::Line;
+use super::pull::{reading, whole};
+use super::request_headers::put_line;
+use super::request_memo::Asked;
+use super::{Edge, validate};
 use crate::registry::clock::Clock;
 
 /// What became of a request.
@@ -136,7 +136,7 @@ impl Edge {
         let mut passage = self.passage(Instant::now());
         passage.client.address = peer.ip();
         let request = first_line(read);
-        let refusal = Refusal::from(admission::too_large());
+        let refusal = Refusal::from(validate::too_large());
         let (status, lines, body) = self.note_refusal(&request, &passage, refusal);
         let mut answer = format!("HTTP/1.1 {status}\r\n").into_bytes();
         for (name, value) in &lines {

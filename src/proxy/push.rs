@@ -15,11 +15,11 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use tokio::time::{Instant, timeout};
 
-use super::crowd::Place;
-use super::let_in::{Identity, Right};
-use super::passage::Passage;
-use super::refusal::Refusal;
-use super::{Edge, intake};
+use super::authorized::{Identity, Right};
+use super::context::Passage;
+use super::error_response::Refusal;
+use super::limits::Place;
+use super::{Edge, manifest_body};
 use crate::judge::mutable::Coverage;
 use crate::judge::unjudged::{Affected, Write};
 use crate::judge::{Cargo, Content, Judged, Options, Push, Undecided, Verdict};
@@ -58,7 +58,7 @@ impl Edge {
     ) -> Result<()> {
         let max = self.config.max_manifest;
         let headers = &session.req_header().headers;
-        let media_type = match intake::check(headers, &self.config.media, max) {
+        let media_type = match manifest_body::check(headers, &self.config.media, max) {
             Ok(media_type) => media_type,
             Err(refusal) => return self.refuse(session, passage, refusal).await,
         };
@@ -114,8 +114,8 @@ impl Edge {
     ) -> Result<Result<(Manifest, Place), Refusal>> {
         let (max, time) = (self.config.max_manifest, self.config.manifest_time);
         let (crowd, address) = (&self.rooms.crowd, passage.client.address);
-        let bounds = intake::Bounds { max, time, crowd, address };
-        let mut reading = std::pin::pin!(intake::read(session, media_type, bounds));
+        let bounds = manifest_body::Bounds { max, time, crowd, address };
+        let mut reading = std::pin::pin!(manifest_body::read(session, media_type, bounds));
         let read = match timeout(PROMPT, &mut reading).await {
             Ok(read) => read,
             Err(_) => {

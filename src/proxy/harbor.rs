@@ -10,11 +10,11 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use pingora::Result;
 use pingora::proxy::Session;
 
-use super::crowd::Place;
-use super::passage::Passage;
-use super::refusal::Refusal;
-use super::writes::{answered, record};
-use super::{Course, Edge, intake};
+use super::context::Passage;
+use super::error_response::Refusal;
+use super::limits::Place;
+use super::push::{answered, record};
+use super::{Course, Edge, manifest_body};
 use crate::judge::artifacts::{Clearance, Removal, Tagging};
 use crate::judge::delete::Ruling;
 use crate::judge::unjudged::Affected;
@@ -198,15 +198,15 @@ impl Edge {
         passage: &Passage,
     ) -> Result<Result<(Tag, Place), Refusal>> {
         let headers = &session.req_header().headers;
-        if intake::is_encoded(headers) {
+        if manifest_body::is_encoded(headers) {
             return Ok(Err(Refusal::new_tag()));
         }
         let media_type = headers.get(CONTENT_TYPE).cloned();
         let media_type = media_type.unwrap_or(HeaderValue::from_static("application/json"));
         let (max, time) = (MAX_BODY.min(self.config.max_manifest), self.config.manifest_time);
         let (crowd, address) = (&self.rooms.crowd, passage.client.address);
-        let bounds = intake::Bounds { max, time, crowd, address };
-        let (body, place) = match intake::read(session, media_type, bounds).await? {
+        let bounds = manifest_body::Bounds { max, time, crowd, address };
+        let (body, place) = match manifest_body::read(session, media_type, bounds).await? {
             Ok(taken) => taken,
             Err(refusal) if refusal.status() == StatusCode::PAYLOAD_TOO_LARGE => {
                 return Ok(Err(Refusal::new_tag()));

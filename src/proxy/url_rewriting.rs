@@ -17,8 +17,8 @@ use pingora::Result;
 use pingora::http::ResponseHeader;
 
 use super::Edge;
-use super::forwarding::put_line;
-use super::passage::Passage;
+use super::context::Passage;
+use super::request_headers::put_line;
 use crate::registry::client::Mark;
 use crate::registry::peer::Origin;
 

@@ -5,13 +5,13 @@
 //! HTTP/1.1, and in pieces of 256 KiB otherwise. Header, rewriting, time-outs, accounting and what
 //! becomes of the connections are as they are for everything else that streams.
 
-pub mod chunks;
-mod feed;
-mod pieces;
+mod chunk_copy;
+pub mod chunked;
+mod coalesce;
+mod low_water;
 mod pipe;
 mod socket;
 mod splice;
-mod stitch;
 mod uploads;
 
 use std::io;
@@ -26,8 +26,8 @@ use pingora::protocols::http::v1::server::HttpSession;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 
-use super::passage::{Passage, Sent};
-use super::refusal::INCOMPLETE_BODY;
+use super::context::{Passage, Sent};
+use super::error_response::INCOMPLETE_BODY;
 use super::{CLIENT_WRITE, Edge};
 use crate::registry::client::Opened;
 use crate::registry::framing;

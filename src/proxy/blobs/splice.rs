@@ -8,7 +8,7 @@ use pingora::protocols::Stream;
 use rustix::io::Errno;
 use tokio::task::{coop, yield_now};
 
-use super::feed::Feed;
+use super::low_water::Feed;
 use super::pipe::{PIPE, Pipe};
 use super::socket::{Heed, Patience, Sink, Socket, Stopped, in_time};
 
@@ -239,7 +239,7 @@ mod tests {
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    use super::super::feed::MUCH;
+    use super::super::low_water::MUCH;
     use super::*;
 
     impl Through {

@@ -6,9 +6,9 @@ use pingora::Result;
 use pingora::proxy::Session;
 
 use super::Edge;
-use super::let_in::Right;
-use super::passage::Passage;
-use super::refusal::Refusal;
+use super::authorized::Right;
+use super::context::Passage;
+use super::error_response::Refusal;
 use crate::judge::delete::{Deletion, NoDelete, Ruling, Unsettled};
 use crate::judge::unjudged::Affected;
 use crate::name::{Reference, RepositoryName, Tag};

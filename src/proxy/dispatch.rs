@@ -1,7 +1,7 @@
 //! What is to be done with a request, as far as its route and the rules tell.
 
-use super::refusal::Refusal;
-use super::rehearsal::Rehearsal;
+use super::dry_run::Rehearsal;
+use super::error_response::Refusal;
 use super::{Edge, harbor};
 use crate::judge::artifacts::Clearance;
 use crate::judge::delete::Deletion;

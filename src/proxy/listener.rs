@@ -21,12 +21,12 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::blobs::keep_no_pipes;
-use super::crowd::Crowd;
-use super::deliveries::Deliveries;
-use super::lean::Outcome;
-use super::line::{Line, Next, Received};
-use super::passage::{Passage, Start};
-use super::{Config, Edge, KEEPALIVE_SECONDS, pace, refusal, unknown_address};
+use super::context::{Passage, Start};
+use super::http1_connection::{Line, Next, Received};
+use super::http2_drain::Deliveries;
+use super::limits::Crowd;
+use super::small_read::Outcome;
+use super::{Config, Edge, KEEPALIVE_SECONDS, error_response, header_timeout, unknown_address};
 use crate::registry::clock::Clock;
 
 /// What HTTP/2 begins with (RFC 9113, section 3.4). No request of HTTP/1.1 begins with `PRI `.
@@ -194,7 +194,7 @@ impl Front {
         let start = Start { passage: known, body_received: received.of_the_body() };
         session.set_connection_user_context(Some(Box::new(start)));
         let serving = self.http1.process_new_http(session, shutdown);
-        let served = pace::kept(self.header_time, Instant::now(), serving).await;
+        let served = header_timeout::kept(self.header_time, Instant::now(), serving).await;
         let (stream, _) = served.flatten()?.consume();
         Some(lent.back(stream))
     }
@@ -210,7 +210,7 @@ impl ServerApp for Front {
         match self.crowd.connect() {
             Some(_connected) => self.serve(stream, shutdown).await,
             None => {
-                refusal::turn_away(stream).await;
+                error_response::turn_away(stream).await;
                 None
             }
         }

@@ -10,11 +10,11 @@ use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
 use super::Edge;
-use super::let_in::Right;
-use super::passage::Passage;
-use super::refusal::Refusal;
+use super::authorized::Right;
+use super::context::Passage;
+use super::error_response::Refusal;
+use super::push::{is_of_the_connection, legible, title_case};
 use super::relay::SMALL;
-use super::writes::{is_of_the_connection, legible, title_case};
 use crate::judge::pull::{Basis, Pull, Pulled};
 use crate::ledger::RepositoryKey;
 use crate::name::{Digest, RepositoryName, Tag};

@@ -16,10 +16,10 @@ use memchr::memmem::{self, Finder};
 use pingora::http::RequestHeader;
 use tokio::time::Instant;
 
-use super::admission::Head;
-use super::forwarding::Kind;
-use super::let_in::Identity;
-use super::passage::Client;
+use super::authorized::Identity;
+use super::context::Client;
+use super::request_headers::Kind;
+use super::validate::Head;
 use crate::name::RepositoryName;
 use crate::spare::Spare;
 

@@ -9,9 +9,9 @@ use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 
 use super::Edge;
-use super::passage::Passage;
-use super::reads::reading;
-use super::refusal::Refusal;
+use super::context::Passage;
+use super::error_response::Refusal;
+use super::pull::reading;
 use crate::name::{Digest, RepositoryName, Tag};
 use crate::registry::shelf::Kept;
 use crate::registry::{Caller, Registry, Serving, Trouble};

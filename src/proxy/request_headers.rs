@@ -8,8 +8,8 @@ use http::{HeaderMap, Method, Version};
 use pingora::Result;
 use pingora::http::RequestHeader;
 
-use super::passage::{Client, Passage};
-use super::{Edge, fields};
+use super::context::{Client, Passage};
+use super::{Edge, header_filter};
 use crate::registry::client::UNSENT;
 use crate::registry::framing;
 use crate::spare::Spare;
@@ -220,7 +220,7 @@ impl Forwarding {
     }
 
     fn replaces(&self, name: &HeaderName) -> bool {
-        !fields::may_pass(name) || self.traced && traces::is_trace_context(name)
+        !header_filter::may_pass(name) || self.traced && traces::is_trace_context(name)
     }
 }
 

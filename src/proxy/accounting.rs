@@ -4,7 +4,7 @@ use pingora::Error;
 use pingora::http::RequestHeader;
 
 use super::Edge;
-use super::passage::{Passage, Tally};
+use super::context::{Passage, Tally};
 use crate::telemetry::traces::Seen;
 
 impl Edge {

@@ -14,16 +14,16 @@ use pingora::protocols::Stream;
 use pingora::{Error, Result};
 use tokio::time::Instant;
 
-use super::asked::Asked;
+use super::authorized::Right;
 use super::blobs::{Side, Socket, failed, send_now};
-use super::familiar::Face;
-use super::forwarding::{Kind, put_line, relayed};
-use super::let_in::Right;
-use super::line::Line;
-use super::passage::{Passage, Sent};
-use super::reads::reading;
-use super::refusal::Refusal;
-use super::{CLIENT_WRITE, Edge, calendar};
+use super::context::{Passage, Sent};
+use super::error_response::Refusal;
+use super::http1_connection::Line;
+use super::pull::reading;
+use super::request_headers::{Kind, put_line, relayed};
+use super::request_memo::Asked;
+use super::verified_cache::Face;
+use super::{CLIENT_WRITE, Edge, date_cache};
 use crate::judge::pull::{Pull, Unsure};
 use crate::ledger::RepositoryKey;
 use crate::name::{RepositoryName, Tag};
@@ -280,7 +280,7 @@ fn end_head(out: &mut Vec<u8>, passage: &Passage, keeps: bool, now: Instant) {
     if let Some(warning) = &passage.warning {
         put_line(out, b"Warning", warning.as_bytes());
     }
-    calendar::with_date(now.into_std(), |date| put_line(out, b"Date", date));
+    date_cache::with_date(now.into_std(), |date| put_line(out, b"Date", date));
     put_line(out, b"Connection", if keeps { b"keep-alive" } else { b"close" });
     out.extend_from_slice(b"\r\n");
 }

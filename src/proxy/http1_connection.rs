@@ -8,7 +8,7 @@ use pingora::protocols::Stream;
 use pingora::{Error, ErrorType};
 use tokio::io::AsyncReadExt as _;
 
-use super::asked::{Asked, Look};
+use super::request_memo::{Asked, Look};
 use crate::spare::Spare;
 
 /// A header that begins with something else than HTTP is given to pingora at once, which answers 400.
@@ -194,7 +194,7 @@ mod tests {
     use tokio::io::AsyncWriteExt as _;
     use tokio::net::{TcpListener, TcpStream};
 
-    use super::super::passage::Client;
+    use super::super::context::Client;
     use super::*;
 
     const PLAIN: &str = "GET /v2/a/manifests/v1 HTTP/1.1\r\nHost: x\r\nX-Odd:  a:b \r\n\r\n";

@@ -16,13 +16,13 @@ use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 
-use super::super::drain::drain;
-use super::super::passage::Passage;
+use super::super::body_drain::drain;
+use super::super::context::Passage;
 use super::super::{CLIENT_WRITE, Edge};
-use super::pieces::{Collected, Framing, InChunks, Source, slices};
+use super::chunk_copy::{Collected, Framing, InChunks, Source, slices};
+use super::coalesce::{Gathered, Outgoing, Stitch};
 use super::socket::{Heed, Patience, Sink, Socket, Stopped};
 use super::splice::Through;
-use super::stitch::{Gathered, Outgoing, Stitch};
 use super::{Client, Side, WORTH, failed, left};
 use crate::registry::client::{Begun, is_early};
 
@@ -44,7 +44,7 @@ enum Moved {
 impl Edge {
     /// Takes the body of an upload to the registry, and its answer back. False where pingora is to
     /// do it.
-    pub(in crate::edge) async fn stream_upload(
+    pub(in crate::proxy) async fn stream_upload(
         &self,
         session: &mut Session,
         passage: &mut Passage,

@@ -6,42 +6,42 @@
 //! no TLS, small reads are answered before pingora sees them (`lean`).
 
 mod accounting;
-mod admission;
-mod asked;
+mod authorized;
 mod blobs;
-mod calendar;
-mod course;
-mod crowd;
-mod deletes;
-mod deliveries;
-mod drain;
-mod familiar;
-mod fields;
-mod forwarding;
-mod front;
-mod gate;
+mod body_drain;
+mod cached_pull;
+mod context;
+mod date_cache;
+mod delete;
+mod dispatch;
+mod dry_run;
+mod error_response;
 mod harbor;
-mod intake;
-mod lean;
-mod let_in;
-mod line;
-mod pace;
-mod passage;
-mod reads;
-mod refusal;
-mod rehearsal;
+mod header_filter;
+mod header_timeout;
+mod http1_connection;
+mod http2_drain;
+mod ledger_gate;
+mod limits;
+mod listener;
+mod manifest_body;
+mod pull;
+mod push;
 mod relay;
-pub mod rewriting;
-mod shelved;
-mod writes;
+mod request_headers;
+mod request_memo;
+mod small_read;
+pub mod url_rewriting;
+mod validate;
+mod verified_cache;
 
-pub use asked::Asked;
-pub use blobs::chunks;
-pub use crowd::{Cap, Caps, Crowd};
-pub use deliveries::Deliveries;
-pub use front::{Front, LULL};
-pub use gate::Gate;
-pub use let_in::LetIn;
+pub use authorized::LetIn;
+pub use blobs::chunked;
+pub use http2_drain::Deliveries;
+pub use ledger_gate::Gate;
+pub use limits::{Cap, Caps, Crowd};
+pub use listener::{Front, LULL};
+pub use request_memo::Asked;
 
 use std::any::Any;
 use std::net::SocketAddr;
@@ -77,11 +77,11 @@ use crate::telemetry::Metrics;
 use crate::telemetry::audit::Audit;
 use crate::telemetry::refusals::Refusals;
 use crate::telemetry::traces::Tracer;
-use admission::Head;
-use course::Course;
-use familiar::Familiar;
-use passage::{Passage, Start, Tally, Unjudged};
-use refusal::Refusal;
+use context::{Passage, Start, Tally, Unjudged};
+use dispatch::Course;
+use error_response::Refusal;
+use validate::Head;
+use verified_cache::Familiar;
 
 /// How long a client may leave its connection unused, or a header unfinished.
 const KEEPALIVE_SECONDS: u64 = 60;
@@ -204,7 +204,7 @@ impl Edge {
         else {
             return Ok(());
         };
-        let changed = || Error::explain(refusal::RULES_CHANGED, "while it came").into_down();
+        let changed = || Error::explain(error_response::RULES_CHANGED, "while it came").into_down();
         // Before the rules are read: see there.
         let write = self.rooms.judge.unjudged().enter(affected.clone());
         let mut write = write.map_err(|_closed| changed())?;
@@ -221,16 +221,16 @@ impl Edge {
         let header = head.header;
         // Known even of a request that is refused at the door.
         passage.client.address = head.peer.ip();
-        if let Some(id) = header.headers.get(forwarding::REQUEST_ID) {
+        if let Some(id) = header.headers.get(request_headers::REQUEST_ID) {
             passage.id.adopt(id);
         }
-        passage.client = admission::admit(head, &self.config)?;
+        passage.client = validate::admit(head, &self.config)?;
         let route = Route::parse(&header.method, header.raw_path(), &self.config.doors)?;
-        passage.route = passage::label(&route);
+        passage.route = context::label(&route);
         if let (Some(trace), Some(repository)) = (&passage.trace, route.repository()) {
             trace.repository(repository);
         }
-        if let Some(affected) = course::affected(&route, |name| self.key(name)) {
+        if let Some(affected) = dispatch::affected(&route, |name| self.key(name)) {
             passage.unjudged = Unjudged::Coming(affected);
         }
         if let Route::WriteManifest(_) = &route {
@@ -278,7 +278,7 @@ impl ProxyHttp for Edge {
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
     async fn request_filter(&self, session: &mut Session, passage: &mut Passage) -> Result<bool> {
-        pace::begun();
+        header_timeout::begun();
         if let Some(tracer) = self.rooms.tracer.as_ref().filter(|_| passage.trace.is_none()) {
             passage.trace = Some(tracer.begin(&session.req_header().headers));
         }
@@ -288,7 +288,7 @@ impl ProxyHttp for Edge {
         }
         session.set_write_timeout(Some(CLIENT_WRITE));
         let raw = session.as_http1().map(HttpSession::get_headers_raw_bytes);
-        let (header, peer) = (session.req_header(), admission::peer_of(session));
+        let (header, peer) = (session.req_header(), validate::peer_of(session));
         let head = Head { header, raw: raw.as_deref(), peer, known: None };
         let course = match self.decide(&head, passage) {
             Ok(course) => course,
@@ -480,7 +480,7 @@ impl ProxyHttp for Edge {
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, passage: &mut Passage) {
-        pace::ended();
+        header_timeout::ended();
         let tally = Tally::of(session, passage);
         self.account(session.req_header(), error, passage, tally);
     }

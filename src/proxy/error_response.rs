@@ -7,7 +7,7 @@ use http::StatusCode;
 use http::header::HeaderValue;
 use pingora::{Error, ErrorSource, ErrorType};
 
-use super::crowd::Cap;
+use super::limits::Cap;
 use crate::judge::delete::{MAX_TAGS, NoDelete, Unsettled};
 use crate::judge::pull::Unsure;
 use crate::judge::{Conflict, Undecided};

@@ -12,7 +12,7 @@ use pingora::protocols::Stream;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 
-use super::chunks::{Chunks, MAX_PIECES, Malformed};
+use super::chunked::{Chunks, MAX_PIECES, Malformed};
 use super::socket::{Socket, in_time};
 use super::splice::PIECE;
 use super::{Side, failed};

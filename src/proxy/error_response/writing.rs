@@ -13,9 +13,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::super::Edge;
-use super::super::crowd::Cap;
-use super::super::drain::drain;
-use super::super::passage::Passage;
+use super::super::body_drain::drain;
+use super::super::context::Passage;
+use super::super::limits::Cap;
 use super::{Extra, RETRY_SECONDS, Refusal};
 use crate::registry::wire;
 use crate::telemetry::audit::{User, user_of};
@@ -28,7 +28,7 @@ const TURN_AWAY_TIME: Duration = Duration::from_millis(500);
 impl Edge {
     /// Writes the answer, then takes a bounded rest of the body off the wire: an answer before its
     /// end is lost on HTTP/2 and reset on HTTP/1 otherwise.
-    pub(in crate::edge) async fn refuse(
+    pub(in crate::proxy) async fn refuse(
         &self,
         session: &mut Session,
         passage: &Passage,
@@ -63,7 +63,7 @@ impl Edge {
     }
 
     /// Counts and logs it, and says how it is told.
-    pub(in crate::edge) fn note_refusal(
+    pub(in crate::proxy) fn note_refusal(
         &self,
         request: &RequestHeader,
         passage: &Passage,

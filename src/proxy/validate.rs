@@ -9,7 +9,7 @@ use http::{HeaderMap, StatusCode, Version};
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 
-use super::passage::Client;
+use super::context::Client;
 use super::{Config, unknown_address};
 use crate::registry::framing::is_length;
 use crate::registry::peer::Origin;
