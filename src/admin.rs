@@ -4,15 +4,15 @@
 //! `Authorization: Bearer <token>`. `/openapi.json` describes all of it; it is made of the handlers
 //! themselves. Answers are JSON, errors too, but for the three, which are text.
 
-mod answer;
-pub mod book;
+mod auth;
 mod deletes;
 mod explain;
-mod guard;
+pub mod export;
 mod health;
 mod ledger;
 pub mod model;
 mod registry;
+mod response;
 mod rules;
 
 use std::sync::Arc;
@@ -40,14 +40,14 @@ use crate::judge::Judge;
 use crate::ledger::Ledger;
 use crate::name::{Naming, UpstreamName};
 use crate::registry::Registry;
-use crate::registry::catalogue::Catalogue;
+use crate::registry::catalog::Catalogue;
 use crate::rules::Rules;
 use crate::telemetry::Metrics;
 use crate::telemetry::audit::Audit;
-use crate::telemetry::notices::Notices;
 use crate::telemetry::refusals::Refusals;
-use answer::No;
-use guard::Guard;
+use crate::telemetry::warnings::Notices;
+use auth::Guard;
+use response::No;
 
 /// The largest body of a request.
 const MAX_BODY: usize = 2 << 20;
@@ -140,7 +140,7 @@ impl Admin {
             .method_not_allowed_fallback(wrong_method)
             .layer(Extension(Described(Arc::new(described))))
             .layer(DefaultBodyLimit::max(MAX_BODY))
-            .layer(from_fn_with_state(guard, guard::guard));
+            .layer(from_fn_with_state(guard, auth::guard));
         let router = open
             .method_not_allowed_fallback(wrong_method)
             .merge(guarded)

@@ -37,7 +37,7 @@ use http::header::AUTHORIZATION;
 pub use permit::Permit;
 pub use step::{Conflict, Content, Options, Push, RollForward, Undecided, Verdict};
 
-use crate::ledger::witness::Witness;
+use crate::ledger::cached::Witness;
 use crate::ledger::{AttemptId, Holder, Ledger};
 use crate::name::{Algorithm, Digest, Reference, RepositoryName, Tag};
 use crate::registry::{

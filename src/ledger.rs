@@ -9,20 +9,20 @@
 //! so that nothing is bound by a look at the registry that is older; a *delete mark* keeps a digest
 //! from being bound while the registry deletes it. See `docs/decisions/0030-freed-names.md`.
 
+pub mod cached;
 pub mod codec;
 pub mod embedded;
 mod entry;
-pub mod guarded;
-pub mod losses;
 pub mod memory;
 pub mod redis;
-pub mod table;
-pub mod witness;
+pub mod retrying;
+pub mod rollback;
+pub mod transitions;
 
 #[cfg(test)]
 pub(crate) mod contract;
 
-use losses::Losses;
+use rollback::Losses;
 
 pub use entry::{
     AttemptId, DeleteMark, Entry, FreedNumber, Origin, Pending, Sealed, Timestamp, Token,
@@ -264,7 +264,7 @@ pub enum Unavailable {
 /// - **Durable on return.** What `Ok` reports survives a crash of this process, and for
 ///   stores with replicas as many failures as they are configured for.
 /// - **Safe to repeat.** A caller that got an error, or none, may repeat the call with the same
-///   arguments. Stores don't retry by themselves; [`guarded::Guarded`] does, and bears the deadline.
+///   arguments. Stores don't retry by themselves; [`retrying::Guarded`] does, and bears the deadline.
 /// - **Fresh.** `lookup` reads the store, never a cache.
 /// - **Clockless.** No outcome depends on the time.
 /// - An empty set of tags is legal and does nothing.

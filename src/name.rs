@@ -3,14 +3,14 @@
 //! A value of one of these types has passed its grammar: every constructor goes
 //! through the one parser beside it, so nothing downstream checks again.
 
+mod canonical;
 mod digest;
-mod naming;
 mod repository;
 mod tag;
 mod upstream;
 
+pub use canonical::{Alias, Mount, Naming, TagCase};
 pub use digest::{Algorithm, Digest, DigestError};
-pub use naming::{Alias, Mount, Naming, TagCase};
 pub use repository::{RepositoryName, RepositoryNameError};
 pub use tag::{Tag, TagError};
 pub use upstream::{UpstreamName, UpstreamNameError};

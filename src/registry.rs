@@ -1,16 +1,16 @@
 //! What the judge asks of the registry, and how the answers are told apart.
 
-pub mod account;
 pub mod anonymous;
-pub mod catalogue;
+pub mod catalog;
 mod challenge;
 pub mod client;
 pub mod clock;
 pub mod framing;
 mod idle;
+pub mod manifest_cache;
 pub mod media;
 pub mod peer;
-pub mod shelf;
+pub mod service_account;
 pub mod wire;
 
 pub use challenge::widen;

@@ -5,14 +5,14 @@
 //! parsed once, from the right, by the grammar of the distribution spec ("Endpoints"), and
 //! what has a second reading anywhere is refused rather than interpreted.
 
+mod error;
 mod harbor;
 mod query;
-mod rejection;
 mod target;
 
+pub use error::{ErrorCode, Rejection};
 pub use harbor::Harbor;
 pub use query::{ManifestQuery, check_namespace, namespace, query_of};
-pub use rejection::{ErrorCode, Rejection};
 
 use std::sync::Arc;
 

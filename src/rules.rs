@@ -4,9 +4,9 @@
 //! patterns match decides; a repository that no rule matches is mutable.
 
 mod explain;
-mod language;
 pub mod lint;
 mod pattern;
+mod subset;
 
 pub use explain::{Match, Why};
 pub use pattern::{PatternError, RepositoryPattern, TagPattern};

@@ -5,16 +5,16 @@ mod certificates;
 mod commands;
 #[cfg(debug_assertions)]
 mod crash;
-mod fleet;
 mod handover;
 mod health;
 mod ledgers;
 mod reload;
+mod reload_check;
+mod rules_watch;
 mod service_manager;
 mod shutdown;
 mod sockets;
 mod takeover;
-mod verify;
 
 use std::sync::Arc;
 
@@ -34,30 +34,30 @@ use crate::judge::Judge;
 use crate::judge::artifacts::Desk;
 use crate::judge::drift::{Change, Drift, Servant};
 use crate::ledger::Ledger;
-use crate::ledger::guarded::Guarded;
-use crate::ledger::witness::Witness;
+use crate::ledger::cached::Witness;
+use crate::ledger::retrying::Guarded;
 use crate::proxy::{Cap, Caps, Config, Crowd, Deliveries, Edge, Front, Rooms};
 use crate::registry::Registry;
-use crate::registry::account::Account;
 use crate::registry::anonymous::Anonymous;
 use crate::registry::client::Client;
 use crate::registry::client::harbor::Harbor;
+use crate::registry::manifest_cache::{Shelf, Told};
 use crate::registry::peer::Peers;
-use crate::registry::shelf::{Shelf, Told};
+use crate::registry::service_account::Account;
 use crate::settings::{self, Flags, HostPolicy, LogFormat, OnOutage, Problems, Settings, Store};
 use crate::telemetry::audit::Audit;
-use crate::telemetry::notices::Notices;
 use crate::telemetry::refusals::Refusals;
 use crate::telemetry::traces::Tracer;
+use crate::telemetry::warnings::Notices;
 use crate::telemetry::{Metrics, logging};
 use certificates::{Certificates, Served};
-use fleet::Fleet;
 use handover::Older;
 use reload::{Reload, Watched};
+use reload_check::Verify;
+use rules_watch::Fleet;
 use shutdown::Shutdown;
 use sockets::{Door, Sockets};
 use takeover::Takeover;
-use verify::Verify;
 
 /// Connections to the registry that pingora keeps, in all.
 const KEPT: usize = 128;

@@ -3,23 +3,23 @@
 //! `file` turns a TOML document into these, or into a list of everything wrong with it.
 
 mod check;
-mod doors;
 mod exposed;
 mod file;
 mod flags;
 mod ledger;
+mod paths;
 mod pem;
 mod problem;
-mod reader;
 mod rules;
 mod secret;
+mod toml_reader;
 mod values;
 
 pub use check::{describe, warnings};
-pub use doors::Kind;
 pub use exposed::Exposed;
 pub use file::{read, read_file};
 pub use flags::{Flags, from_flags};
+pub use paths::Kind;
 pub use pem::{Authorities, KeyPair};
 pub use problem::{Problem, Problems};
 pub use secret::Secret;
@@ -33,11 +33,11 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::judge::Options;
-use crate::ledger::witness::Remembering;
+use crate::ledger::cached::Remembering;
 use crate::name::UpstreamName;
+use crate::registry::manifest_cache::Bounds;
 use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Timeouts};
-use crate::registry::shelf::Bounds;
 use crate::route::Doors;
 use crate::rules::Rules;
 use crate::telemetry::{audit, traces};

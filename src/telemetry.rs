@@ -3,10 +3,10 @@
 pub mod audit;
 pub mod logging;
 mod metrics;
-pub mod notices;
-mod presence;
 pub mod refusals;
+mod sharded_gauge;
 pub mod traces;
+pub mod warnings;
 
 pub use metrics::Metrics;
-pub use presence::{Presence, Present};
+pub use sharded_gauge::{Presence, Present};

@@ -6,9 +6,9 @@ use axum::Json;
 use axum::extract::State;
 
 use super::Parts;
-use super::answer::{Answer, Body, No, Query};
 use super::ledger::{canonical, key, text};
 use super::model::{ClearDelete, ClearedDelete, DeleteMark, DeleteMarks, Problem, RepositoryQuery};
+use super::response::{Answer, Body, No, Query};
 use crate::ledger::{DeleteEnd, Ended, RepositoryKey};
 use crate::name::{Digest, RepositoryName};
 use crate::telemetry::audit::Act;

@@ -1,6 +1,6 @@
 //! Why a tag is what it is, and what a push of it would get.
 
-use super::book;
+use super::export;
 use super::model::{DecidingRule, Explanation, Forecast, PushOutcome, RegistrySays};
 use crate::ledger::{Entry, RepositoryKey};
 use crate::name::{Digest, Tag};
@@ -66,7 +66,7 @@ pub(super) fn explain(facts: &Facts<'_>) -> Explanation {
             pattern: found.pattern.to_string(),
             enforce: found.rule.enforce,
         }),
-        entry: book::shown(key, tag, entry),
+        entry: export::shown(key, tag, entry),
         registry: said(seen),
         push,
     }
@@ -185,7 +185,7 @@ mod tests {
         seen: &Sighting,
         pushed: Option<&str>,
     ) -> Explanation {
-        let (repository, tag) = book::reference(reference).unwrap();
+        let (repository, tag) = export::reference(reference).unwrap();
         let key = RepositoryKey { upstream: UpstreamName::parse("default").unwrap(), repository };
         let _: &RepositoryName = &key.repository;
         explain(&Facts { rules, key: &key, tag: &tag, entry, seen, digest: pushed.map(digest) })

@@ -12,12 +12,12 @@ use http::StatusCode;
 use http::header::CONTENT_TYPE;
 
 use super::Parts;
-use super::answer::{Answer, Body, No, Query};
-use super::book::{self, Unread, Wanted};
+use super::export::{self, Unread, Wanted};
 use super::model::{
     After, EntryPage, ExportFooter, ExportHeader, LedgerEntry, ListQuery, Problem, ReferenceQuery,
     ReleaseRequest, Released, Restored,
 };
+use super::response::{Answer, Body, No, Query};
 use crate::judge::REPAIRS;
 use crate::judge::unjudged::Affected;
 use crate::ledger::{Entry, Release, RepositoryKey};
@@ -45,7 +45,7 @@ pub(super) async fn list(
     Query(query): Query<ListQuery>,
 ) -> Answer<EntryPage> {
     let wanted = Wanted::new(&query, &parts.naming).map_err(No::invalid)?;
-    Ok(Json(book::page(&*parts.ledger, &parts.upstream, wanted).await?))
+    Ok(Json(export::page(&*parts.ledger, &parts.upstream, wanted).await?))
 }
 
 /// One entry.
@@ -65,7 +65,7 @@ pub(super) async fn entry(
 ) -> Answer<LedgerEntry> {
     let (key, tag) = key_of(&parts, &query.reference)?;
     let entry = looked_up(&parts, &key, &tag).await?;
-    let shown = book::shown(&key, &tag, &entry);
+    let shown = export::shown(&key, &tag, &entry);
     shown.map(Json).ok_or_else(|| No::not_found(format!("the ledger has no `{}`", query.reference)))
 }
 
@@ -85,7 +85,7 @@ pub(super) async fn pending(
     Query(query): Query<After>,
 ) -> Answer<EntryPage> {
     let wanted = Wanted::pending(query.after.as_deref(), STUCK).map_err(No::invalid)?;
-    Ok(Json(book::page(&*parts.ledger, &parts.upstream, wanted).await?))
+    Ok(Json(export::page(&*parts.ledger, &parts.upstream, wanted).await?))
 }
 
 /// Frees a name: any image may be pushed to it then.
@@ -167,7 +167,7 @@ pub(super) async fn release(
         reason: Some(reason),
         outcome,
     });
-    let entry = book::shown(&key, &tag, &entry).ok_or_else(changed)?;
+    let entry = export::shown(&key, &tag, &entry).ok_or_else(changed)?;
     let remembered_seconds = if parts.ledger.is_shared() { HEARD_SECONDS } else { 0 };
     Ok(Json(Released { entry, remembered_seconds }))
 }
@@ -189,7 +189,7 @@ pub(super) async fn release(
 pub(super) async fn export(State(parts): State<Arc<Parts>>) -> Result<Response, No> {
     // A ledger that is down is told as such; one that goes down later cuts the answer.
     parts.ledger.identity().await?;
-    let lines = Stream::from_stream(book::export(Arc::clone(&parts.ledger)));
+    let lines = Stream::from_stream(export::export(Arc::clone(&parts.ledger)));
     Ok(([(CONTENT_TYPE, "application/x-ndjson")], lines).into_response())
 }
 
@@ -224,7 +224,7 @@ pub(super) async fn restore(
         _ => No::invalid(rejection.body_text()),
     })?;
     let lines = lines(&body).map_err(No::invalid)?;
-    let outcome = match book::restore(&*parts.ledger, &lines).await {
+    let outcome = match export::restore(&*parts.ledger, &lines).await {
         Ok(outcome) => outcome,
         Err(Unread::Invalid(message)) => return Err(No::invalid(message)),
         Err(Unread::Ledger(error)) => return Err(error.into()),
@@ -269,7 +269,7 @@ pub(super) fn text<'a>(text: &'a str, name: &str) -> Result<&'a str, No> {
 }
 
 pub(super) fn key_of(parts: &Parts, reference: &str) -> Result<(RepositoryKey, Tag), No> {
-    let (repository, tag) = book::reference(reference).map_err(No::invalid)?;
+    let (repository, tag) = export::reference(reference).map_err(No::invalid)?;
     Ok((key(parts, canonical(parts, repository)?), parts.naming.tag(tag)))
 }
 

@@ -6,17 +6,17 @@ use axum::Json;
 use axum::extract::State;
 
 use super::Parts;
-use super::answer::{Answer, Body, No, Query};
 use super::ledger::{canonical, key, text};
 use super::model::{
     After, Change, Difference, DriftReport, Imported, KnownDifference, Problem, ProtectedTags,
     RepositoryPage, RepositoryQuery, TagDigest, TagsRequest, Unseen, Verified,
 };
+use super::response::{Answer, Body, No, Query};
 use crate::judge::drift;
 use crate::judge::inspection::Compared;
 use crate::ledger::RepositoryKey;
 use crate::name::{Digest, RepositoryName, Tag};
-use crate::registry::catalogue::Repositories;
+use crate::registry::catalog::Repositories;
 use crate::registry::{Caller, Listing};
 use crate::rules::{Mutability, Rules};
 use crate::telemetry::audit::Act;

@@ -6,11 +6,11 @@ use axum::Json;
 use axum::extract::State;
 
 use super::Parts;
-use super::answer::{Answer, No, Query};
 use super::explain::{self, Facts};
 use super::ledger::{key_of, looked_up};
 use super::model::{ExplainQuery, Explanation, Problem, Refusal, RefusalList, RuleList, RuleView};
 use super::registry::caller;
+use super::response::{Answer, No, Query};
 use crate::name::{Digest, Reference};
 use crate::rules::Rule;
 use crate::telemetry::refusals::Refused;

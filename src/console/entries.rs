@@ -1,7 +1,7 @@
 //! Single entries and lists of them.
 
 use super::{Failure, Telling, Way, actor, aside, data, json};
-use crate::admin::book::{self, Wanted};
+use crate::admin::export::{self, Wanted};
 use crate::admin::model::{
     EntryPage, Explanation, LedgerEntry, ListQuery, PushOutcome, ReleaseRequest, Released, State,
 };
@@ -48,7 +48,7 @@ pub(super) fn page(way: &Way, query: &ListQuery) -> Result<EntryPage, Failure> {
         }
         Way::Stopped(stopped) => {
             let wanted = Wanted::new(query, &stopped.naming).map_err(Failure::Usage)?;
-            let page = book::page(&*stopped.ledger, &stopped.upstream, wanted);
+            let page = export::page(&*stopped.ledger, &stopped.upstream, wanted);
             Ok(stopped.runtime.block_on(page)?)
         }
     }
@@ -69,7 +69,7 @@ fn line(entry: &LedgerEntry) -> String {
 /// # Errors
 /// See [`Failure`].
 pub fn show(way: &Way, telling: Telling, reference: &str) -> Result<(), Failure> {
-    let (name, tag) = book::reference(reference).map_err(Failure::Usage)?;
+    let (name, tag) = export::reference(reference).map_err(Failure::Usage)?;
     let entry = match way {
         Way::Running(client) => client.get("/v1/entry", &[("reference", reference)])?,
         Way::Stopped(stopped) => {
@@ -95,7 +95,7 @@ async fn looked_up(
     tag: &Tag,
 ) -> Result<Option<LedgerEntry>, Unavailable> {
     let entries = ledger.lookup(key, std::slice::from_ref(tag)).await?.entries;
-    Ok(entries.first().and_then(|entry| book::shown(key, tag, entry)))
+    Ok(entries.first().and_then(|entry| export::shown(key, tag, entry)))
 }
 
 fn sentence(entry: &LedgerEntry) -> String {
@@ -163,7 +163,7 @@ pub fn explain(
     reference: &str,
     digest: Option<&str>,
 ) -> Result<(), Failure> {
-    book::reference(reference).map_err(Failure::Usage)?;
+    export::reference(reference).map_err(Failure::Usage)?;
     let Way::Running(client) = way else {
         return Err(Failure::Unknown("only a running taglock can explain".into()));
     };

@@ -7,7 +7,7 @@ use std::path::Path;
 use futures_util::StreamExt;
 
 use super::{Failure, Telling, Way, actor, aside, json};
-use crate::admin::book::{self, Unread};
+use crate::admin::export::{self, Unread};
 use crate::admin::model::{ExportFooter, ExportHeader, LedgerEntry, RestoreConflict, Restored};
 
 /// Lines of one request.
@@ -35,7 +35,7 @@ pub fn export(way: &Way) -> Result<(), Failure> {
             }
         }
         Way::Stopped(stopped) => stopped.runtime.block_on(async {
-            let mut lines = std::pin::pin!(book::export(std::sync::Arc::clone(&stopped.ledger)));
+            let mut lines = std::pin::pin!(export::export(std::sync::Arc::clone(&stopped.ledger)));
             while let Some(text) = lines.next().await {
                 if let Err(error) = out.write_all(text?.as_bytes()) {
                     return Ok(Err(error));
@@ -125,11 +125,11 @@ impl Reading {
         if self.header.is_none() {
             let header: ExportHeader = serde_json::from_str(line)
                 .map_err(|_| "it does not begin as an export of a ledger".to_owned())?;
-            if header.format != book::FORMAT {
+            if header.format != export::FORMAT {
                 return Err(format!(
                     "its format is `{}`, and not `{}`",
                     header.format,
-                    book::FORMAT
+                    export::FORMAT
                 ));
             }
             aside(&format!("an export of {} of the ledger {}", header.exported, header.ledger));
@@ -163,7 +163,7 @@ fn some(way: &Way, entries: &[LedgerEntry], actor: &str) -> Result<Restored, Fai
             client.post_lines("/v1/restore", &[("actor", actor)], &lines)
         }
         Way::Stopped(stopped) => {
-            let outcome = book::restore(&*stopped.ledger, entries);
+            let outcome = export::restore(&*stopped.ledger, entries);
             match stopped.runtime.block_on(outcome) {
                 Ok(outcome) => Ok(outcome.restored),
                 Err(Unread::Invalid(message)) => Err(Failure::Usage(message)),

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::permit::Permit;
 use super::pull::Pull;
 use super::unjudged::Unjudged;
-use crate::ledger::witness::Witness;
+use crate::ledger::cached::Witness;
 use crate::ledger::{Entry, Ledger, RepositoryKey, Sealed, Timestamp};
 use crate::name::{Digest, Reference, Tag};
 use crate::registry::{Caller, Fetched, Place, Registry, Sighting, Written};

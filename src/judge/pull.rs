@@ -4,7 +4,7 @@
 //! that was moved behind taglock is the image it was. Only a tag that the ledger has never heard of
 //! is asked for in the registry, and bound to what is there, before anything is served.
 
-use crate::ledger::witness::Known;
+use crate::ledger::cached::Known;
 use crate::ledger::{Adopt, Entry, FreedNumber, Origin, RepositoryKey, Unavailable};
 use crate::name::{Digest, Tag};
 use crate::registry::{Serving, Sighting, Trouble};

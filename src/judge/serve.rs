@@ -9,7 +9,7 @@ use super::pull::{Action, Basis, Event, Machine, Pull, Pulled, Step, Unsure};
 use super::{Judge, OLDER_WRITES, PAUSE};
 use crate::ledger::Ledger;
 use crate::ledger::RepositoryKey;
-use crate::ledger::witness::Fresh;
+use crate::ledger::cached::Fresh;
 use crate::name::Reference;
 use crate::name::{Digest, Tag};
 use crate::registry::client::is_of;

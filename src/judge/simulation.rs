@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 use super::push::{Machine, Phase};
 use super::step::{Action, Blind, Content, Event, Eyes, Options, Push, RollForward, Step, Verdict};
-use crate::ledger::table::{Around, Operation, Outcome, Stamp};
+use crate::ledger::transitions::{Around, Operation, Outcome, Stamp};
 use crate::ledger::{
     Adopt, AttemptId, Bind, Claim, Entry, FreedNumber, Lookup, Pending, RepositoryKey, Timestamp,
     Unavailable,

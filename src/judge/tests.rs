@@ -7,8 +7,8 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::unjudged::Affected;
 use super::*;
+use crate::ledger::cached::{Remembering, Witness};
 use crate::ledger::memory::Memory;
-use crate::ledger::witness::{Remembering, Witness};
 use crate::ledger::{Adopt, AttemptId, Bind, Claim, Entry, FreedNumber, Origin, RepositoryKey};
 use crate::name::{Algorithm, Tag, UpstreamName};
 use crate::registry::client::{OTHER_BYTES, SCHEMA1};

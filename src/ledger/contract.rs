@@ -70,7 +70,7 @@ pub fn orders(all: &[Offer], most: usize) -> Vec<Vec<Offer>> {
 
 /// Offers to a store that can lose entries: what remains is what the table says, in whichever order.
 pub async fn restores(ledger: &dyn Ledger, most: usize) {
-    let mut model = table::Restoring { entry: Entry::Absent, off: None };
+    let mut model = transitions::Restoring { entry: Entry::Absent, off: None };
     for (n, offers) in orders(&few_offers(), most).into_iter().enumerate() {
         let key = key(&format!("contract/restored{n}"));
         model.off = None;

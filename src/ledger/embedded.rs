@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::oneshot;
 
-use super::table::{Operation as Rule, Outcome};
+use super::transitions::{Operation as Rule, Outcome};
 use super::{
     Adopt, Announcement, AttemptId, Begun, Bind, Claim, DeleteEnd, DeleteMark, Ended, Entry,
     FreedNumber, Holder, Identity, Ledger, Listed, Lookup, Origin, Position, Release,

@@ -5,8 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 
-use super::losses::{Losses, Scope};
-use super::table::{self, Around, Operation, Outcome, Restoring, Stamp};
+use super::rollback::{Losses, Scope};
+use super::transitions::{self, Around, Operation, Outcome, Restoring, Stamp};
 use super::{
     Adopt, Announcement, AttemptId, Begun, Bind, Claim, DeleteEnd, DeleteMark, Ended, Entry,
     FreedNumber, Holder, Identity, Ledger, Listed, Lookup, News, Offer, Origin, Position, Release,
@@ -149,7 +149,7 @@ impl State {
         }
         let before = self.sequences.get(repository).copied().unwrap_or(0);
         let changed = restored.contains(&Restored::Restored);
-        let (sequence, raised) = table::sequence_after(before, offers, changed);
+        let (sequence, raised) = transitions::sequence_after(before, offers, changed);
         self.sequences.insert(repository.clone(), sequence);
         if raised {
             self.free(repository, FreedNumber(sequence));
@@ -311,7 +311,7 @@ impl Ledger for Memory {
             let before = state.mark(repository, digest);
             let earlier = before.iter().flat_map(|mark| mark.attempts.clone());
             let earlier = earlier.filter(|other| *other != attempt).collect();
-            let mark = table::marked(before, attempt, Timestamp::now());
+            let mark = transitions::marked(before, attempt, Timestamp::now());
             state.marks.insert((repository.clone(), *digest), mark);
             Begun { holders: state.with_digest(repository, digest), earlier }
         })
@@ -328,11 +328,11 @@ impl Ledger for Memory {
         self.losses.check(repository)?;
         self.with(|state| {
             let mark = state.mark(repository, digest);
-            if !table::stands(mark.as_ref(), attempts) {
+            if !transitions::stands(mark.as_ref(), attempts) {
                 return Ended::NoMark;
             }
             let key = (repository.clone(), *digest);
-            match table::unmarked(mark, attempts) {
+            match transitions::unmarked(mark, attempts) {
                 Some(left) => state.marks.insert(key, left),
                 None => state.marks.remove(&key),
             };

@@ -4,17 +4,17 @@
 //! script (`ledger.lua`) applies the operation table to a set of tags at one instant. A sorted set
 //! names the repositories, for listings, and a hash says who this ledger is.
 
-mod access;
+mod connect;
 mod fleet;
 mod keys;
 mod listing;
 mod open;
-mod reach;
 mod restore;
+mod routing;
 mod script;
 mod topology;
 
-pub use access::{Access, Address, Tls};
+pub use connect::{Access, Address, Tls};
 pub use open::{Config, OpenError};
 pub use topology::Topology;
 
@@ -25,8 +25,8 @@ use async_trait::async_trait;
 use dashmap::DashMap;
 use redis::{Value, cmd};
 
-use super::losses::{Losses, Scope};
-use super::table;
+use super::rollback::{Losses, Scope};
+use super::transitions;
 use super::{
     Adopt, Announcement, AttemptId, Begun, Bind, Claim, DeleteEnd, DeleteMark, Ended, Entry,
     FreedNumber, Holder, Identity, Ledger, Listed, Lookup, News, Offer, Origin, Position, Release,
@@ -35,8 +35,8 @@ use super::{
 use crate::name::{Digest, Tag};
 use fleet::Whole;
 use keys::{bytes_of, entry_of, hash_of, member_of, number_of, stored};
-use reach::Reach;
 use restore::Confirmed;
+use routing::Reach;
 use script::Script;
 
 const SCRIPT: &str = include_str!("redis/ledger.lua");
@@ -196,7 +196,7 @@ impl Ledger for Redis {
         self.name(repository).await?;
         let script = Script::new('C', stored(digest), tags).by(attempt);
         let done = self.run(repository, &script).await?;
-        let outcome = done.outcome(&table::Operation::Claim { digest: *digest, attempt })?;
+        let outcome = done.outcome(&transitions::Operation::Claim { digest: *digest, attempt })?;
         Ok(Claim::of(outcome, &done.before, attempt))
     }
 
@@ -210,7 +210,8 @@ impl Ledger for Redis {
     ) -> Result<Bind, Unavailable> {
         let script = Script::new('B', stored(digest), tags).by(attempt).since(freed);
         let done = self.run(repository, &script).await?;
-        let outcome = done.outcome(&table::Operation::Bind { digest: *digest, attempt, freed })?;
+        let outcome =
+            done.outcome(&transitions::Operation::Bind { digest: *digest, attempt, freed })?;
         Ok(Bind::of(outcome, done.freed))
     }
 
@@ -227,7 +228,8 @@ impl Ledger for Redis {
         let mut script = Script::new('D', stored(digest), tags).since(freed);
         script.origin = codec::origin_bits(origin);
         let done = self.run(repository, &script).await?;
-        done.outcome(&table::Operation::Adopt { digest: *digest, origin, freed }).map(Adopt::from)
+        done.outcome(&transitions::Operation::Adopt { digest: *digest, origin, freed })
+            .map(Adopt::from)
     }
 
     async fn abort(
@@ -250,7 +252,7 @@ impl Ledger for Redis {
         self.losses.check(repository)?;
         let script = Script::new('R', codec::token_bytes(token), std::slice::from_ref(tag));
         let done = self.run(repository, &script).await?;
-        done.outcome(&table::Operation::Release { token }).map(Release::from)
+        done.outcome(&transitions::Operation::Release { token }).map(Release::from)
     }
 
     async fn withdraw(
@@ -269,8 +271,8 @@ impl Ledger for Redis {
         seen: &[Holder],
     ) -> Result<Vec<Holder>, Unavailable> {
         self.losses.check(repository)?;
-        let (tags, operation) = table::Operation::supersede(seen);
-        let table::Operation::Supersede { lives } = &operation else { return Ok(Vec::new()) };
+        let (tags, operation) = transitions::Operation::supersede(seen);
+        let transitions::Operation::Supersede { lives } = &operation else { return Ok(Vec::new()) };
         let tokens = lives.iter().map(|life| codec::token_bytes(*life)).collect();
         let script = Script { more: tokens, ..Script::new('X', Vec::new(), &tags) };
         let done = self.run(repository, &script).await?;
@@ -284,7 +286,7 @@ impl Ledger for Redis {
     ) -> Result<Lookup, Unavailable> {
         self.losses.check(repository)?;
         let done = self.run(repository, &Script::new('I', Vec::new(), tags)).await?;
-        done.outcome(&table::Operation::Invalidate)?;
+        done.outcome(&transitions::Operation::Invalidate)?;
         let entries = done.before.into_iter().map(|(_, entry)| entry).collect();
         Ok(Lookup { entries, freed: done.freed.next() })
     }
@@ -331,7 +333,7 @@ impl Ledger for Redis {
         if done.status == b"nomark" {
             return Ok(Ended::NoMark);
         }
-        let outcome = done.outcome(&table::Operation::EndDelete { digest: *digest, end })?;
+        let outcome = done.outcome(&transitions::Operation::EndDelete { digest: *digest, end })?;
         Ok(Ended::Done(outcome.changed(&done.before)))
     }
 

@@ -13,7 +13,7 @@ use super::context::Passage;
 use super::error_response::Refusal;
 use super::pull::reading;
 use crate::name::{Digest, RepositoryName, Tag};
-use crate::registry::shelf::Kept;
+use crate::registry::manifest_cache::Kept;
 use crate::registry::{Caller, Registry, Serving, Trouble};
 use crate::route::{namespace, query_of};
 

@@ -12,7 +12,7 @@ use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use tokio::time::Instant;
 
 use crate::judge::pull::Pull;
-use crate::ledger::witness::Fresh;
+use crate::ledger::cached::Fresh;
 
 /// The memory they may take, in all lanes together.
 const ROOM: u64 = 8 << 20;

@@ -9,10 +9,10 @@ use async_trait::async_trait;
 use http::StatusCode;
 use http::header::AUTHORIZATION;
 
-use super::account::nobody;
 use super::challenge::Challenge;
 use super::client::Client;
-use super::shelf::{Everybody, Openness};
+use super::manifest_cache::{Everybody, Openness};
+use super::service_account::nobody;
 use super::{Caller, Registry, Sighting, Trouble};
 use crate::name::{Digest, Reference, RepositoryName};
 

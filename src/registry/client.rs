@@ -4,17 +4,17 @@
 //! the body is judged, and may send a request again.
 
 mod deletes;
-mod elsewhere;
 mod fetching;
 pub mod harbor;
 mod listing;
-mod meaning;
 mod opening;
 mod paging;
 mod relay;
 mod repeat;
 mod serving;
+mod status;
 mod target;
+mod token_service;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,13 +39,13 @@ use super::{
 use crate::name::{Algorithm, Digest, Naming, Reference, RepositoryName, Tag};
 use fetching::NO_MANIFEST;
 pub use fetching::{OTHER_BYTES, SCHEMA1};
-use meaning::{digest_of, is_redirect, sighted, stored, written};
 use opening::read_header;
 pub use opening::{Begun, Opened, is_early};
 pub use relay::{Mark, Part, Relay, Relayed};
 use repeat::Repeat;
 use serving::is_schema1_of;
 pub use serving::{UNSENT, is_of};
+use status::{digest_of, is_redirect, sighted, stored, written};
 use target::with_query;
 
 pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");

@@ -7,7 +7,7 @@
 use http::Method;
 use percent_encoding::percent_decode_str;
 
-use super::rejection::Rejection;
+use super::error::Rejection;
 use super::{Names, target};
 use crate::name::{Naming, Reference, RepositoryName, Tag};
 

@@ -2,7 +2,7 @@
 
 use percent_encoding::percent_decode_str;
 
-use super::rejection::Rejection;
+use super::error::Rejection;
 use crate::name::{Digest, Tag};
 
 /// The spec wants at least 10 tags a request; nobody needs more than this.

@@ -2,7 +2,7 @@
 
 use memchr::memchr;
 
-use super::rejection::Rejection;
+use super::error::Rejection;
 use crate::name::{Mount, Naming};
 
 /// Longer targets are refused: the longest legitimate one is a name, a digest and a registry's

@@ -2,7 +2,7 @@
 //!
 //! Whether a rule can ever decide is worked out exactly, over all names there can be.
 
-use super::language::{Found, Language, Walks};
+use super::subset::{Found, Language, Walks};
 use super::{Mutability, RepositoryPattern, Rule, Rules, Source, TagPattern};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -17,7 +17,7 @@ use crate::registry::peer::{Credentials, Peers};
 use crate::settings::{Authorities, KeyPair, Settings, Upstream};
 use crate::telemetry::Metrics;
 use crate::telemetry::audit::Audit;
-use crate::telemetry::notices::{Notices, Topic};
+use crate::telemetry::warnings::{Notices, Topic};
 
 /// The listener's certificate at this moment.
 pub(super) struct Served(ArcSwap<CertifiedKey>);

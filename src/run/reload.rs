@@ -16,13 +16,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
 
 use super::certificates::Certificates;
+use super::reload_check::Verify;
 use super::service_manager;
-use super::verify::Verify;
 use crate::rules::Rules;
 use crate::settings::{self, Settings};
 use crate::telemetry::Metrics;
 use crate::telemetry::audit::Audit;
-use crate::telemetry::notices::{Notices, Topic};
+use crate::telemetry::warnings::{Notices, Topic};
 
 /// Between two looks at the file.
 const LOOK: Duration = Duration::from_secs(2);

@@ -24,8 +24,8 @@ use crate::proxy::{Deliveries, Gate, LULL};
 use crate::rules::Rules;
 use crate::telemetry::Metrics;
 use crate::telemetry::audit::Audit;
-use crate::telemetry::notices::{Notices, Topic};
 use crate::telemetry::traces::Tracer;
+use crate::telemetry::warnings::{Notices, Topic};
 
 /// Connections accepted just before the listeners closed still bring their requests.
 const SETTLE: Duration = Duration::from_millis(100);

@@ -9,7 +9,7 @@ use super::handover::{Left, Older};
 use super::{Failure, ledgers, service_manager};
 use crate::judge::unjudged::{Affected, Unjudged, Write};
 use crate::ledger::Ledger;
-use crate::ledger::guarded::Guarded;
+use crate::ledger::retrying::Guarded;
 use crate::proxy::Gate;
 use crate::settings::{Settings, Store};
 

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::{Drift, HostPolicy, Kind, OnOutage, Settings, Store};
 use crate::name::TagCase;
-use crate::registry::shelf::Bounds;
+use crate::registry::manifest_cache::Bounds;
 use crate::rules::{Deletes, RefusalStyle, Rule};
 use crate::telemetry::audit::Output;
 

@@ -8,19 +8,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::doors::{self, KINDS, Kind};
+use super::paths::{self, KINDS, Kind};
 use super::problem::{Problem, Problems};
-use super::reader::{Environment, Reader, Table};
 use super::rules::{self, STYLES};
+use super::toml_reader::{Environment, Reader, Table};
 use super::{
     Admin, Authorities, Caps, Drift, HostPolicy, KeyPair, Limits, Listen, Log, LogFormat, Secret,
     Settings, Upstream, ledger, values,
 };
 use crate::judge::{Options, RollForward};
 use crate::name::UpstreamName;
+use crate::registry::manifest_cache::Bounds;
 use crate::registry::media::MediaTypes;
 use crate::registry::peer::{Origin, Timeouts};
-use crate::registry::shelf::Bounds;
 use crate::rules::Rules;
 use crate::telemetry::{audit, traces};
 
@@ -281,7 +281,7 @@ fn one_upstream(mut table: Table<'_>) -> Option<Upstream> {
         timeouts,
         kind,
         namespace: namespace(&mut table, kind),
-        doors: doors::doors(&mut table, kind),
+        doors: paths::doors(&mut table, kind),
         redirect_hosts: table.texts("redirect_hosts", values::host).unwrap_or_default(),
         options: Options {
             stage: table.flag("stage").unwrap_or(true),
@@ -324,7 +324,7 @@ pub(super) fn plain_upstream(origin: Origin) -> Upstream {
         timeouts: Timeouts::default(),
         kind: Kind::Generic,
         namespace: None,
-        doors: doors::plain(Kind::Generic),
+        doors: paths::plain(Kind::Generic),
         redirect_hosts: Vec::new(),
         options: Options::default(),
         fast_path: true,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::file::{default_address, plain_upstream};
 use super::problem::{Problem, Problems};
 use super::{Admin, Drift, Ledger, Limits, Listen, Log, OnOutage, Settings, Store, values};
-use crate::ledger::witness::Remembering;
+use crate::ledger::cached::Remembering;
 use crate::rules::{Deletes, Mutability, RefusalStyle, RepositoryPattern, Rule, Rules, Source};
 use crate::telemetry::audit::Output;
 

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::reader::Table;
+use super::toml_reader::Table;
 use super::{
     Authorities, KeyPair, Ledger, OnOutage, Redis, Secret, Server, Servers, Store, values,
 };
-use crate::ledger::witness::Remembering;
+use crate::ledger::cached::Remembering;
 
 pub(super) fn ledger(table: Option<Table<'_>>) -> Option<Ledger> {
     let default = "taglock-data".into();

@@ -1,6 +1,6 @@
 //! The file's rules.
 
-use super::reader::Table;
+use super::toml_reader::Table;
 use super::values;
 use crate::rules::{
     Deletes, Mutability, RefusalStyle, RepositoryPattern, Rule, Source, TagPattern,

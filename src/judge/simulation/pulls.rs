@@ -3,7 +3,7 @@
 use super::deletes::PULLS;
 use super::*;
 use crate::judge::pull::{Action as Ask, Event as Heard, Machine as Reader, Pull, Pulled, Step};
-use crate::ledger::witness::Known;
+use crate::ledger::cached::Known;
 use crate::name::Algorithm;
 use crate::registry::Serving;
 

@@ -249,7 +249,7 @@ async fn a_push_that_gets_ahead_of_a_first_sight_wins() {
     })
     .0;
     use crate::judge::pull::{Action, Event, Step};
-    use crate::ledger::witness::Known;
+    use crate::ledger::cached::Known;
     let step = machine.on(Event::Known(Known::Entry(Entry::Absent, FreedNumber(7))));
     assert_eq!(step, Step::Do(Action::Resolve));
     let step = machine.on(Event::Seen(Sighting::Found(digest("behind"))));

@@ -7,7 +7,7 @@ use std::thread;
 use redb::{Database, ReadableTable, Table, WriteTransaction};
 use tokio::sync::{mpsc, oneshot};
 
-use super::super::table::{self, Around, Outcome, Stamp};
+use super::super::transitions::{self, Around, Outcome, Stamp};
 use super::super::{
     AttemptId, Begun, DeleteEnd, Entry, FreedNumber, Holder, RepositoryKey, Timestamp, Unavailable,
     codec,
@@ -32,7 +32,7 @@ pub(super) struct Operation {
 }
 
 pub(super) enum Change {
-    Table(table::Operation),
+    Table(transitions::Operation),
     BeginDelete { digest: Digest, attempt: AttemptId },
     EndDelete { digest: Digest, attempts: Vec<AttemptId>, end: DeleteEnd },
 }
@@ -171,11 +171,11 @@ fn apply(
                     Some(bytes) => Some(codec::decode_mark(bytes.value()).map_err(failed)?),
                     None => None,
                 };
-                if !table::stands(mark.as_ref(), attempts) {
+                if !transitions::stands(mark.as_ref(), attempts) {
                     return Ok(Ok(Reply::NoMark));
                 }
                 *changed = true;
-                match table::unmarked(mark, attempts) {
+                match transitions::unmarked(mark, attempts) {
                     Some(left) => {
                         let bytes = codec::encode_mark(&left);
                         marks.insert(key.as_slice(), bytes.as_slice()).map_err(failed)?
@@ -183,7 +183,7 @@ fn apply(
                     None => marks.remove(key.as_slice()).map_err(failed)?,
                 };
             }
-            let operation = table::Operation::EndDelete { digest: *digest, end: *end };
+            let operation = transitions::Operation::EndDelete { digest: *digest, end: *end };
             on_table(transaction, repository, tags, &operation, false, changed)
         }
     }
@@ -203,7 +203,7 @@ fn begin_delete(
     };
     let earlier = before.iter().flat_map(|mark| mark.attempts.clone());
     let earlier = earlier.filter(|other| *other != attempt).collect();
-    let mark = table::marked(before, attempt, Timestamp::now());
+    let mark = transitions::marked(before, attempt, Timestamp::now());
     marks.insert(key.as_slice(), codec::encode_mark(&mark).as_slice()).map_err(failed)?;
     let entries = transaction.open_table(ENTRIES).map_err(failed)?;
     let by_digest = transaction.open_table(BY_DIGEST).map_err(failed)?;
@@ -220,7 +220,7 @@ fn on_table(
     transaction: &WriteTransaction,
     repository: &RepositoryKey,
     tags: &[Tag],
-    operation: &table::Operation,
+    operation: &transitions::Operation,
     marked: bool,
     changed: &mut bool,
 ) -> Result<Applied, Unavailable> {

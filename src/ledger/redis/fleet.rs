@@ -6,7 +6,7 @@ use redis::{Cmd, cmd};
 
 use super::keys::{member_of, repository_of};
 use super::{ANOTHER, FREED_IN, META, PROXIES, Redis, failed};
-use crate::ledger::losses::Scope;
+use crate::ledger::rollback::Scope;
 use crate::ledger::{Announcement, Identity, News, RepositoryKey, Timestamp, Unavailable};
 
 /// A proxy that has not announced itself for so many seconds is gone.

@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex};
 use dashmap::DashMap;
 use redis::{Client, Cmd, FromRedisValue, RedisResult, cmd};
 
-use super::access::{ANSWER, Access, Address, Tls, connect};
+use super::connect::{ANSWER, Access, Address, Tls, connect};
 use super::fleet::Whole;
-use super::reach::Reach;
+use super::routing::Reach;
 use super::{META, Redis, SCRIPT, Topology};
-use crate::ledger::losses::Losses;
+use crate::ledger::rollback::Losses;
 use crate::ledger::{Identity, Timestamp};
 
 const FORMAT: u32 = 2;

@@ -4,7 +4,7 @@ use redis::Value;
 
 use super::script::Script;
 use super::{Redis, bytes_of, failed, hash_of};
-use crate::ledger::losses::restoring;
+use crate::ledger::rollback::restoring;
 use crate::ledger::{Entry, FreedNumber, Offer, RepositoryKey, Restored, Unavailable, codec};
 use crate::name::Tag;
 

@@ -3,8 +3,8 @@
 use redis::{Cmd, Value, cmd};
 
 use super::{FREED_IN, META, Mark, Redis, bytes_of, entry_of, failed, hash_of, member_of};
-use crate::ledger::losses::restoring;
-use crate::ledger::table::{self, Around, Outcome, Stamp};
+use crate::ledger::rollback::restoring;
+use crate::ledger::transitions::{self, Around, Outcome, Stamp};
 use crate::ledger::{
     AttemptId, DeleteMark, Entry, FreedNumber, RepositoryKey, Timestamp, Unavailable, codec,
 };
@@ -64,7 +64,7 @@ pub(super) struct Done {
 impl Done {
     /// What the operation came to, by the same table as everywhere. The script has the last word: an
     /// answer that the table would not give is an error.
-    pub fn outcome(&self, operation: &table::Operation) -> Result<Outcome, Unavailable> {
+    pub fn outcome(&self, operation: &transitions::Operation) -> Result<Outcome, Unavailable> {
         let stamp = Stamp { now: Timestamp::now(), sequence: 0 };
         let around = Around { freed: self.freed, marked: self.mark.is_some() };
         let outcome = operation.on(&self.before, around, stamp);

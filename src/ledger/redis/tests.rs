@@ -1,5 +1,5 @@
-mod access;
 mod cluster;
+mod access;
 mod fleet;
 mod load;
 mod sentinel;
@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use super::fleet::GONE;
 use super::*;
-use crate::ledger::guarded::Guarded;
-use crate::ledger::losses::restoring;
+use crate::ledger::retrying::Guarded;
+use crate::ledger::rollback::restoring;
 use crate::ledger::{Timestamp, contract};
 use crate::telemetry::Metrics;
 use servers::Server;

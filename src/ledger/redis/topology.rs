@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use redis::{Pipeline, RedisError, RedisResult, Value, from_redis_value, pipe};
 use tokio::task::JoinSet;
 
-use super::access::{ANSWER, Access, Address, connect};
+use super::connect::{ANSWER, Access, Address, connect};
 
 /// The slots of a Cluster. Elsewhere all of them belong to the one master.
 pub(super) const SLOTS: u16 = 16_384;

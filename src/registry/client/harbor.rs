@@ -8,8 +8,8 @@ use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method};
 
 use super::deletes::deleted;
-use super::meaning::{sighted, told};
 use super::paging::{Next, Progress, UNREADABLE};
+use super::status::{sighted, told};
 use super::{Client, MAX_ANSWER, Repeat, request};
 use crate::name::{Algorithm, Digest, Reference, RepositoryName, Tag};
 use crate::registry::{

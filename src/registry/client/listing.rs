@@ -6,7 +6,7 @@ use http::{HeaderMap, Method, StatusCode};
 use super::Client;
 use super::paging::{Next, Progress, UNREADABLE, next_of_any};
 use crate::name::{RepositoryName, Tag};
-use crate::registry::catalogue::{Catalogue, Repositories};
+use crate::registry::catalog::{Catalogue, Repositories};
 use crate::registry::{Caller, Listing, Trouble, wire};
 
 /// One page: a registry that knows no pages answers with everything at once.

@@ -3,7 +3,7 @@
 use http::header::{ACCEPT_ENCODING, HeaderName, IF_RANGE, RANGE};
 use http::{Method, StatusCode};
 
-use super::meaning::digest_of;
+use super::status::digest_of;
 use super::{CONTENT_DIGEST, Client, Relayed};
 use crate::name::Digest;
 use crate::registry::media::MediaTypes;

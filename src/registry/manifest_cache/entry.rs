@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use tokio::time::Instant;
 
 use super::accept::{Accepts, accepts};
-use super::standing::Standing;
+use super::visibility::Standing;
 use crate::name::Digest;
 use crate::registry::Answer;
 use crate::registry::client::CONTENT_DIGEST;

@@ -15,7 +15,7 @@ use http::header::{AUTHORIZATION, HOST, HeaderMap, HeaderValue, USER_AGENT};
 use http::{HeaderName, StatusCode};
 use tokio::time::Instant;
 
-use super::catalogue::{Catalogue, Repositories};
+use super::catalog::{Catalogue, Repositories};
 use super::challenge::Challenge;
 use super::client::Client;
 use super::{

@@ -7,8 +7,8 @@
 //! `docs/decisions/0022-manifests-from-memory.md`.
 
 mod accept;
-mod kept;
-mod standing;
+mod entry;
+mod visibility;
 
 use std::hash::Hash;
 use std::sync::Arc;
@@ -21,15 +21,15 @@ use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, Equivalent, OptionsBuilder, Weighter};
 use tokio::time::{Instant, timeout};
 
-pub use kept::Kept;
+pub use entry::Kept;
 
 use super::{
     Answer, Caller, Deleted, Fetched, Listing, Manifest, Place, Reading, Registry, Said, Serving,
     Sighting, Trouble, Written,
 };
 use crate::name::{Digest, Reference, RepositoryName, Tag};
-use kept::{Fit, is_plain};
-use standing::{Stand, Standing};
+use entry::{Fit, is_plain};
+use visibility::{Stand, Standing};
 
 /// How long a question to the registry may take: a pull may wait for it.
 const PATIENCE: Duration = Duration::from_secs(5);

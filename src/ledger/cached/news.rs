@@ -13,7 +13,7 @@ use dashmap::DashMap;
 use tokio::time::Instant;
 
 use super::Witness;
-use crate::ledger::losses::Losses;
+use crate::ledger::rollback::Losses;
 use crate::ledger::{FreedNumber, News, RepositoryKey, Unavailable};
 
 /// A pull goes by memory without asking for so long after a poll began.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::losses::Losses;
+use super::rollback::Losses;
 use super::{
     Adopt, Announcement, AttemptId, Begun, Bind, Claim, DeleteEnd, DeleteMark, Ended, FreedNumber,
     Holder, Identity, Ledger, Listed, Lookup, News, Offer, Origin, Position, Release,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::reader::Table;
+use super::toml_reader::Table;
 use super::values;
 use crate::name::{Alias, Mount, Naming, RepositoryName, TagCase};
 use crate::route::Doors;

@@ -11,12 +11,12 @@ use pingora::services::background::BackgroundService;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
-use crate::ledger::losses::Losses;
-use crate::ledger::witness::Witness;
+use crate::ledger::cached::Witness;
+use crate::ledger::rollback::Losses;
 use crate::ledger::{Announcement, Ledger, Unavailable};
 use crate::rules::Rules;
 use crate::telemetry::Metrics;
-use crate::telemetry::notices::{Notices, Topic};
+use crate::telemetry::warnings::{Notices, Topic};
 
 /// Between two announcements. Proxies whose rules are reloaded one after the other differ for a
 /// moment, which is no alarm yet: see [`Fleet::heard`].
@@ -209,9 +209,9 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
+    use crate::ledger::cached::Remembering;
     use crate::ledger::contract::{adopt, digest, key, tag};
     use crate::ledger::memory::Memory;
-    use crate::ledger::witness::Remembering;
     use crate::ledger::{Adopt, Origin};
 
     /// A proxy of a ledger that other proxies use, too, with one binding that it remembers.

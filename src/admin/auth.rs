@@ -7,7 +7,7 @@ use http::header::{AUTHORIZATION, HOST, ORIGIN, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use sha2::{Digest as _, Sha256};
 
-use super::answer::No;
+use super::response::No;
 
 /// The token's hash: comparing hashes tells nothing of the token by its time.
 #[derive(Clone)]

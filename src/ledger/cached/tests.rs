@@ -2,8 +2,8 @@ use async_trait::async_trait;
 
 use super::*;
 use crate::ledger::contract;
-use crate::ledger::losses::{Losses, restoring};
 use crate::ledger::memory::Memory;
+use crate::ledger::rollback::{Losses, restoring};
 use crate::ledger::{
     Adopt, Announcement, AttemptId, Begun, Bind, Claim, DeleteEnd, DeleteMark, Ended, Identity,
     Listed, Lookup, News, Offer, Position, Release, Restored, Token,

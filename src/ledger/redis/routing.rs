@@ -19,7 +19,7 @@ use redis::{
 use tokio::sync::{Mutex as AsyncMutex, OnceCell, OwnedMutexGuard};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::access::{ANSWER, Access, Address, connect};
+use super::connect::{ANSWER, Access, Address, connect};
 use super::topology::{NotFound, Range, Topology, pointed_to, slot_of};
 use super::{SCRIPT, failed};
 use crate::ledger::Unavailable;

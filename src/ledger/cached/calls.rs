@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use super::{Beginning, Details, State, Witness};
-use crate::ledger::losses::Losses;
+use crate::ledger::rollback::Losses;
 use crate::ledger::{
     Adopt, Announcement, AttemptId, Begun, Bind, Claim, DeleteEnd, DeleteMark, Ended, FreedNumber,
     Holder, Identity, Ledger, Listed, Lookup, News, Offer, Origin, Position, Release,
