@@ -13,11 +13,11 @@ use taglock::proxy::Asked;
 use taglock::proxy::chunked::Chunks;
 use taglock::proxy::url_rewriting::Rewriting;
 use taglock::registry::media::MediaTypes;
-use taglock::registry::peer::Origin;
 use taglock::registry::wire;
 use taglock::route::{Doors, Route};
 use taglock::rules::{RepositoryPattern, TagPattern};
 use taglock::settings;
+use taglock::transport::endpoint::Origin;
 
 /// A target and its name, which is also that of its corpus.
 pub type Target = (&'static str, fn(&[u8]));

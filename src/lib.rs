@@ -23,7 +23,6 @@
 //! and from the command line through [`console`].
 
 pub mod admin;
-mod apart;
 pub mod cli;
 pub mod console;
 pub mod judge;
@@ -34,6 +33,7 @@ pub mod registry;
 pub mod route;
 pub mod rules;
 pub mod run;
+mod runtime;
 pub mod settings;
-mod spare;
 pub mod telemetry;
+pub mod transport;

@@ -37,10 +37,10 @@ use crate::ledger::cached::Remembering;
 use crate::name::UpstreamName;
 use crate::registry::manifest_cache::Bounds;
 use crate::registry::media::MediaTypes;
-use crate::registry::peer::{Origin, Timeouts};
 use crate::route::Doors;
 use crate::rules::Rules;
 use crate::telemetry::{audit, traces};
+use crate::transport::endpoint::{Origin, Timeouts};
 
 /// Everything, as it will be applied.
 #[derive(Clone, Debug)]

@@ -10,21 +10,38 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room and the rooms it may name. What stands to the right of an arrow is never seen by what
-/// stands to its left: `name ← route, rules ← ledger ← judge ← proxy ← run`.
+/// stands to its left: `name ← route, rules ← ledger ← judge ← proxy ← run`; `runtime ← transport ← registry`.
 const ROOMS: [(&str, &[&str]); 16] = [
     ("name", &[]),
-    ("apart", &[]),
-    ("spare", &[]),
+    ("runtime", &[]),
+    ("transport", &["name", "runtime"]),
     ("route", &["name"]),
     ("rules", &["name"]),
     ("ledger", &["name", "telemetry"]),
-    ("registry", &["name", "apart", "spare"]),
+    ("registry", &["name", "runtime", "transport"]),
     ("judge", &["name", "rules", "ledger", "registry"]),
-    ("telemetry", &["name", "apart"]),
-    ("proxy", &["name", "route", "rules", "ledger", "registry", "judge", "telemetry", "spare"]),
+    ("telemetry", &["name", "runtime"]),
+    (
+        "proxy",
+        &[
+            "name",
+            "route",
+            "rules",
+            "ledger",
+            "transport",
+            "registry",
+            "judge",
+            "telemetry",
+            "runtime",
+            "transport",
+        ],
+    ),
     ("admin", &["name", "rules", "ledger", "registry", "judge", "telemetry"]),
     ("console", &["name", "ledger", "admin"]),
-    ("settings", &["name", "route", "rules", "ledger", "registry", "judge", "telemetry"]),
+    (
+        "settings",
+        &["name", "route", "rules", "ledger", "transport", "registry", "judge", "telemetry"],
+    ),
     ("cli", &["name"]),
     (
         "run",
@@ -33,6 +50,7 @@ const ROOMS: [(&str, &[&str]); 16] = [
             "route",
             "rules",
             "ledger",
+            "transport",
             "registry",
             "judge",
             "telemetry",
@@ -56,8 +74,8 @@ const LIBRARIES: [(&str, &[&str]); 23] = [
             "src/registry/client/opening.rs",
             "src/registry/client/relay.rs",
             "src/registry/framing.rs",
-            "src/registry/idle.rs",
-            "src/registry/peer.rs",
+            "src/transport/pool.rs",
+            "src/transport/endpoint.rs",
             "src/admin",
             "src/run",
         ],

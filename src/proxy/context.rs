@@ -14,10 +14,10 @@ use super::dry_run::Rehearsal;
 use super::{date_cache, unknown_address};
 use crate::judge::unjudged::{Affected, Write};
 use crate::name::Reference;
-use crate::registry::peer::Origin;
 use crate::route::Route;
 use crate::telemetry::Present;
 use crate::telemetry::traces::Trace;
+use crate::transport::endpoint::Origin;
 
 pub struct Passage {
     /// In logs and in the audit, and as `X-Request-Id` to the registry.

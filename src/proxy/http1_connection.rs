@@ -9,7 +9,7 @@ use pingora::{Error, ErrorType};
 use tokio::io::AsyncReadExt as _;
 
 use super::request_memo::{Asked, Look};
-use crate::spare::Spare;
+use crate::runtime::buffer_pool::PooledBuffer;
 
 /// A header that begins with something else than HTTP is given to pingora at once, which answers 400.
 /// A client that tries TLS on a plain port waits for that. Longer beginnings are not looked at again.
@@ -22,12 +22,12 @@ pub enum Next {
     /// A request that pingora is to serve.
     Other(Received),
     /// A header that is longer than it may be, as far as it was read.
-    TooLong(Spare),
+    TooLong(PooledBuffer),
 }
 
 /// The beginning of a request: its header, and what came along with it.
 pub struct Received {
-    pub bytes: Spare,
+    pub bytes: PooledBuffer,
     /// Of the header. What is no HTTP has none.
     pub header: usize,
 }
@@ -57,8 +57,8 @@ impl Line {
     pub async fn next(&mut self, own: bool, max_header: usize) -> Option<Next> {
         let mut reads = own;
         let mut raw = match self.early.is_empty() {
-            true => Spare::small_later(),
-            false => Spare::small(),
+            true => PooledBuffer::small_later(),
+            false => PooledBuffer::small(),
         };
         raw.append(&mut self.early);
         let mut end = HeaderEnd::default();
@@ -96,7 +96,7 @@ impl Line {
 
     /// A request whose header is whole. What follows a plain read is the next request of a client that
     /// does not wait for answers.
-    fn whole(&mut self, mut raw: Spare, header: usize, own: bool) -> Next {
+    fn whole(&mut self, mut raw: PooledBuffer, header: usize, own: bool) -> Next {
         if own && raw.len() > header && Look::at(&raw[..header]) == Look::Whole {
             let rest = raw.split_off(header);
             match Asked::read(raw, self.before.take()) {
@@ -115,7 +115,7 @@ impl Line {
 
     /// A request that was answered: the next one will be like it.
     pub fn keep(&mut self, mut asked: Box<Asked>) {
-        asked.raw = Spare::small_later();
+        asked.raw = PooledBuffer::small_later();
         self.before = asked.is_worth_keeping().then_some(asked);
     }
 

@@ -27,7 +27,7 @@ use super::http2_drain::Deliveries;
 use super::limits::Crowd;
 use super::small_read::Outcome;
 use super::{Config, Edge, KEEPALIVE_SECONDS, error_response, header_timeout, unknown_address};
-use crate::registry::clock::Clock;
+use crate::runtime::timer::Clock;
 
 /// What HTTP/2 begins with (RFC 9113, section 3.4). No request of HTTP/1.1 begins with `PRI `.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

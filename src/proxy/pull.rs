@@ -19,10 +19,10 @@ use crate::judge::pull::{Basis, Pull, Pulled};
 use crate::ledger::RepositoryKey;
 use crate::name::{Digest, RepositoryName, Tag};
 use crate::registry::client::CONTENT_DIGEST;
-use crate::registry::clock::Clock;
 use crate::registry::framing;
 use crate::registry::{Answer, Caller, Reading};
 use crate::route::{namespace, query_of};
+use crate::runtime::timer::Clock;
 use crate::telemetry::audit::{Decision, Outcome, Subject, user_of};
 
 /// RFC 7234, section 5.5.7: a miscellaneous persistent warning, of an agent with no name.

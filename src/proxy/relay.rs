@@ -29,9 +29,9 @@ use crate::ledger::RepositoryKey;
 use crate::name::{RepositoryName, Tag};
 use crate::registry::Reading;
 use crate::registry::client::{Part, Relay, Relayed, trouble_of};
-use crate::registry::clock::Clock;
 use crate::route::{namespace, query_of};
-use crate::spare::Spare;
+use crate::runtime::buffer_pool::PooledBuffer;
+use crate::runtime::timer::Clock;
 
 /// Of a body that is copied, to go out with its header.
 pub(super) const SMALL: usize = 64 * 1024;
@@ -176,7 +176,7 @@ impl Edge {
         passage: &Passage,
         kind: Kind,
         target: Option<&[u8]>,
-    ) -> Option<Spare> {
+    ) -> Option<PooledBuffer> {
         let make = |headers: &HeaderMap, lines: &[u8]| {
             self.passed(kind, &passage.client, (headers, lines))
         };
@@ -232,9 +232,9 @@ impl Edge {
         (answer, digest): (&Relayed, Option<&str>),
         keeps: bool,
         now: Instant,
-    ) -> Spare {
+    ) -> PooledBuffer {
         let rewriting = self.rewriting(passage);
-        let mut out = Spare::large();
+        let mut out = PooledBuffer::large();
         for part in answer.header() {
             match part {
                 Part::Plain(lines) => out.extend_from_slice(lines),
@@ -257,7 +257,7 @@ impl Edge {
         (status, headers, body): (StatusCode, &[(Bytes, HeaderValue)], &[u8]),
         clock: &mut Clock,
     ) -> Result<()> {
-        let mut out = Spare::large();
+        let mut out = PooledBuffer::large();
         let reason = status.canonical_reason().unwrap_or_default();
         for part in ["HTTP/1.1 ", status.as_str(), " ", reason, "\r\n"] {
             out.extend_from_slice(part.as_bytes());

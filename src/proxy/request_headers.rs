@@ -12,7 +12,7 @@ use super::context::{Client, Passage};
 use super::{Edge, header_filter};
 use crate::registry::client::UNSENT;
 use crate::registry::framing;
-use crate::spare::Spare;
+use crate::runtime::buffer_pool::PooledBuffer;
 use crate::telemetry::traces;
 
 /// Of the connection in a request alone, besides [`framing::HOP_BY_HOP`].
@@ -110,8 +110,13 @@ impl Edge {
 }
 
 /// A read of this target that is relayed, given what goes on of the client's lines.
-pub(super) fn relayed(method: &Method, target: &[u8], passed: &[u8], passage: &Passage) -> Spare {
-    let mut out = Spare::small();
+pub(super) fn relayed(
+    method: &Method,
+    target: &[u8],
+    passed: &[u8],
+    passage: &Passage,
+) -> PooledBuffer {
+    let mut out = PooledBuffer::small();
     for part in [method.as_str().as_bytes(), b" ", target, b" HTTP/1.1\r\n", passed] {
         out.extend_from_slice(part);
     }

@@ -21,7 +21,7 @@ use super::context::Client;
 use super::request_headers::Kind;
 use super::validate::Head;
 use crate::name::RepositoryName;
-use crate::spare::Spare;
+use crate::runtime::buffer_pool::PooledBuffer;
 
 /// A header beyond this size is pingora's to read.
 const MAX_HEAD: usize = 16 * 1024;
@@ -36,7 +36,7 @@ static MANIFESTS: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("/man
 pub struct Asked {
     pub header: RequestHeader,
     /// The header as it came.
-    pub raw: Spare,
+    pub raw: PooledBuffer,
     /// Whether the client may ask again on this connection.
     pub keeps: bool,
     manner: Manner,
@@ -91,7 +91,7 @@ impl Asked {
 
     /// The same, after another one on its connection.
     pub fn after(before: Option<Box<Self>>, bytes: &[u8]) -> Option<Box<Self>> {
-        let mut raw = Spare::small();
+        let mut raw = PooledBuffer::small();
         raw.extend_from_slice(bytes);
         (Look::at(&raw) == Look::Whole).then(|| Self::read(raw, before).ok())?
     }
@@ -100,7 +100,10 @@ impl Asked {
     ///
     /// # Errors
     /// The header, where it has anything that is not plain.
-    pub(super) fn read(raw: Spare, before: Option<Box<Self>>) -> Result<Box<Self>, Spare> {
+    pub(super) fn read(
+        raw: PooledBuffer,
+        before: Option<Box<Self>>,
+    ) -> Result<Box<Self>, PooledBuffer> {
         let first = memchr::memchr(b'\n', &raw).map_or(raw.len(), |end| end + 1);
         let asked = match before {
             Some(before) if before.manner.lines == raw[first..] => before.again(&raw[..first]),
@@ -162,7 +165,7 @@ impl Asked {
         }
         let passed = Passed::default();
         let manner = Manner { lines, keeps, client: None, identity: None, let_in: None, passed };
-        Some(Box::new(Self { header, raw: Spare::small_later(), keeps, manner }))
+        Some(Box::new(Self { header, raw: PooledBuffer::small_later(), keeps, manner }))
     }
 
     /// Whether the lines below the first were admitted before.

@@ -19,7 +19,7 @@ use super::pull::{reading, whole};
 use super::request_headers::put_line;
 use super::request_memo::Asked;
 use super::{Edge, validate};
-use crate::registry::clock::Clock;
+use crate::runtime::timer::Clock;
 
 /// What became of a request.
 pub enum Outcome {

@@ -20,7 +20,7 @@ use super::Edge;
 use super::context::Passage;
 use super::request_headers::put_line;
 use crate::registry::client::Mark;
-use crate::registry::peer::Origin;
+use crate::transport::endpoint::Origin;
 
 /// From the registry's origin to what clients use.
 pub struct Rewriting<'a> {

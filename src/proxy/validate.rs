@@ -12,8 +12,8 @@ use pingora::proxy::Session;
 use super::context::Client;
 use super::{Config, unknown_address};
 use crate::registry::framing::is_length;
-use crate::registry::peer::Origin;
 use crate::route::{ErrorCode, Rejection};
+use crate::transport::endpoint::Origin;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");

@@ -29,14 +29,14 @@ use pingora::ErrorType;
 use pingora::http::RequestHeader;
 use tokio::time::{sleep, timeout};
 
-use super::idle::Connections;
 use super::media::MediaTypes;
-use super::peer::{Credentials, Origin, Peers, Way};
 use super::{
     Answer, Caller, Deleted, Fetched, Listing, Manifest, Place, Reading, Registry, Serving,
     Sighting, Trouble, Written,
 };
 use crate::name::{Algorithm, Digest, Naming, Reference, RepositoryName, Tag};
+use crate::transport::endpoint::{Credentials, Origin, Peers, Way};
+use crate::transport::pool::Connections;
 use fetching::NO_MANIFEST;
 pub use fetching::{OTHER_BYTES, SCHEMA1};
 use opening::read_header;
@@ -91,7 +91,7 @@ impl Client {
         max_manifest: usize,
     ) -> Self {
         let max_manifest = max_manifest.max(serving::MAX_READ);
-        let connections = Connections::new();
+        let connections = Connections::default();
         let (naming, fitness) = Default::default();
         Self { peers, media, redirect_hosts, max_manifest, naming, connections, fitness }
     }

@@ -13,11 +13,11 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::registry::peer::{Credentials, Peers};
 use crate::settings::{Authorities, KeyPair, Settings, Upstream};
 use crate::telemetry::Metrics;
 use crate::telemetry::audit::Audit;
 use crate::telemetry::warnings::{Notices, Topic};
+use crate::transport::endpoint::{Credentials, Peers};
 
 /// The listener's certificate at this moment.
 pub(super) struct Served(ArcSwap<CertifiedKey>);

@@ -20,9 +20,9 @@ use crate::judge::{Options, RollForward};
 use crate::name::UpstreamName;
 use crate::registry::manifest_cache::Bounds;
 use crate::registry::media::MediaTypes;
-use crate::registry::peer::{Origin, Timeouts};
 use crate::rules::Rules;
 use crate::telemetry::{audit, traces};
+use crate::transport::endpoint::{Origin, Timeouts};
 
 /// Reads the file at this path.
 ///

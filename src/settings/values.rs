@@ -8,7 +8,7 @@ use bytesize::ByteSize;
 use http::Uri;
 
 use super::Server;
-use crate::registry::peer::Origin;
+use crate::transport::endpoint::Origin;
 
 pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {

@@ -13,7 +13,7 @@ use prometheus::{
 use tokio::runtime::{Handle, Id};
 
 use super::Presence;
-use crate::apart::Apart;
+use crate::runtime::per_thread::PerThread;
 
 /// The metrics of one proxy; names begin with `taglock_`.
 pub struct Metrics {
@@ -21,7 +21,7 @@ pub struct Metrics {
     requests: IntCounterVec,
     refusals: IntCounterVec,
     by_rule: IntCounterVec,
-    usual: Apart<Mutex<Usual>>,
+    usual: PerThread<Mutex<Usual>>,
     dry_run: IntCounterVec,
     pushes: HistogramVec,
     pulls: HistogramVec,
@@ -141,7 +141,7 @@ impl Metrics {
             by_tag: requests.with_label_values(&["manifest-read-tag", "2xx"]).local(),
             by_digest: requests.with_label_values(&["manifest-read-digest", "2xx"]).local(),
         };
-        let usual = Apart::new(|| Mutex::new(usual()));
+        let usual = PerThread::new(|| Mutex::new(usual()));
         let shown = Shown {
             in_flight: gauge("taglock_requests_in_flight", "Requests being answered now."),
             settling: gauge(

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use crate::apart::Apart;
+use crate::runtime::per_thread::PerThread;
 
 /// Counted apart by thread.
 #[derive(Default)]
-pub struct Presence(Apart<Arc<Count>>);
+pub struct Presence(PerThread<Arc<Count>>);
 
-/// Apart from what else is allocated, too.
+/// PerThread from what else is allocated, too.
 #[derive(Default)]
 #[repr(align(128))]
 struct Count(AtomicI64);

@@ -1,5 +1,5 @@
-mod cluster;
 mod access;
+mod cluster;
 mod fleet;
 mod load;
 mod sentinel;

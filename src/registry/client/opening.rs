@@ -13,10 +13,10 @@ use tokio::time::Instant;
 
 use super::{Client, MAX_ADDRESSES, trouble_of};
 use crate::registry::Trouble;
-use crate::registry::clock::{Clock, Time};
 use crate::registry::framing::{check_early, settle};
-use crate::registry::idle::Home;
-use crate::registry::peer::Way;
+use crate::runtime::timer::{Clock, Time};
+use crate::transport::endpoint::Way;
+use crate::transport::pool::Home;
 
 /// An answer of which only the header was read.
 pub struct Opened {

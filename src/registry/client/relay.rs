@@ -21,12 +21,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
 
 use super::Client;
-use crate::registry::clock::Time;
 use crate::registry::framing::{is_bodiless, is_hop_by_hop, is_length};
-use crate::registry::idle::Home;
 use crate::registry::media::MediaTypes;
-use crate::registry::peer::Way;
-use crate::spare::Spare;
+use crate::runtime::buffer_pool::PooledBuffer;
+use crate::runtime::timer::Time;
+use crate::transport::endpoint::Way;
+use crate::transport::pool::Home;
 
 /// Of a body that does not come with its header.
 const PIECE: usize = 64 * 1024;
@@ -62,7 +62,7 @@ pub enum Relay {
 pub struct Relayed {
     head: Head,
     /// From the header's first byte on; what follows it is the body's.
-    read: Spare,
+    read: PooledBuffer,
     /// What is still to come of the body.
     rest: u64,
     stream: Stream,
@@ -360,7 +360,7 @@ impl Client {
                 return Err(Failure::heard(Error::because(WriteTimedout, "a request", late)));
             }
         }
-        let mut read = Spare::large_later();
+        let mut read = PooledBuffer::large_later();
         let head = loop {
             let before = read.len();
             match time.within(timeouts.read, read.fill(&mut stream)).await {

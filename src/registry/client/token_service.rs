@@ -4,8 +4,8 @@ use http::header::{ACCEPT, AUTHORIZATION, HOST, HeaderMap, HeaderValue, USER_AGE
 use http::{Method, Uri};
 
 use super::{Client, MAX_ANSWER, Repeat, header_value, request};
-use crate::registry::peer::{Credentials, Origin, Peers};
 use crate::registry::{Answer, Trouble};
+use crate::transport::endpoint::{Credentials, Origin, Peers};
 
 impl Client {
     /// GET of a URL that the registry has named, with these credentials, if any, and this query.

@@ -15,15 +15,15 @@ const PLACES: usize = 32;
 struct Place<T>(T);
 
 /// A value for each thread.
-pub struct Apart<T>(Box<[Place<T>]>);
+pub struct PerThread<T>(Box<[Place<T>]>);
 
-impl<T: Default> Default for Apart<T> {
+impl<T: Default> Default for PerThread<T> {
     fn default() -> Self {
         Self::new(T::default)
     }
 }
 
-impl<T> Apart<T> {
+impl<T> PerThread<T> {
     pub fn new(make: impl Fn() -> T) -> Self {
         Self((0..PLACES).map(|_| Place(make())).collect())
     }
@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn a_thread_keeps_its_own_and_all_are_seen() {
-        let apart = Apart::<AtomicUsize>::default();
+        let apart = PerThread::<AtomicUsize>::default();
         let counted = |n: usize| {
             for _ in 0..n {
                 apart.own().fetch_add(1, Ordering::Relaxed);

@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
 use super::Trouble;
-use crate::apart::Apart;
+use crate::runtime::per_thread::PerThread;
 
 /// A host that is spoken to over HTTP: scheme, name, port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -78,7 +78,7 @@ pub struct Peers {
     credentials: ArcSwap<Credentials>,
     addresses: Addresses,
     /// Those that were made, to be used again: a registry has a handful of addresses.
-    ways: Apart<ArcSwap<Vec<Arc<Way>>>>,
+    ways: PerThread<ArcSwap<Vec<Arc<Way>>>>,
 }
 
 /// How a connection to one address is made.
@@ -102,7 +102,7 @@ impl Peers {
     pub fn new(origin: Origin, timeouts: Timeouts, credentials: Credentials) -> Self {
         let addresses = Addresses::new(&origin, timeouts.connect);
         let credentials = ArcSwap::from_pointee(credentials);
-        Self { origin, timeouts, credentials, addresses, ways: Apart::default() }
+        Self { origin, timeouts, credentials, addresses, ways: PerThread::default() }
     }
 
     /// Connections made from now on are made with these.

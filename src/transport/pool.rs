@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::runtime::{Handle, Id};
 use tokio::time::{Instant, sleep};
 
-use super::peer::Way;
+use super::endpoint::Way;
 
 /// A runtime's idle connections beyond this number are closed, the longest unused first.
 const MOST: usize = 128;
@@ -51,11 +51,13 @@ struct Waiting {
     stream: Stream,
 }
 
-impl Connections {
-    pub fn new() -> Self {
+impl Default for Connections {
+    fn default() -> Self {
         Self { connector: TransportConnector::new(None), homes: DashMap::new() }
     }
+}
 
+impl Connections {
     /// That of the runtime this is called in. Who asks for many connections there asks once for it.
     pub fn home(&self) -> Home {
         let here = Handle::current().id();
@@ -202,7 +204,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_that_lives_in_another_runtime_is_not_taken() {
-        let connections = Arc::new(Connections::new());
+        let connections = Arc::new(Connections::default());
         connections.home().put(1, pair().await.0, Instant::now(), MINUTE);
         let elsewhere = Arc::clone(&connections);
         let taken = std::thread::spawn(move || {

@@ -57,12 +57,12 @@ impl Size {
 }
 
 /// A buffer, empty at first, that goes back to whichever thread drops it.
-pub struct Spare {
+pub struct PooledBuffer {
     bytes: Vec<u8>,
     size: Size,
 }
 
-impl Spare {
+impl PooledBuffer {
     /// For a request.
     pub fn small() -> Self {
         Self::take(Size::Small)
@@ -123,13 +123,13 @@ impl Spare {
     }
 }
 
-impl Drop for Spare {
+impl Drop for PooledBuffer {
     fn drop(&mut self) {
         self.give_back();
     }
 }
 
-impl Deref for Spare {
+impl Deref for PooledBuffer {
     type Target = Vec<u8>;
 
     fn deref(&self) -> &Vec<u8> {
@@ -137,7 +137,7 @@ impl Deref for Spare {
     }
 }
 
-impl DerefMut for Spare {
+impl DerefMut for PooledBuffer {
     fn deref_mut(&mut self) -> &mut Vec<u8> {
         &mut self.bytes
     }
@@ -156,12 +156,12 @@ mod tests {
 
     #[test]
     fn a_buffer_comes_back_empty_to_the_thread_that_drops_it() {
-        let mut one = Spare::small();
+        let mut one = PooledBuffer::small();
         one.extend_from_slice(b"Authorization: Basic x");
         let place = one.as_ptr();
         assert_eq!(kept(Size::Small), 0);
         drop(one);
-        let again = Spare::small();
+        let again = PooledBuffer::small();
         assert_eq!((again.as_ptr(), again.len()), (place, 0));
         std::thread::spawn(move || {
             drop(again);
@@ -175,12 +175,12 @@ mod tests {
     #[test]
     fn a_thread_keeps_a_few_of_each_size_and_none_that_has_grown() {
         let many = KEPT / LARGE + 5;
-        drop((0..many).map(|_| Spare::large()).collect::<Vec<_>>());
+        drop((0..many).map(|_| PooledBuffer::large()).collect::<Vec<_>>());
         assert_eq!((kept(Size::Large), kept(Size::Small)), (KEPT / LARGE, 0));
-        let mut grown = Spare::large();
+        let mut grown = PooledBuffer::large();
         grown.reserve(LARGE + 1);
         drop(grown);
-        let mut shrunk = Spare::large();
+        let mut shrunk = PooledBuffer::large();
         shrunk.shrink_to_fit();
         drop(shrunk);
         assert_eq!(kept(Size::Large), KEPT / LARGE - 2);
@@ -189,7 +189,7 @@ mod tests {
     #[tokio::test]
     async fn who_waits_for_the_first_byte_holds_no_buffer() {
         let (mut near, mut far) = duplex(64);
-        let mut buffer = Spare::small_later();
+        let mut buffer = PooledBuffer::small_later();
         let waiting = timeout(Duration::from_millis(20), buffer.fill(&mut near));
         assert!(waiting.await.is_err());
         assert_eq!((buffer.capacity(), kept(Size::Small)), (0, 1));
@@ -203,7 +203,7 @@ mod tests {
         assert_eq!(buffer.fill(&mut near).await.unwrap(), 4);
         assert_eq!(buffer.fill(&mut near).await.unwrap(), 0);
         assert_eq!(&buffer[..], b"GET /v2/");
-        let mut none = Spare::small_later();
+        let mut none = PooledBuffer::small_later();
         assert_eq!(none.fill(&mut near).await.unwrap(), 0);
         assert_eq!(none.capacity(), 0);
     }
