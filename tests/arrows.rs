@@ -340,8 +340,8 @@ fn no_test_draws_a_seed_of_its_own() {
             assert!(!found, "{}: {}", path.display(), line.trim());
         }
     }
-    let searches = fs::read_to_string("src/judge/simulation/searches.rs").unwrap();
-    assert!(!searches.contains("new_v4"), "a seed is drawn for the schedules");
+    let schedules = fs::read_to_string("src/judge/simulation/schedules.rs").unwrap();
+    assert!(!schedules.contains("new_v4"), "a seed is drawn for the schedules");
     let cargo = fs::read_to_string(".cargo/config.toml").unwrap();
     assert!(cargo.contains("\nPROPTEST_RNG_SEED = \""), "property tests draw a seed");
     // What cargo makes of it, where it is cargo that runs this.

@@ -230,7 +230,7 @@ impl Judge {
 }
 
 /// Whether an entry is as this end leaves it.
-fn is_ended(entry: &Entry, end: DeleteEnd) -> bool {
+pub(super) fn is_ended(entry: &Entry, end: DeleteEnd) -> bool {
     match end {
         DeleteEnd::Refused | DeleteEnd::Kept => false,
         DeleteEnd::Released => *entry == Entry::Absent,

@@ -1,237 +1,420 @@
-//! Deletes of an image, and releases by an operator, in the simulated world: the steps of
-//! `judge/delete.rs` in their order, any time apart.
+//! Deletes of an image by its digest, in two steps: a model of the drivers in `delete.rs`, `deleting.rs` and
+//! `mutable_delete.rs`, which do what follows in this order. What the tags that have the image mean to the
+//! delete is the production `plan`.
 
-use super::specification::{Call, Told};
+use super::network::{Reply, Request, Sender};
+use super::pushes::{Call, Heard};
+use super::specification::{End, Kind, Op};
 use super::*;
-use crate::ledger::{DeleteEnd, Origin};
-use crate::rules::Deletes;
+use crate::judge::delete::{Plan, plan};
+use crate::ledger::{Adopt, Begun, DeleteEnd, FreedNumber, Holder, Origin};
+use crate::rules::{Mutability, RefusalStyle, RepositoryPattern, Rule, Source};
 
-/// In the specification, pushes have the first numbers, then come pulls.
-pub(super) const PULLS: u8 = 50;
-const DELETES: u8 = 100;
-const RELEASES: u8 = 150;
+mod ending;
 
-/// One delete under way.
+/// The image that is deleted.
+const DELETED: &str = "one";
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Deleter {
-    digest: Digest,
-    /// In the specification.
-    number: u8,
-    /// Tells its mark from others'.
-    attempt: u8,
-    does: Does,
+pub(super) struct Deletion {
+    pub proxy: usize,
+    /// Under which rule; `None` for a mutable one.
+    rule: Option<Deletes>,
+    pub op: Op,
+    attempt: AttemptId,
+    /// False for one under a mutable rule that goes on without the ledger.
+    marked: bool,
+    /// DELETEs of other processes and of earlier times without a definitive answer.
+    earlier: Vec<AttemptId>,
+    /// The immutable tags that had the image when the mark was made.
+    tags: Vec<Tag>,
+    /// Entries that the delete frees because its rule leaves their tags mutable.
+    superseded: Vec<(Tag, Entry)>,
+    stage: Stage,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Does {
-    /// Whether the registry has the image.
-    Look,
-    /// The ledger is asked, before the registry is asked for the tag.
-    LookUp,
-    LookAtTag(FreedNumber),
-    Adopt(Digest, FreedNumber),
-    Mark,
-    /// The tags that had the digest when the mark was made.
-    Send(Vec<Tag>),
-    Awaits(Vec<Tag>),
-    End(Vec<Tag>),
-    Over,
+enum Stage {
+    /// The registry is asked whether the client may see the image.
+    LettingIn,
+    /// Every tag that the registry has and the ledger lacks is adopted first.
+    LookingUp,
+    /// The last of these tags is asked for. Where something was freed meanwhile, all begins `again`.
+    Resolving {
+        rest: Vec<usize>,
+        freed: FreedNumber,
+        again: bool,
+    },
+    Adopting {
+        rest: Vec<usize>,
+        shown: Digest,
+        freed: FreedNumber,
+        again: bool,
+    },
+    Beginning,
+    /// For repairs that began before the mark: one would put the image back.
+    Waiting,
+    Sending,
+    Sent,
+    /// For the first or the second time.
+    Superseding(u8),
+    /// What has the digest still.
+    LookingAtSuperseded(u8),
+    /// What becomes of the names, and what the client is told.
+    Ending(DeleteEnd, Told),
+    /// The mark was gone: whether the names are as this end leaves them.
+    LookingAtUnmarked(DeleteEnd),
 }
 
-/// A DELETE on its way to the registry.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Sent {
-    deleter: usize,
-    digest: Digest,
-    awaited: bool,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Told {
+    Deleted,
+    Nothing,
+    /// The mark was taken back, and the DELETE is sent without it.
+    GoesOn,
+}
+
+/// What the registry's answer means to the ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Settle {
+    Deleted,
+    NotFound,
+    Refused,
+    Unknown,
+}
+
+impl Settle {
+    pub fn of(reply: Reply) -> Self {
+        match reply {
+            Reply::Done => Self::Deleted,
+            Reply::NotFound => Self::NotFound,
+            Reply::Denied | Reply::Refused => Self::Refused,
+            Reply::Unknown => Self::Unknown,
+        }
+    }
+}
+
+/// A rule that makes every tag immutable.
+fn rule(deletes: Deletes) -> Rule {
+    Rule {
+        name: "r".into(),
+        source: Source::CommandLine,
+        repositories: vec![RepositoryPattern::parse("**").unwrap()],
+        mutability: Mutability::Immutable,
+        except: Vec::new(),
+        protect_signatures: false,
+        refusal: RefusalStyle::Oci,
+        deletes,
+        except_must_be_bound: false,
+        enforce: true,
+        anonymous_pull: false,
+    }
+}
+
+type Pairs = Vec<(Tag, Entry)>;
+
+fn pairs(holders: Vec<Holder>) -> Pairs {
+    holders.into_iter().map(|Holder { tag, entry }| (tag, entry)).collect()
 }
 
 impl World {
-    pub(super) fn deletes(&self, physics: &Physics, next: &mut Next) {
-        let Some(policy) = physics.deletes else { return };
-        if self.budget.deletes > 0 {
-            let mut world = self.clone();
-            world.budget.deletes -= 1;
-            world.begin_delete(policy);
-            next.push((physics.label(|| "a delete begins".into()), Ok(world)));
-        }
-        for n in 0..self.deleters.len() {
-            self.delete(physics, policy, n, next);
-            if self.deleters[n].does != Does::Over && self.budget.crashes > 0 {
-                let mut world = self.clone();
-                world.budget.crashes -= 1;
-                world.disturbed = true;
-                world.deleters[n].does = Does::Over;
-                world.sent.iter_mut().filter(|s| s.deleter == n).for_each(|s| s.awaited = false);
-                next.push((physics.label(|| format!("delete {n} crashes")), Ok(world)));
-            }
-        }
-        for m in 0..self.sent.len() {
-            self.travels(physics, m, next);
-        }
-        self.release(physics, next);
-    }
-
-    fn begin_delete(&mut self, policy: Deletes) {
-        let digest = Digest::of(Algorithm::Sha256, b"one");
-        let call = match policy {
-            Deletes::Keep => Call::Withdraw(digest),
-            Deletes::Release => Call::Free(digest),
-            Deletes::Refuse => Call::Clean,
-        };
-        let attempt = u8::try_from(self.deleters.len()).unwrap();
-        let number = DELETES + attempt;
-        self.ghost.begin(number, call);
-        self.deleters.push(Deleter { digest, number, attempt, does: Does::Look });
-    }
-
-    fn delete(&self, physics: &Physics, policy: Deletes, n: usize, next: &mut Next) {
-        let Deleter { digest, does, .. } = self.deleters[n].clone();
-        let tag = &physics.tags[0];
-        let mut world = self.clone();
-        let then = match does {
-            Does::Awaits(_) | Does::Over => return,
-            Does::Look if !self.staged.contains(&digest) => world.ends_without_effect(n),
-            Does::Look if policy == Deletes::Release => Does::Mark,
-            Does::Look => Does::LookUp,
-            Does::LookUp => match &self.ledger.entries[tag] {
-                Entry::Absent => Does::LookAtTag(self.ledger.freed),
-                _ => Does::Mark,
-            },
-            Does::LookAtTag(freed) => match self.registry.get(tag) {
-                Some(seen) => Does::Adopt(*seen, freed),
-                None => Does::Mark,
-            },
-            Does::Adopt(seen, freed) => {
-                let operation = Operation::Adopt { digest: seen, origin: Origin::Import, freed };
-                match world.adopt(physics, std::slice::from_ref(tag), &operation) {
-                    Adopt::Adopted | Adopt::Conflict(_) => Does::Mark,
-                    Adopt::Freed => Does::LookUp,
-                    Adopt::Deleting => world.ends_without_effect(n),
-                }
-            }
-            Does::Mark => world.mark(physics, policy, n),
-            Does::Send(tags) => {
-                world.sent.push(Sent { deleter: n, digest, awaited: true });
-                if physics.flaw == Flaw::DeleteSentTwice {
-                    world.sent.push(Sent { deleter: n, digest, awaited: false });
-                }
-                Does::Awaits(tags)
-            }
-            Does::End(tags) => match world.end_delete(policy, n, &tags) {
-                Ok(then) => then,
-                Err(what) => {
-                    next.push((physics.label(|| format!("delete {n} ends")), Err(what)));
-                    return;
-                }
-            },
-        };
-        let label = physics.label(|| format!("delete {n}: {then:?}"));
-        world.deleters[n].does = then;
-        next.push((label, world.checked(physics)));
-    }
-
-    fn ends_without_effect(&mut self, n: usize) -> Does {
-        self.ghost.void(self.deleters[n].number);
-        Does::Over
-    }
-
-    /// Leaves the mark, and looks who has the digest then.
-    fn mark(&mut self, physics: &Physics, policy: Deletes, n: usize) -> Does {
-        let Deleter { digest, attempt, .. } = self.deleters[n];
-        let has = |entry: &&Entry| entry.digest() == Some(&digest);
-        let holders: Vec<_> = self.ledger.entries.iter().filter(|(_, entry)| has(entry)).collect();
-        let busy = holders.iter().any(|(_, entry)| matches!(entry, Entry::Pending(_)));
-        if busy || (policy == Deletes::Refuse && !holders.is_empty()) {
-            return self.ends_without_effect(n);
-        }
-        let tags = holders.into_iter().map(|(tag, _)| tag.clone()).collect();
-        if physics.flaw != Flaw::NoDeleteMark {
-            self.ledger.marks.insert((digest, attempt));
-        }
-        Does::Send(tags)
-    }
-
-    fn end_delete(&mut self, policy: Deletes, n: usize, tags: &[Tag]) -> Result<Does, Violation> {
-        let Deleter { digest, number, attempt, .. } = self.deleters[n];
-        let end = match policy {
-            Deletes::Refuse => DeleteEnd::Kept,
-            Deletes::Keep => DeleteEnd::Withdrawn,
-            Deletes::Release => DeleteEnd::Released,
-        };
-        self.ledger.apply(tags, &Operation::EndDelete { digest, end });
-        self.ledger.marks.remove(&(digest, attempt));
-        match self.ghost.end(number, Told::Done) {
-            true => Ok(Does::Over),
-            false => Err(format!("the delete of {digest} has no place in the history")),
-        }
-    }
-
-    /// What may come of a DELETE on its way.
-    fn travels(&self, physics: &Physics, m: usize, next: &mut Next) {
-        let Sent { deleter, digest, awaited } = self.sent[m].clone();
-        let mut add = |what: &str, world: Self| {
-            let label = physics.label(|| format!("the DELETE by {deleter} {what}"));
-            next.push((label, world.checked(physics)));
-        };
-        let mut gone = self.clone();
-        gone.sent.remove(m);
-        let mut arrived = gone.clone();
-        arrived.staged.remove(&digest);
-        arrived.registry.retain(|_, tagged| *tagged != digest);
-        arrived.deleted += 1;
-        if !awaited {
-            add("arrives late", arrived);
-            return add("is lost", gone);
-        }
-        let Does::Awaits(tags) = self.deleters[deleter].does.clone() else { return };
-        let mut answered = arrived.clone();
-        // An image that is gone by now: the registry's no, which changes nothing here.
-        answered.deleters[deleter].does = match self.staged.contains(&digest) {
-            true => Does::End(tags),
-            false => {
-                let attempt = answered.deleters[deleter].attempt;
-                answered.ledger.marks.remove(&(digest, attempt));
-                answered.ends_without_effect(deleter)
-            }
-        };
-        add("is carried out", answered);
-        if self.budget.timeouts > 0 {
-            let unknown = |mut world: Self| {
-                world.budget.timeouts -= 1;
-                world.disturbed = true;
-                world.deleters[deleter].does = Does::Over;
-                if physics.flaw == Flaw::UnknownDeleteIsUnmarked {
-                    let attempt = world.deleters[deleter].attempt;
-                    world.ledger.marks.remove(&(digest, attempt));
-                }
-                world
-            };
-            add("is carried out, its answer is lost", unknown(arrived));
-            let mut delayed = self.clone();
-            delayed.sent[m].awaited = false;
-            add("times out", unknown(delayed));
-        }
-    }
-
-    /// An operator has deleted the tag in the registry, and frees the name.
-    fn release(&self, physics: &Physics, next: &mut Next) {
-        let tag = &physics.tags[0];
-        let Entry::Sealed(sealed) = &self.ledger.entries[tag] else { return };
-        if self.budget.releases == 0 {
+    pub(super) fn begin_delete(&self, physics: &Physics, proxy: usize, next: &mut Next) {
+        if self.budget.deletes == 0 || physics.upgrade && proxy == 1 {
             return;
         }
         let mut world = self.clone();
-        world.budget.releases -= 1;
-        world.registry.remove(tag);
-        world.deleted += 1;
-        let number = RELEASES + self.budget.releases;
-        world.ghost.begin(number, Call::Release);
-        let release = Operation::Release { token: sealed.token() };
-        world.ledger.apply(std::slice::from_ref(tag), &release);
-        let fits = world.ghost.end(number, Told::Done);
-        let world =
-            if fits { world.checked(physics) } else { Err("no place for a release".into()) };
-        next.push((physics.label(|| format!("{tag} is released")), world));
+        let attempt = AttemptId::from_bytes([100 + self.budget.deletes; 16]);
+        world.budget.deletes -= 1;
+        let rule = (!self.proxies[proxy].mutable).then_some(physics.deletes);
+        let kind = Kind::Delete(image(&digest(DELETED)), rule);
+        let op = world.specification().begin(kind, 0..physics.tags.len());
+        let deletion = Deletion {
+            proxy,
+            rule,
+            op,
+            attempt,
+            marked: true,
+            earlier: Vec::new(),
+            tags: Vec::new(),
+            superseded: Vec::new(),
+            stage: Stage::LettingIn,
+        };
+        let id = world.enter(Job::Delete(deletion.clone()));
+        world.delete_on(physics, id, &deletion, next);
+    }
+
+    /// What may come of a delete's next step.
+    pub(super) fn delete_on(
+        &self,
+        physics: &Physics,
+        id: u8,
+        deletion: &Deletion,
+        next: &mut Next,
+    ) {
+        let Deletion { proxy, rule, stage, .. } = deletion;
+        let label = physics.label(|| format!("delete {id} at {proxy} under {rule:?} {stage:?}"));
+        let mut add = |how: &str, world: Result<Self, Violation>| {
+            let world = world.and_then(|world| world.checked(physics));
+            next.push((physics.label(|| format!("{label}{how}")), world));
+        };
+        match stage {
+            Stage::LettingIn => add("", self.let_in(physics, id, deletion)),
+            Stage::LookingUp => self.look_for_absent(physics, id, deletion, &mut add),
+            Stage::Resolving { rest, freed, again } => {
+                let (freed, again) = (*freed, *again);
+                let place = *rest.last().expect("there is one");
+                let shown = self.registry.get(&physics.tags[place]);
+                let stage = match shown {
+                    Some(shown) => {
+                        Stage::Adopting { rest: rest.clone(), shown: *shown, freed, again }
+                    }
+                    None => Stage::after(rest, freed, again),
+                };
+                add("", Ok(self.delete_at(id, deletion, stage)));
+            }
+            Stage::Adopting { .. } => self.adopt_shown(physics, id, deletion, &mut add),
+            Stage::Beginning => self.mark(physics, id, deletion, &mut add),
+            Stage::Waiting if self.repairs(physics, *proxy) => {}
+            Stage::Waiting => add("", Ok(self.delete_at(id, deletion, Stage::Sending))),
+            Stage::Sending => {
+                let mut world = self.delete_at(id, deletion, Stage::Sent);
+                let what = Request::Delete { digest: digest(DELETED), rule: *rule };
+                world.send(what, Sender::Job(id));
+                add("", Ok(world));
+            }
+            Stage::Sent => {}
+            Stage::Superseding(pass) => {
+                self.supersede_deleted(physics, id, deletion, *pass, &mut add);
+            }
+            Stage::LookingAtSuperseded(pass) => {
+                self.look_at_superseded(physics, id, deletion, *pass, &mut add);
+            }
+            Stage::Ending(end, told) => self.unmark(physics, id, deletion, (*end, *told), &mut add),
+            Stage::LookingAtUnmarked(end) => {
+                self.look_at_unmarked(physics, id, deletion, *end, &mut add);
+            }
+        }
+    }
+
+    fn let_in(&self, physics: &Physics, id: u8, deletion: &Deletion) -> Result<Self, Violation> {
+        let image = digest(DELETED);
+        let seen = self.stored.contains(&image) || self.ledger.marks.contains_key(&image);
+        match deletion.rule {
+            None => Ok(self.delete_at(id, deletion, Stage::Beginning)),
+            Some(_) if !seen => self.delete_over(physics, id, deletion, End::Nothing),
+            Some(Deletes::Release) => Ok(self.delete_at(id, deletion, Stage::Beginning)),
+            Some(Deletes::Refuse | Deletes::Keep) => {
+                Ok(self.delete_at(id, deletion, Stage::LookingUp))
+            }
+        }
+    }
+
+    fn delete_at(&self, id: u8, deletion: &Deletion, stage: Stage) -> Self {
+        let mut world = self.clone();
+        world.jobs.insert(id, Job::Delete(Deletion { stage, ..deletion.clone() }));
+        world
+    }
+
+    fn delete_over(
+        &self,
+        physics: &Physics,
+        id: u8,
+        deletion: &Deletion,
+        end: End,
+    ) -> Result<Self, Violation> {
+        let mut world = self.clone();
+        world.jobs.remove(&id);
+        for place in 0..physics.tags.len() {
+            if !world.specification().end(deletion.op, place, end) {
+                return Err(match end {
+                    End::Done => "a delete was acknowledged against what was acknowledged before",
+                    _ => "a delete has changed something that it was told it has not",
+                }
+                .into());
+            }
+        }
+        Ok(world)
+    }
+
+    /// Tags that were there before taglock count like any other.
+    fn look_for_absent(
+        &self,
+        physics: &Physics,
+        id: u8,
+        deletion: &Deletion,
+        add: &mut impl FnMut(&str, Result<Self, Violation>),
+    ) {
+        let absent = |place: &usize| self.ledger.entries[&physics.tags[*place]] == Entry::Absent;
+        let rest: Vec<_> = (0..physics.tags.len()).filter(absent).collect();
+        if !rest.is_empty() && self.unjudged_writes(physics, deletion.proxy) {
+            return;
+        }
+        let stage = match rest.is_empty() {
+            true => Stage::Beginning,
+            false => Stage::Resolving { rest, freed: self.ledger.freed, again: false },
+        };
+        for (how, mut world, heard) in self.calls(physics, self, Call::Reads) {
+            add(
+                how,
+                match heard {
+                    Heard::Answer => {
+                        world.learn(physics, deletion.proxy);
+                        Ok(world.delete_at(id, deletion, stage.clone()))
+                    }
+                    _ => world.delete_over(physics, id, deletion, End::Nothing),
+                },
+            );
+        }
+    }
+
+    fn adopt_shown(
+        &self,
+        physics: &Physics,
+        id: u8,
+        deletion: &Deletion,
+        add: &mut impl FnMut(&str, Result<Self, Violation>),
+    ) {
+        let Stage::Adopting { rest, shown, freed, again } = &deletion.stage else { return };
+        let tag = &physics.tags[*rest.last().expect("there is one")];
+        let mut done = self.clone();
+        let adopted = done.ledger.adopt(physics.flaw, tag, shown, Origin::Import, *freed);
+        for (how, mut world, heard) in self.calls(physics, &done, Call::Begins) {
+            let again = *again || adopted == Adopt::Freed;
+            add(
+                how,
+                match (heard, &adopted) {
+                    (Heard::Repeats, _) => Ok(world),
+                    (Heard::Answer, Adopt::Adopted | Adopt::Conflict(_) | Adopt::Freed) => {
+                        world.learn(physics, deletion.proxy);
+                        Ok(world.delete_at(id, deletion, Stage::after(rest, *freed, again)))
+                    }
+                    (Heard::Answer, Adopt::Deleting) | (Heard::Nothing, _) => {
+                        world.delete_over(physics, id, deletion, End::Nothing)
+                    }
+                },
+            );
+        }
+    }
+
+    fn mark(
+        &self,
+        physics: &Physics,
+        id: u8,
+        deletion: &Deletion,
+        add: &mut impl FnMut(&str, Result<Self, Violation>),
+    ) {
+        let mut done = self.clone();
+        let begun = done.ledger.begin_delete(&digest(DELETED), deletion.attempt);
+        for (how, mut world, heard) in self.calls(physics, &done, Call::Begins) {
+            add(
+                how,
+                Ok(match heard {
+                    Heard::Repeats => world,
+                    Heard::Answer => {
+                        world.learn(physics, deletion.proxy);
+                        world.decide(physics, id, deletion, begun.clone())
+                    }
+                    // The mark may have been made all the same: it is taken back.
+                    Heard::Nothing => {
+                        let told = deletion.rule.map_or(Told::GoesOn, |_| Told::Nothing);
+                        let stage = Stage::Ending(DeleteEnd::Refused, told);
+                        world.delete_at(id, deletion, stage)
+                    }
+                }),
+            );
+        }
+    }
+
+    /// Whether the DELETE is sent, by the tags that have the image while the mark stands.
+    fn decide(&self, physics: &Physics, id: u8, deletion: &Deletion, begun: Begun) -> Self {
+        let Begun { holders, mut earlier } = begun;
+        let under_way = |attempt: &AttemptId| {
+            self.jobs.values().any(|job| match job {
+                Job::Delete(other) => other.proxy == deletion.proxy && other.attempt == *attempt,
+                _ => false,
+            })
+        };
+        earlier.retain(|other| !under_way(other));
+        let planned = match deletion.rule {
+            Some(deletes) => plan(&rule(deletes), holders),
+            None => {
+                Ok(Plan { tags: Vec::new(), end: DeleteEnd::Kept, superseded: holders.clone() })
+            }
+        };
+        let mut deletion = Deletion { earlier, ..deletion.clone() };
+        match planned {
+            Ok(Plan { tags, superseded, .. }) => {
+                deletion.tags = tags;
+                if !physics.has(Flaw::MutableDeleteKeepsBinding) {
+                    deletion.superseded = pairs(superseded);
+                }
+                let waits = !deletion.tags.is_empty() && self.may_repair();
+                self.delete_at(id, &deletion, if waits { Stage::Waiting } else { Stage::Sending })
+            }
+            Err(_) => {
+                let stage = Stage::Ending(DeleteEnd::Refused, Told::Nothing);
+                self.delete_at(id, &deletion, stage)
+            }
+        }
+    }
+
+    /// The registry has answered, or has not in time.
+    pub(super) fn delete_answered(
+        &mut self,
+        physics: &Physics,
+        id: u8,
+        deletion: &Deletion,
+        answer: Settle,
+    ) -> Result<(), Violation> {
+        if matches!(answer, Settle::Deleted | Settle::NotFound) {
+            self.outdate_deletes(physics, &digest(DELETED));
+        }
+        let gone = match answer {
+            Settle::Deleted => true,
+            // Gone by an earlier DELETE, whose outcome was unknown.
+            Settle::NotFound => !deletion.earlier.is_empty(),
+            Settle::Refused => false,
+            Settle::Unknown => {
+                if physics.has(Flaw::UnknownDeleteIsUnmarked) {
+                    self.ledger.clear_mark(&digest(DELETED), deletion.attempt);
+                }
+                *self = self.delete_over(physics, id, deletion, End::Unknown)?;
+                return Ok(());
+            }
+        };
+        if !deletion.marked {
+            // It does nothing to the ledger, which was away: bindings may be left.
+            let end = if gone { End::Unknown } else { End::Nothing };
+            *self = self.delete_over(physics, id, deletion, end)?;
+            return Ok(());
+        }
+        let stage = match gone {
+            false => Stage::Ending(DeleteEnd::Refused, Told::Nothing),
+            true if deletion.superseded.is_empty() => Stage::Ending(deletion.end(), Told::Deleted),
+            true => Stage::Superseding(0),
+        };
+        *self = self.delete_at(id, deletion, stage);
+        Ok(())
+    }
+}
+
+impl Stage {
+    /// Once the last of these tags is adopted, or is not there.
+    fn after(rest: &[usize], freed: FreedNumber, again: bool) -> Self {
+        match rest {
+            [] | [_] if again => Self::LookingUp,
+            [] | [_] => Self::Beginning,
+            [rest @ .., _] => Self::Resolving { rest: rest.to_vec(), freed, again },
+        }
+    }
+}
+
+impl Deletion {
+    fn end(&self) -> DeleteEnd {
+        match self.rule {
+            None | Some(Deletes::Refuse) => DeleteEnd::Kept,
+            Some(Deletes::Keep) => DeleteEnd::Withdrawn,
+            Some(Deletes::Release) => DeleteEnd::Released,
+        }
     }
 }

@@ -1,154 +1,148 @@
 //! Pulls in the simulated world, and tags that are moved behind taglock.
 
-use super::deletes::PULLS;
+use super::pushes::{Call, Heard};
+use super::specification::{End, Kind, Op};
 use super::*;
-use crate::judge::pull::{Action as Ask, Event as Heard, Machine as Reader, Pull, Pulled, Step};
+use crate::judge::pull::{Action as Ask, Event, Machine as Reader, Pull, Pulled, Step};
 use crate::ledger::cached::Known;
-use crate::name::Algorithm;
-use crate::registry::Serving;
+use crate::ledger::{Adopt, Unavailable};
+use crate::registry::{Serving, Sighting};
 
 /// One pull under way.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Puller {
     machine: Reader<()>,
     asks: Ask,
-    /// A push of the tag had been acknowledged before it began.
-    after_push: bool,
-    /// In the specification.
-    number: Option<u8>,
-}
-
-/// What somebody puts under a tag in the registry itself.
-fn stray() -> Digest {
-    Digest::of(Algorithm::Sha256, b"stray")
+    proxy: usize,
+    op: Op,
+    /// It goes by memory, which may be as old as what its proxy knows of freed names.
+    from_memory: bool,
 }
 
 impl World {
     /// Everything that can happen to pulls next, and to tags behind taglock.
     pub(super) fn pulls(&self, physics: &Physics, next: &mut Next) {
         if self.budget.pulls > 0 {
-            for tag in &physics.tags {
-                let mut world = self.clone();
-                world.budget.pulls -= 1;
-                let repository = self.pushers[0].machine.push().repository.clone();
-                let pull = Pull { repository, tag: tag.clone(), strict: false };
-                let (machine, asks) = Reader::new(pull);
-                let after_push = self.acknowledged.iter().any(|(pushed, _)| pushed == tag);
-                let freeing = physics.deletes.is_some();
-                let number = freeing.then_some(PULLS + self.budget.pulls);
-                if let Some(number) = number {
-                    world.ghost.begin(number, Call::Pull);
+            for (place, tag) in physics.tags.iter().enumerate() {
+                for proxy in 0..self.proxies.len() {
+                    if !self.proxies[proxy].mutable {
+                        // It begins with its first step: a longer wait allows only more.
+                        let world = self.begin_pull(place, tag, proxy);
+                        world.pull(physics, world.pullers.len() - 1, next);
+                    }
                 }
-                world.pullers.push(Puller { machine, asks, after_push, number });
-                next.push((physics.label(|| format!("a pull of {tag} begins")), Ok(world)));
             }
         }
         for n in 0..self.pullers.len() {
             self.pull(physics, n, next);
         }
         if self.budget.moves > 0 {
-            for tag in &physics.tags {
+            for (place, tag) in physics.tags.iter().enumerate() {
                 let mut world = self.clone();
                 world.budget.moves -= 1;
-                world.moved = true;
                 world.disturbed = true;
-                world.staged.insert(stray());
-                world.registry.insert(tag.clone(), stray());
-                next.push((
-                    physics.label(|| format!("{tag} is moved behind")),
-                    world.checked(physics),
-                ));
+                let stray = digest("stray");
+                world.stored.insert(stray);
+                world.registry.insert(tag.clone(), stray);
+                world.specification().put(place, image(&stray));
+                let label = physics.label(|| format!("{tag} is moved behind taglock"));
+                next.push((label, world.checked(physics)));
             }
         }
     }
 
+    fn begin_pull(&self, place: usize, tag: &Tag, proxy: usize) -> Self {
+        let mut world = self.clone();
+        world.budget.pulls -= 1;
+        let pull = Pull { repository: repository(), tag: tag.clone(), strict: false };
+        let (machine, asks) = Reader::new(pull);
+        let op = world.specification().begin(Kind::Pull, [place]);
+        world.pullers.push(Puller { machine, asks, proxy, op, from_memory: false });
+        world
+    }
+
     /// What may come of a puller's action.
     fn pull(&self, physics: &Physics, n: usize, next: &mut Next) {
-        let Puller { machine, asks, .. } = &self.pullers[n];
+        let Puller { machine, asks, proxy, .. } = &self.pullers[n];
         let tag = &machine.pull().tag;
-        let mut add = |what: &str, mut world: Self, event: Heard<()>| {
-            let label = physics.label(|| format!("pull {n} {asks:?}{what}"));
-            let told = world.tell_puller(physics, n, event);
+        let mut add = |how: &str, mut world: Self, event: Option<Event<()>>| {
+            let label = physics.label(|| format!("pull {n} at {proxy} {asks:?}{how}"));
+            let told = event.map_or(Ok(()), |event| world.tell_puller(physics, n, event));
             next.push((label, told.and_then(|()| world.checked(physics))));
         };
-        let spend = |world: &Self| {
-            (world.budget.troubles > 0).then(|| {
-                let mut world = world.clone();
-                world.budget.troubles -= 1;
-                world.disturbed = true;
-                world
-            })
-        };
-        // What any proxy has served so far, this one may have seen.
-        let seen = match (physics.deletes, self.memory) {
-            (None, _) => self.served.iter().find(|(of, _)| of == tag).map(|(_, digest)| *digest),
-            // A proxy forgets what it remembers once it has learned that something was freed.
-            (Some(_), Some((digest, freed)))
-                if freed == self.ledger.freed || physics.flaw == Flaw::MemoryOfFreedNames =>
-            {
-                Some(digest)
-            }
-            (Some(_), _) => None,
-        };
         match asks {
-            Ask::Recall | Ask::Lookup => {
-                let entry = match &self.ledger.entries[tag] {
-                    Entry::Pending(_) if physics.flaw == Flaw::PullIgnoresClaims => Entry::Absent,
-                    entry => entry.clone(),
-                };
-                add("", self.clone(), Heard::Known(Known::Entry(entry, self.ledger.freed)));
-                if let (Some(digest), Ask::Recall, None) = (seen, asks, physics.deletes) {
-                    add(", from memory", self.clone(), Heard::Known(Known::Fresh(digest)));
-                }
-                if let Some(world) = spend(self) {
-                    let known = match seen {
-                        Some(digest) => Known::Remembered(digest, Unavailable::TimedOut),
-                        None => Known::Nothing(Unavailable::TimedOut),
-                    };
-                    add(", no answer", world, Heard::Known(known));
-                }
-            }
+            Ask::Recall | Ask::Lookup => self.recall(physics, n, &mut add),
+            Ask::Wait => add("", self.clone(), Some(Event::Waited)),
+            Ask::Resolve if self.unjudged_writes(physics, *proxy) => {}
             Ask::Look | Ask::Resolve => {
                 let seen = self.registry.get(tag);
                 let seen = seen.map_or(Sighting::NotFound(()), |d| Sighting::Found(*d));
-                add("", self.clone(), Heard::Seen(seen));
+                add("", self.clone(), Some(Event::Seen(seen)));
             }
             Ask::LookAt(digest) => {
-                add("", self.clone(), Heard::Seen(Sighting::Found(*digest)));
+                let found = self.stored.contains(digest);
+                let seen = if found { Sighting::Found(*digest) } else { Sighting::NotFound(()) };
+                add("", self.clone(), Some(Event::Seen(seen)));
             }
             Ask::Adopt { digest, origin, freed } => {
                 let mut world = self.clone();
-                let tags = std::slice::from_ref(tag);
-                let operation =
-                    Operation::Adopt { digest: *digest, origin: *origin, freed: *freed };
                 let adopted = match physics.flaw {
                     Flaw::PullBindsNothing => Adopt::Adopted,
-                    Flaw::PullIgnoresClaims => {
-                        if matches!(world.ledger.entries[tag], Entry::Pending(_)) {
-                            world.ledger.entries.insert(tag.clone(), Entry::Absent);
-                        }
-                        world.adopt(physics, tags, &operation)
-                    }
-                    _ => world.adopt(physics, tags, &operation),
+                    flaw => world.ledger.adopt(flaw, tag, digest, *origin, *freed),
                 };
-                let lost = || Heard::Adopted(Err(Unavailable::TimedOut));
-                if let Some(world) = spend(&world) {
-                    add(", answer lost", world, lost());
+                for (how, mut world, heard) in self.calls(physics, &world, Call::Begins) {
+                    let event = match heard {
+                        Heard::Answer => {
+                            world.learn(physics, *proxy);
+                            Some(Event::Adopted(Ok(adopted.clone())))
+                        }
+                        Heard::Nothing => Some(Event::Adopted(Err(Unavailable::TimedOut))),
+                        Heard::Repeats => None,
+                    };
+                    add(how, world, event);
                 }
-                if let Some(world) = spend(self) {
-                    add(", not done", world, lost());
-                }
-                if physics.wait {
-                    world.replica = world.ledger.clone();
-                }
-                add("", world, Heard::Adopted(Ok(adopted)));
             }
-            Ask::Wait => add("", self.clone(), Heard::Waited),
             Ask::Serve(digest) => {
-                let found = self.staged.contains(digest);
+                let found = self.stored.contains(digest);
                 let serving = if found { Serving::Good(()) } else { Serving::NotFound(()) };
-                add("", self.clone(), Heard::Served(serving));
+                add("", self.clone(), Some(Event::Served(serving)));
             }
+        }
+    }
+
+    /// What the ledger says, or memory.
+    fn recall(
+        &self,
+        physics: &Physics,
+        n: usize,
+        add: &mut impl FnMut(&str, Self, Option<Event<()>>),
+    ) {
+        let Puller { machine, asks, proxy, .. } = &self.pullers[n];
+        let tag = &machine.pull().tag;
+        let entry = match &self.ledger.entries[tag] {
+            Entry::Pending(_) if physics.has(Flaw::PullIgnoresClaims) => Entry::Absent,
+            entry => entry.clone(),
+        };
+        let remembered = self.proxies[*proxy].remembered(physics, tag);
+        let away = || match remembered {
+            Some(digest) => Known::Remembered(digest, Unavailable::TimedOut),
+            None => Known::Nothing(Unavailable::TimedOut),
+        };
+        if self.restoring(physics) {
+            return add(", the ledger is restored", self.clone(), Some(Event::Known(away())));
+        }
+        if let (Some(digest), Ask::Recall) = (remembered, asks) {
+            add(", from memory", self.clone(), Some(Event::Known(Known::Fresh(digest))));
+        }
+        for (how, mut world, heard) in self.calls(physics, self, Call::Reads) {
+            let known = match heard {
+                Heard::Answer => {
+                    world.learn(physics, *proxy);
+                    Known::Entry(entry.clone(), self.ledger.freed)
+                }
+                Heard::Nothing | Heard::Repeats => away(),
+            };
+            add(how, world, Some(Event::Known(known)));
         }
     }
 
@@ -157,8 +151,27 @@ impl World {
         &mut self,
         physics: &Physics,
         n: usize,
-        event: Heard<()>,
+        event: Event<()>,
     ) -> Result<(), Violation> {
+        if let Event::Known(known) = &event {
+            let memory = match known {
+                Known::Fresh(digest) | Known::Remembered(digest, _) => Some(digest),
+                Known::Entry(..) | Known::Nothing(_) => None,
+            };
+            // A ledger that can't be asked adds nothing to what memory has said.
+            let asked = matches!(known, Known::Entry(..));
+            let puller = &mut self.pullers[n];
+            puller.from_memory = memory.is_some() || puller.from_memory && !asked;
+            let Puller { machine, proxy, .. } = &self.pullers[n];
+            let tag = &machine.pull().tag;
+            if let Some(digest) = memory
+                && !self.proxies[*proxy].may_be(physics.place(tag), image(digest))
+            {
+                return Err(format!(
+                    "{tag} is served from a memory older than what its proxy knows"
+                ));
+            }
+        }
         let puller = &mut self.pullers[n];
         let pulled = match puller.machine.on(event) {
             Step::Do(asks) => {
@@ -167,53 +180,23 @@ impl World {
             }
             Step::Done(pulled) => pulled,
         };
-        let Puller { machine, after_push, number, .. } = self.pullers.remove(n);
+        let Puller { machine, op, from_memory, .. } = self.pullers.remove(n);
         let tag = machine.pull().tag.clone();
-        if let Some(number) = number {
-            let (told, what) = match pulled {
-                Pulled::Served { digest, .. } => {
-                    self.memory = Some((digest, self.ledger.freed));
-                    (Told::Found(digest), "an image")
-                }
-                Pulled::Unknown | Pulled::Relayed(()) => (Told::Nothing, "404"),
-                _ => return Ok(()),
-            };
-            let fits = self.ghost.end(number, told);
-            let wrong = || format!("{what} to a pull of {tag} has no place in the history");
-            return if fits { Ok(()) } else { Err(wrong()) };
-        }
-        match pulled {
+        let end = match pulled {
+            _ if from_memory => End::Unknown,
             Pulled::Served { digest, .. } => {
-                let digest = match (physics.flaw, self.registry.get(&tag)) {
-                    (Flaw::PullTakesTheRegistrysTag, Some(there)) => *there,
-                    _ => digest,
-                };
-                self.served.insert((tag, digest));
+                End::Served(image(match (physics.flaw, self.registry.get(&tag)) {
+                    (Flaw::PullTakesTheRegistrysTag, Some(there)) => there,
+                    _ => &digest,
+                }))
             }
-            Pulled::Unknown | Pulled::Relayed(()) if after_push && !self.moved => {
-                return Err(format!("{tag} was acknowledged, and a later pull got 404"));
-            }
-            Pulled::Unknown
-            | Pulled::Relayed(())
-            | Pulled::Unverified
-            | Pulled::Wrong { .. }
-            | Pulled::Undecided(_) => {}
-        }
-        Ok(())
-    }
-
-    /// P2: one image for all pulls of a tag, and the acknowledged one.
-    pub(super) fn check_pulls(&self, tag: &Tag) -> Result<(), Violation> {
-        let of = |pairs: &BTreeSet<(Tag, Digest)>| -> BTreeSet<Digest> {
-            pairs.iter().filter(|(t, _)| t == tag).map(|(_, digest)| *digest).collect()
+            Pulled::Unknown | Pulled::Relayed(()) => End::NotFound,
+            Pulled::Unverified | Pulled::Wrong { .. } | Pulled::Undecided(_) => End::Unknown,
         };
-        let served = of(&self.served);
-        if served.len() > 1 {
-            return Err(format!("two images were served for {tag}"));
+        match (self.specification().end(op, physics.place(&tag), end), end) {
+            (true, _) => Ok(()),
+            (false, End::NotFound) => Err(format!("a pull of {tag} got 404 though it was there")),
+            (false, _) => Err(format!("{tag} was served as another image than it was")),
         }
-        if !served.is_empty() && !of(&self.acknowledged).is_subset(&served) {
-            return Err(format!("{tag} was served as another image than the acknowledged one"));
-        }
-        Ok(())
     }
 }
