@@ -379,7 +379,13 @@ async fn deletes(ledger: &dyn Ledger) {
     assert_eq!(cells.adopt("t", &d).await, Adopt::Adopted, "it is bound already");
     let freed = cells.freed().await;
     assert_eq!(ledger.bind(key, &one("t"), &d, b, freed).await, Ok(Bind::Deleting));
+    assert_eq!(
+        ledger.bind(key, &one("p"), &d, b, freed).await,
+        Ok(Bind::Deleting),
+        "not its claim"
+    );
     assert_eq!(ledger.bind(key, &one("p"), &d, a, freed).await, Ok(Bind::Bound), "claimed before");
+    assert_eq!(ledger.bind(key, &one("gone"), &d, a, freed).await, Ok(Bind::Deleting));
     assert!(matches!(ledger.claim(key, &one("n"), &e, b).await, Ok(Claim::Granted { .. })));
     assert_eq!(cells.adopt("m", &e).await, Adopt::Adopted);
     let elsewhere = self::key("contract/deletes2");

@@ -252,6 +252,8 @@ fn bind(
         Entry::Pending(pending) if pending.owners.contains(&attempt) => {
             sealed(digest, Origin::Push, stamp)
         }
+        // Nor is it acknowledged for what the registry is about to delete.
+        Entry::Absent | Entry::Pending(_) if around.marked => Change::Deleting,
         Entry::Absent | Entry::Pending(_) => Change::Gone,
         Entry::Sealed(sealed) if sealed.digest != *digest => Change::Stands,
         Entry::Sealed(_) if around.marked => Change::Deleting,

@@ -112,10 +112,11 @@ local function change(value, n)
     if mark ~= '' then return DELETING end
     return entry and value .. attempt or 'P' .. stamp .. digest .. attempt
   elseif op == 'B' then
-    if not entry then return GONE end
-    if not same then return STANDS end
+    if entry and not same then return STANDS end
+    if not entry or not entry.sealed and without(entry.owners, attempt) == entry.owners then
+      return mark ~= '' and DELETING or GONE
+    end
     if not entry.sealed then
-      if without(entry.owners, attempt) == entry.owners then return GONE end
       return 'S' .. origin .. stamp .. digest
     end
     if mark ~= '' then return DELETING end
