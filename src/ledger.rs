@@ -355,7 +355,7 @@ pub trait Ledger: Send + Sync {
     /// Raises the freed number, and returns the entries of these tags and that number: the registry has moved
     /// the tags, and what was seen of them before proves nothing. No entry changes.
     ///
-    /// Only for a push that the rules leave mutable, by a client that may push.
+    /// For a push that the rules leave mutable, by a client that may push; and for a DELETE whose mark is gone.
     async fn invalidate(
         &self,
         repository: &RepositoryKey,

@@ -212,18 +212,43 @@ impl Judge {
         end: DeleteEnd,
         settled: &mut Settled,
     ) {
-        let found = match self.ledger.lookup(&deleting.repository, tags).await {
+        // Without the mark nothing has told those who looked before that an image is gone.
+        let found = match self.ledger.invalidate(&deleting.repository, tags).await {
             Ok(found) => found,
             Err(error) => {
                 settled.unmarked = Some(error);
                 return;
             }
         };
-        for (tag, entry) in tags.iter().zip(&found.entries) {
-            if is_ended(entry, end) {
-                settled.tags.push(tag.clone());
-            } else if end != DeleteEnd::Kept && deleting.is_of(entry) {
-                settled.unmarked = Some(Unavailable::Store(MARK_LOST.into()));
+        let ended = tags.iter().zip(&found.entries).filter(|(_, entry)| is_ended(entry, end));
+        settled.tags.extend(ended.map(|(tag, _)| tag.clone()));
+        if end != DeleteEnd::Kept {
+            self.check_unmarked(deleting, end, settled).await;
+        }
+    }
+
+    /// Whether a tag still has one of the digests: without the mark, one that had not when it was made may
+    /// have been bound since.
+    async fn check_unmarked(&self, deleting: &Deleting, end: DeleteEnd, settled: &mut Settled) {
+        for Mark { digest, .. } in &deleting.marks {
+            let bound = match self.ledger.bound_to(&deleting.repository, digest).await {
+                Ok(bound) => bound,
+                Err(error) => {
+                    settled.unmarked = Some(error);
+                    return;
+                }
+            };
+            match self.ledger.lookup(&deleting.repository, &bound).await {
+                Ok(found) => {
+                    if found
+                        .entries
+                        .iter()
+                        .any(|entry| deleting.is_of(entry) && !is_ended(entry, end))
+                    {
+                        settled.unmarked = Some(Unavailable::Store(MARK_LOST.into()));
+                    }
+                }
+                Err(error) => settled.unmarked = Some(error),
             }
         }
     }

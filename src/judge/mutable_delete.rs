@@ -3,10 +3,10 @@
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::Judge;
-use super::delete::{Plan, Ruling, Unsettled};
+use super::delete::{NoDelete, Plan, Ruling, Unsettled};
 use super::deleting::Deleting;
 use super::mutable::BRIEF;
+use super::{Judge, REPAIRS};
 use crate::ledger::{DeleteEnd, Holder, Ledger, RepositoryKey};
 use crate::name::{Digest, Reference};
 use crate::registry::{Caller, Deleted};
@@ -24,6 +24,18 @@ impl Judge {
             Some(digest) => self.begin_delete_soon(key, digest).await,
             None => None,
         };
+        // It was entered before: a repair that begins from here on sees it.
+        let tags: Vec<_> = match (reference, &begun) {
+            (Reference::Tag(tag), _) => vec![tag.clone()],
+            (_, Some((_, held))) => held.iter().map(|holder| holder.tag.clone()).collect(),
+            (_, None) => Vec::new(),
+        };
+        if let Err(tag) = self.unjudged.no_repair(key, &tags, REPAIRS).await {
+            if let Some((deleting, _)) = begun {
+                self.cancel_delete(deleting).await;
+            }
+            return NoDelete::Busy(tag).into();
+        }
         let deleted = self.registry.delete(caller, &key.repository, reference).await;
         match (begun, deleted) {
             (Some((deleting, mut superseded)), deleted) => {

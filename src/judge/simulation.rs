@@ -84,6 +84,8 @@ enum Flaw {
     UnknownDeleteIsUnmarked,
     /// A delete whose mark is gone by the end is acknowledged.
     LostMarkIsAcknowledged,
+    /// Such a delete looks only at the tags that had the digest when the mark was made.
+    LostMarkLooksAtItsTags,
     /// A push whose claim is gone is acknowledged whatever the registry shows.
     GoneIsAcknowledged,
     /// A claim that is only stored is published by whoever meets it.
@@ -102,6 +104,8 @@ enum Flaw {
     NotHandedOver,
     /// A mutable write is acknowledged without another look at the ledger.
     NoLookAfterWrite,
+    /// What was seen before a mutable write of another proxy binds after it.
+    WriteInvalidatesNothing,
     /// A repair is waited for by nobody.
     RepairNotWaitedFor,
     /// A repair begins while a release or a mutable write of its process is under way.
@@ -112,6 +116,12 @@ enum Flaw {
     MemoryOfFreedNames,
     /// After a loss whoever offers first is believed.
     RestoreInAnyOrder,
+    /// A push binds, or learns that its name is gone, while a ledger is restored.
+    BindWhileRestored,
+    /// A name that is pushed again after its image was deleted keeps its sequence number.
+    RebindKeepsSequence,
+    /// The freed number of a ledger that lost everything is the one from before.
+    FreedNumberOutlivesLoss,
     /// After a loss names are bound before all proxies have offered.
     RestoreWaitsForNobody,
     /// A binding that no replica has yet is gone by.
@@ -161,8 +171,6 @@ struct Physics {
     loses_claims: bool,
     /// It may lose delete marks.
     loses_marks: bool,
-    /// A push may bind while a ledger is restored, as it may in production: see `open`.
-    binds_while_restored: bool,
     /// In every state, a push and a pull that take no time are tried, too.
     probes: bool,
 }
@@ -190,7 +198,6 @@ impl Physics {
             pushes_at: None,
             loses_claims: false,
             loses_marks: false,
-            binds_while_restored: false,
             probes: false,
         }
     }

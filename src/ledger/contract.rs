@@ -299,7 +299,10 @@ async fn names_that_are_freed(ledger: &dyn Ledger) {
     assert_eq!(cells.entry("t").await, Entry::Sealed(withdrawn));
     assert_eq!(ledger.bind(key, &one("t"), &d, a, old).await, Ok(Bind::Freed));
     let now = cells.freed().await;
+    let before = ledger.sequence(key).await.unwrap();
     assert_eq!(ledger.bind(key, &one("t"), &d, a, now).await, Ok(Bind::Bound));
+    // Another state of the name, by which the older one is known to be older.
+    let sealed = Sealed { sequence: before + 1, ..sealed };
     assert_eq!(cells.entry("t").await, Entry::Sealed(sealed.clone()));
 
     // A release frees the life its token was taken from, and no later one.

@@ -128,10 +128,25 @@ impl Entry {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FreedNumber(pub u64);
 
+/// The losses stand above the count.
+const LOSSES: u32 = 40;
+
 impl FreedNumber {
     #[must_use]
     pub fn next(self) -> Self {
         Self(self.0 + 1)
+    }
+
+    /// The number for a caller that knows of so many losses of the ledger. A count that was lost may begin
+    /// anew: the same count after another loss is another number.
+    #[must_use]
+    pub fn after(self, losses: u64) -> Self {
+        Self(self.0 | losses << LOSSES)
+    }
+
+    /// The store's own count, if the number is from after the last of so many losses.
+    pub fn since(self, losses: u64) -> Option<Self> {
+        (self.0 >> LOSSES == losses).then_some(Self(self.0 & ((1 << LOSSES) - 1)))
     }
 }
 

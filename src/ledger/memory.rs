@@ -1,6 +1,7 @@
 //! A ledger in memory, for tests: it forgets everything with the process.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -22,6 +23,8 @@ pub struct Memory {
     shared: bool,
     /// What proxies said, and not what a loss took.
     announced: Mutex<BTreeMap<String, Announcement>>,
+    /// Proxies can't say anything.
+    muted: AtomicBool,
 }
 
 #[derive(Default)]
@@ -49,7 +52,8 @@ impl Memory {
             Identity { id: uuid::Uuid::new_v4().to_string(), created: Timestamp::now(), format: 1 };
         let state = Mutex::new(Some(State::default()));
         let (losses, announced) = (Losses::default(), Mutex::default());
-        Self { identity, state, losses, shared: false, announced }
+        let muted = AtomicBool::new(false);
+        Self { identity, state, losses, shared: false, announced, muted }
     }
 
     /// One that several proxies of a test use.
@@ -59,9 +63,19 @@ impl Memory {
 
     /// Forgets everything, as a Redis does that comes back without its file, and is noticed.
     pub fn lose(&self) {
+        self.clear();
+        self.losses.note(&Scope::Whole);
+    }
+
+    /// Everything is freed.
+    pub fn clear(&self) {
         // A closed one has forgotten it already.
         let _ = self.with(|state| *state = State::default());
-        self.losses.note(&Scope::Whole);
+    }
+
+    /// From now on announcements fail, or no more.
+    pub fn mute(&self, muted: bool) {
+        self.muted.store(muted, Ordering::Relaxed);
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> Result<T, Unavailable> {
@@ -399,6 +413,9 @@ impl Ledger for Memory {
     }
 
     async fn announce(&self, own: &Announcement) -> Result<Vec<Announcement>, Unavailable> {
+        if self.muted.load(Ordering::Relaxed) {
+            return Err(Unavailable::TimedOut);
+        }
         let mut announced = self.announced.lock().unwrap_or_else(PoisonError::into_inner);
         announced.insert(own.proxy.clone(), own.clone());
         Ok(announced.values().filter(|other| other.proxy != own.proxy).cloned().collect())

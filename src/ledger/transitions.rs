@@ -260,7 +260,9 @@ fn bind(
         Entry::Sealed(Sealed { withdrawn: None, .. }) => Change::Keep,
         Entry::Sealed(_) if around.freed != freed => Change::Freed,
         Entry::Sealed(sealed) => {
-            Change::Put(Entry::Sealed(Sealed { withdrawn: None, ..sealed.clone() }))
+            // Under a sequence number of its own: a loss must not bring the mark back.
+            let Stamp { sequence, .. } = stamp;
+            Change::Put(Entry::Sealed(Sealed { withdrawn: None, sequence, ..sealed.clone() }))
         }
     }
 }

@@ -65,6 +65,7 @@ impl Edge {
         if !known && !judge.holds_reference(&key, &reference).await {
             return Ok(false);
         }
+        let what = reference.to_string();
         let affected = Affected::of_delete(key.clone(), &reference);
         // Before the rules are read: see there.
         let entered = judge.unjudged().enter(affected.clone());
@@ -89,7 +90,8 @@ impl Edge {
             tracing::error!(%error, "a delete's task ended without a ruling");
             Ruling::Undecided(Unsettled::OutcomeUnknown(Trouble::Internal))
         });
-        self.deleted(session, passage, ruling, |_| Refusal::internal()).await?;
+        let refused = |no: &_| Refusal::delete(no, &what, repository);
+        self.deleted(session, passage, ruling, refused).await?;
         Ok(true)
     }
 

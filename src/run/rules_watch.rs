@@ -163,11 +163,16 @@ impl Fleet {
     /// again.
     async fn restore(&self, loss: &str, losses: &watch::Receiver<String>) -> bool {
         let (noticed, total) = (Instant::now(), self.ledger.losses().map_or(0, Losses::total));
-        let restored = match self.ledger.offer().await {
-            Ok(restored) => restored,
-            Err(error) => {
-                tracing::warn!(%error, "what this proxy remembers waits to be bound again");
-                return false;
+        // Once: the others may have ended it since, and freed what was bound again.
+        let restored = if self.own().offered == loss {
+            0
+        } else {
+            match self.ledger.offer().await {
+                Ok(restored) => restored,
+                Err(error) => {
+                    tracing::warn!(%error, "what this proxy remembers waits to be bound again");
+                    return false;
+                }
             }
         };
         loss.clone_into(&mut self.offered.lock().unwrap_or_else(PoisonError::into_inner));
@@ -212,7 +217,7 @@ mod tests {
     use crate::ledger::cached::Remembering;
     use crate::ledger::contract::{adopt, digest, key, tag};
     use crate::ledger::memory::Memory;
-    use crate::ledger::{Adopt, Origin};
+    use crate::ledger::{Adopt, Entry, Origin};
 
     /// A proxy of a ledger that other proxies use, too, with one binding that it remembers.
     struct House {
@@ -283,6 +288,25 @@ mod tests {
         assert!(house.is_restoring(5.0).await);
         house.hears("loss 2").await;
         assert!(!house.is_restoring(0.5).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_offered_is_not_offered_again_by_a_proxy_that_was_cut_off() {
+        let house = House::start().await;
+        house.hears("").await;
+        assert!(!house.is_restoring(6.0).await);
+        house.memory.lose();
+        assert!(house.is_restoring(1.0).await);
+        house.memory.mute(true);
+        // The other proxy has heard of the offer, and what it bound again is freed.
+        house.memory.clear();
+        sleep(Duration::from_secs(2)).await;
+        house.memory.mute(false);
+        house.hears("loss 1").await;
+        sleep(Duration::from_secs(2)).await;
+        assert!(!house.memory.losses().unwrap().is_restoring_any());
+        let found = house.memory.lookup(&key("app"), &[tag("v1")]).await.unwrap();
+        assert_eq!(found.entries, [Entry::Absent]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -251,7 +251,7 @@ impl World {
         }
         let stage = match rest.is_empty() {
             true => Stage::Beginning,
-            false => Stage::Resolving { rest, freed: self.ledger.freed, again: false },
+            false => Stage::Resolving { rest, freed: self.ledger.number(), again: false },
         };
         for (how, mut world, heard) in self.calls(physics, self, Call::Reads) {
             add(

@@ -86,6 +86,30 @@ fn a_delete_whose_mark_was_lost_is_not_acknowledged() {
     let physics = Physics { loses_marks: true, bound: true, ..losing() };
     let budget = Budget { deletes: 1, losses: 1, ..Budget::default() };
     breaks(Flaw::LostMarkIsAcknowledged, &[], &physics, &budget, "v1");
+    // The tag is bound after the loss.
+    let physics = Physics { bound: false, ..physics };
+    let budget = Budget { pulls: 1, ..budget };
+    breaks(Flaw::LostMarkLooksAtItsTags, &[], &physics, &budget, "v1");
+}
+
+#[test]
+fn a_look_from_before_a_loss_binds_nothing() {
+    let budget = Budget { pulls: 1, deletes: 1, losses: 1, ..Budget::default() };
+    breaks(Flaw::FreedNumberOutlivesLoss, &[], &losing(), &budget, "v1");
+}
+
+#[test]
+fn a_push_during_a_loss_learns_nothing() {
+    let physics = Physics { bound: true, ..losing() };
+    let budget = Budget { moves: 1, losses: 1, ..Budget::default() };
+    breaks(Flaw::BindWhileRestored, &["one"], &physics, &budget, "v1");
+}
+
+#[test]
+fn a_name_that_was_pushed_again_is_newer_than_its_delete() {
+    let physics = Physics { bound: true, deletes: Deletes::Keep, ..losing() };
+    let budget = Budget { deletes: 1, losses: 1, pulls: 1, ..Budget::default() };
+    breaks(Flaw::RebindKeepsSequence, &["one"], &physics, &budget, "v1");
 }
 
 #[test]
@@ -167,6 +191,9 @@ fn a_mutable_write_looks_again_in_a_fleet() {
     let physics = Physics { mutable: true, proxies: 2, shared: true, ..world(Flaw::None) };
     let budget = Budget { reloads: 2, writes: 1, ..Budget::default() };
     breaks(Flaw::NoLookAfterWrite, &["one"], &physics, &budget, "v1");
+    let physics = Physics { present: Some("two"), ..physics };
+    let budget = Budget { reloads: 1, writes: 1, pulls: 1, ..Budget::default() };
+    breaks(Flaw::WriteInvalidatesNothing, &[], &physics, &budget, "v1");
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! What each proxy remembers, ledgers that lose what they were told, and how they are restored: a model of
-//! `ledger/witness.rs` and of `ledger/redis/restore.rs`, on the production order of offers.
+//! `ledger/cached.rs` and of `ledger/redis/restore.rs`, on the production order of offers.
 //!
 //! All live proxies offer what they remember, and the newest state of each tag wins. Until all have offered,
 //! the ledger answers nothing that depends on what is there.
@@ -181,7 +181,9 @@ impl World {
             next.push((physics.label(|| "the replica catches up".into()), Ok(world)));
             let mut world = self.clone();
             world.budget.failovers -= 1;
+            let losses = world.ledger.losses;
             world.ledger = world.replica.clone();
+            world.ledger.losses = losses;
             world.lost(physics);
             next.push((physics.label(|| "the ledger fails over".into()), world.checked(physics)));
         }
@@ -191,7 +193,9 @@ impl World {
         if self.budget.losses > 0 && may_lose {
             let mut world = self.clone();
             world.budget.losses -= 1;
+            let losses = world.ledger.losses;
             world.ledger = Store::new(&physics.tags);
+            world.ledger.losses = losses;
             world.replica = world.ledger.clone();
             world.lost(physics);
             let label = physics.label(|| "the ledger forgets everything".into());
@@ -218,6 +222,8 @@ impl World {
         self.disturbed = true;
         let sequence = self.ledger.sequence;
         if physics.remembers && self.proxies.iter().any(|proxy| proxy.heard > sequence) {
+            self.ledger.losses += 1;
+            self.replica.losses = self.ledger.losses;
             for proxy in &mut self.proxies {
                 proxy.offered = false;
                 proxy.heard = 0;

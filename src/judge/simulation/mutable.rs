@@ -125,7 +125,13 @@ impl World {
                     Entry::Pending(pending) if pending.digest != digest(WRITE) => End::Unknown,
                     _ => End::Done,
                 };
-                for (how, world, heard) in self.calls(physics, self, Call::Reads) {
+                let mut done = self.clone();
+                done.ledger.invalidate(physics.flaw);
+                for (how, world, heard) in self.calls(physics, &done, Call::Frees) {
+                    if heard == Heard::Repeats {
+                        add(how, Ok(world));
+                        continue;
+                    }
                     let end = if heard == Heard::Answer { end } else { End::Unknown };
                     add(how, world.write_over(physics, id, writing, end));
                 }

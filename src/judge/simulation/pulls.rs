@@ -138,7 +138,7 @@ impl World {
             let known = match heard {
                 Heard::Answer => {
                     world.learn(physics, *proxy);
-                    Known::Entry(entry.clone(), self.ledger.freed)
+                    Known::Entry(entry.clone(), self.ledger.number())
                 }
                 Heard::Nothing | Heard::Repeats => away(),
             };

@@ -132,7 +132,7 @@ impl World {
     ) -> Vec<(&'static str, Self, Heard)> {
         let goes_on = match call {
             Call::ReadsMarks | Call::Aborts => true,
-            Call::Binds => physics.binds_while_restored,
+            Call::Binds => physics.has(Flaw::BindWhileRestored),
             Call::Reads | Call::Begins | Call::Frees => false,
         };
         if self.restoring(physics) && !goes_on {

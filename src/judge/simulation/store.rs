@@ -14,6 +14,8 @@ use crate::name::{Digest, Tag};
 pub(super) struct Store {
     pub entries: BTreeMap<Tag, Entry>,
     pub freed: FreedNumber,
+    /// How often entries were lost, as far as proxies have noticed.
+    pub losses: u64,
     pub sequence: u64,
     pub marks: BTreeMap<Digest, DeleteMark>,
     /// The sequence number up to which a restored tag is known to be free.
@@ -29,6 +31,7 @@ impl Store {
         Self {
             entries: tags.iter().map(|tag| (tag.clone(), Entry::Absent)).collect(),
             freed: FreedNumber::default(),
+            losses: 0,
             sequence: 0,
             marks: BTreeMap::new(),
             off: BTreeMap::new(),
@@ -48,7 +51,19 @@ impl Store {
 
     pub fn lookup(&self, tags: &[Tag]) -> Lookup {
         let entries = tags.iter().map(|tag| self.entries[tag].clone()).collect();
-        Lookup { entries, freed: self.freed }
+        Lookup { entries, freed: self.number() }
+    }
+
+    /// The freed number as proxies are told it.
+    pub fn number(&self) -> FreedNumber {
+        self.freed.after(self.losses)
+    }
+
+    /// Raises the freed number.
+    pub fn invalidate(&mut self, flaw: Flaw) {
+        if flaw != Flaw::WriteInvalidatesNothing {
+            self.apply(flaw, &Vec::new(), &Operation::Invalidate);
+        }
     }
 
     /// Whether any tag is bound.
@@ -143,8 +158,17 @@ impl Store {
                 *entry = Entry::Pending(Pending { digest: *digest, owners, since, sequence });
             }
         }
-        let operation = Operation::Bind { digest: *digest, attempt, freed };
-        Bind::of(self.apply(flaw, &set, &operation), self.freed)
+        let count = freed.since(self.losses).unwrap_or(FreedNumber(u64::MAX));
+        let operation = Operation::Bind { digest: *digest, attempt, freed: count };
+        let outcome = self.apply(flaw, &set, &operation);
+        for (tag, before) in &set {
+            if let (Flaw::RebindKeepsSequence, Entry::Sealed(before)) = (flaw, before)
+                && let Some(Entry::Sealed(after)) = self.entries.get_mut(tag)
+            {
+                after.sequence = before.sequence;
+            }
+        }
+        Bind::of(outcome, self.number())
     }
 
     pub fn adopt(
@@ -155,6 +179,9 @@ impl Store {
         origin: Origin,
         freed: FreedNumber,
     ) -> Adopt {
+        let lasts = flaw == Flaw::FreedNumberOutlivesLoss;
+        let losses = if lasts { freed.0 >> 40 } else { self.losses };
+        let Some(freed) = freed.since(losses) else { return Adopt::Freed };
         let mut set = self.set(std::slice::from_ref(tag));
         if flaw == Flaw::PullIgnoresClaims && origin == Origin::FirstSight {
             let claims = set.iter_mut().filter(|(_, entry)| matches!(entry, Entry::Pending(_)));

@@ -313,33 +313,35 @@ async fn refuse_keeps_the_parts_of_an_image_that_is_claimed() {
 #[tokio::test(start_paused = true)]
 async fn a_dry_run_of_a_delete_refuses_what_the_rule_would() {
     let index = format!(r#"{{"manifests":[{{"digest":"{}"}}]}}"#, digest("part"));
+    // The parts of each can be read.
+    let image = |name: &str| format!(r#"{{"name":"{name}"}}"#);
     let immutable = |name| Some(NoDelete::Immutable(tag(name)));
     let part = Some(NoDelete::Part(tag("v2")));
     let busy = Some(NoDelete::Busy(tag("v3")));
     for (deletes, reference, expected) in [
         (Deletes::Refuse, Reference::Tag(tag("v1")), immutable("v1")),
-        (Deletes::Refuse, Reference::Digest(digest("one")), immutable("v1")),
-        (Deletes::Refuse, Reference::Digest(digest("old")), immutable("old")),
+        (Deletes::Refuse, Reference::Digest(digest(&image("one"))), immutable("v1")),
+        (Deletes::Refuse, Reference::Digest(digest(&image("old"))), immutable("old")),
         (Deletes::Refuse, Reference::Digest(digest("part")), part),
-        (Deletes::Refuse, Reference::Digest(digest("dev")), None),
+        (Deletes::Refuse, Reference::Digest(digest(&image("dev"))), None),
         (Deletes::Keep, Reference::Tag(tag("v1")), None),
         (Deletes::Keep, Reference::Tag(tag("v3")), busy.clone()),
-        (Deletes::Keep, Reference::Digest(digest("claimed")), busy.clone()),
-        (Deletes::Keep, Reference::Digest(digest("old")), None),
+        (Deletes::Keep, Reference::Digest(digest(&image("claimed"))), busy.clone()),
+        (Deletes::Keep, Reference::Digest(digest(&image("old"))), None),
         (Deletes::Keep, Reference::Digest(digest("part")), None),
-        (Deletes::Release, Reference::Digest(digest("claimed")), busy),
-        (Deletes::Release, Reference::Digest(digest("one")), None),
-        (Deletes::Release, Reference::Digest(digest("old")), None),
+        (Deletes::Release, Reference::Digest(digest(&image("claimed"))), busy),
+        (Deletes::Release, Reference::Digest(digest(&image("one"))), None),
+        (Deletes::Release, Reference::Digest(digest(&image("old"))), None),
         (Deletes::Release, Reference::Digest(digest("part")), None),
     ] {
         let house = House::new();
         house.shelf.store(&manifest("part"));
-        assert!(admitted(&house.push(&["v1"], "one").await));
+        assert!(admitted(&house.push(&["v1"], &image("one")).await));
         assert!(admitted(&house.push(&["v2"], &index).await));
-        house.shelf.set("old", &manifest("old"));
-        house.shelf.set("dev-1", &manifest("dev"));
-        house.shelf.set("v3", &manifest("claimed"));
-        house.claimed("v3", "claimed").await;
+        house.shelf.set("old", &manifest(&image("old")));
+        house.shelf.set("dev-1", &manifest(&image("dev")));
+        house.shelf.set("v3", &manifest(&image("claimed")));
+        house.claimed("v3", &image("claimed")).await;
         let before = house.ledger.sequence(&key()).await;
         let deletion = Deletion { repository: key(), reference, rule: rule(deletes) };
         let no = house.judge.would_refuse(&deletion, &Caller::default()).await;
@@ -419,6 +421,25 @@ async fn a_delete_under_a_mutable_rule_frees_what_was_bound_under_a_stricter_one
     assert_eq!(house.shelf.tag("v4"), None);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_delete_under_a_mutable_rule_waits_for_the_repair_of_its_tag() {
+    for by_tag in [true, false] {
+        let house = House::new();
+        house.push(&["v1"], "one").await;
+        let repair = house.judge.unjudged().enter_repair(&key(), &tag("v1")).unwrap();
+        let reference: Reference = if by_tag { tag("v1").into() } else { digest("one").into() };
+        let busy = Ruling::from(NoDelete::Busy(tag("v1")));
+        let caller = Caller::default();
+        let key = key();
+        let delete = || house.judge.delete_mutable(&key, &reference, &caller);
+        assert_eq!(delete().await, busy);
+        assert_eq!(house.deletes_sent(), 0);
+        assert_eq!(house.ledger.delete_marks(&key).await, Ok(vec![]));
+        drop(repair);
+        assert!(matches!(delete().await, Ruling::Deleted { .. }));
+    }
+}
+
 /// A push under a mutable rule's tag is bound between the mark and the registry's answer: its entry has
 /// another life then, and the same image.
 #[tokio::test(start_paused = true)]
@@ -462,6 +483,19 @@ async fn a_delete_whose_mark_was_lost_says_that_the_names_stay_bound() {
             other => panic!("{other:?}"),
         }
         assert_eq!(house.entry("v1").await, before);
+        // Another tag is bound to the image once the mark is gone.
+        let house = House::new();
+        house.shelf.set("dev-1", &manifest("one"));
+        house.meanwhile(|ledger| async move {
+            let marks = ledger.delete_marks(&key()).await.unwrap();
+            for (digest, mark) in &marks {
+                let kept = DeleteEnd::Kept;
+                ledger.end_delete(&key(), digest, &mark.attempts, &[], kept).await.unwrap();
+            }
+            bind(&ledger, "v2", "one").await;
+        });
+        let ruling = house.delete(deletes, digest("one")).await;
+        assert!(matches!(ruling, Ruling::Deleted { unmarked: Some(_), .. }), "{ruling:?}");
     }
 }
 

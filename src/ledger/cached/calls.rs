@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use super::{Beginning, Details, State, Witness};
-use crate::ledger::rollback::Losses;
+use crate::ledger::rollback::{Losses, restoring};
 use crate::ledger::{
     Adopt, Announcement, AttemptId, Begun, Bind, Claim, DeleteEnd, DeleteMark, Ended, FreedNumber,
     Holder, Identity, Ledger, Listed, Lookup, News, Offer, Origin, Position, Release,
@@ -11,13 +11,16 @@ use crate::ledger::{
 };
 use crate::name::{Digest, Tag};
 
+/// No store's count.
+const NEVER: FreedNumber = FreedNumber(u64::MAX);
+
 impl Witness {
     /// Remembers what a look-up found.
     fn found(
         &self,
         repository: &RepositoryKey,
         tags: &[Tag],
-        found: Lookup,
+        mut found: Lookup,
         mut begun: Beginning,
     ) -> Result<Lookup, Unavailable> {
         begun.number = Some(found.freed);
@@ -29,7 +32,20 @@ impl Witness {
         if let Some(losses) = self.inner.losses() {
             losses.check(repository)?;
         }
+        found.freed = found.freed.after(begun.losses);
         Ok(found)
+    }
+
+    /// # Errors
+    /// Where entries of the repository were lost since, or are being restored.
+    fn check_whole(
+        &self,
+        repository: &RepositoryKey,
+        begun: &Beginning,
+    ) -> Result<(), Unavailable> {
+        let Some(losses) = self.inner.losses() else { return Ok(()) };
+        losses.check(repository)?;
+        if losses.of(repository) == begun.losses { Ok(()) } else { Err(restoring()) }
     }
 }
 
@@ -64,6 +80,7 @@ impl Ledger for Witness {
     ) -> Result<Claim, Unavailable> {
         let begun = self.begin(repository);
         let claim = self.inner.claim(repository, tags, digest, attempt).await?;
+        self.check_whole(repository, &begun)?;
         match &claim {
             Claim::Granted { sealed, .. } => {
                 for tag in tags {
@@ -89,16 +106,20 @@ impl Ledger for Witness {
         freed: FreedNumber,
     ) -> Result<Bind, Unavailable> {
         let begun = self.begin(repository);
-        let bind = self.inner.bind(repository, tags, digest, attempt, freed).await;
-        let bind = bind?;
-        match &bind {
+        let count = freed.since(begun.losses).unwrap_or(NEVER);
+        let mut bind = self.inner.bind(repository, tags, digest, attempt, count).await?;
+        // What a ledger that is being restored has or lacks may be older than what another proxy is about
+        // to offer.
+        self.check_whole(repository, &begun)?;
+        match &mut bind {
             Bind::Bound => {
                 for tag in tags {
                     self.remember(repository, tag, *digest, (State::Bound, None), &begun);
                 }
             }
             Bind::Conflict(holders) => self.note_holders(repository, holders, &begun),
-            Bind::Gone { tags, .. } => {
+            Bind::Gone { tags, freed } => {
+                *freed = freed.after(begun.losses);
                 for tag in tags {
                     self.stop(repository, tag, State::Freed);
                 }
@@ -117,7 +138,9 @@ impl Ledger for Witness {
         freed: FreedNumber,
     ) -> Result<Adopt, Unavailable> {
         let begun = self.begin(repository);
-        let adopt = self.inner.adopt(repository, tags, digest, origin, freed).await?;
+        let Some(count) = freed.since(begun.losses) else { return Ok(Adopt::Freed) };
+        let adopt = self.inner.adopt(repository, tags, digest, origin, count).await?;
+        self.check_whole(repository, &begun)?;
         match &adopt {
             Adopt::Adopted => {
                 // It may be withdrawn, so it is not served before it is looked up.

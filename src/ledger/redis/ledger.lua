@@ -122,7 +122,7 @@ local function change(value, n)
     if mark ~= '' then return DELETING end
     if not entry.withdrawn then return nil end
     if freed ~= tonumber(ARGV[6]) then return FREE end
-    return 'S' .. string.char(value:byte(2) - 128) .. entry.token .. entry.digest
+    return 'S' .. string.char(value:byte(2) - 128) .. entry.token:sub(1, 5) .. varint(sequence + 1) .. entry.digest
   elseif op == 'D' then
     if entry and not same then return STANDS end
     if entry and entry.sealed then return nil end

@@ -120,8 +120,18 @@ impl World {
             let entry = &self.ledger.entries[tag];
             !is_ended(entry, end) && entry.digest() == Some(&digest(DELETED))
         };
-        let unmarked = end != DeleteEnd::Kept && deletion.tags.iter().any(stays);
-        for (how, mut world, heard) in self.calls(physics, self, Call::Reads) {
+        let looked_at = match physics.has(Flaw::LostMarkLooksAtItsTags) {
+            true => &deletion.tags,
+            false => &physics.tags,
+        };
+        let unmarked = end != DeleteEnd::Kept && looked_at.iter().any(stays);
+        let mut done = self.clone();
+        done.ledger.invalidate(physics.flaw);
+        for (how, mut world, heard) in self.calls(physics, &done, Call::Frees) {
+            if heard == Heard::Repeats {
+                add(how, Ok(world));
+                continue;
+            }
             let known = heard == Heard::Answer;
             if known {
                 world.learn(physics, deletion.proxy);
