@@ -7,7 +7,7 @@
 mod crash;
 mod history;
 mod load;
-mod parts;
+pub mod parts;
 mod plan;
 mod settle;
 

@@ -329,14 +329,15 @@ fn first_line(request: &[u8]) -> String {
     String::from_utf8_lossy(&request[..end]).into_owned()
 }
 
+/// Whose message it is.
 #[derive(Clone, Copy)]
-enum Of {
+pub enum Of {
     Client,
     Server { head: bool },
 }
 
 /// One whole message as it came, or `None` where the sender has closed before it.
-fn message(reader: &mut impl BufRead, of: Of) -> io::Result<Option<Vec<u8>>> {
+pub fn message(reader: &mut impl BufRead, of: Of) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     loop {
         let start = bytes.len();

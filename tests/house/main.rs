@@ -29,6 +29,7 @@ mod freed;
 mod fuzz;
 mod harbor;
 mod harness;
+mod histories;
 mod http;
 mod limits;
 mod long_headers;
