@@ -5,9 +5,9 @@ use tokio::time::timeout;
 
 use super::delete::{NoDelete, Plan, Ruling, Unsettled};
 use super::deleting::Deleting;
-use super::mutable::BRIEF;
+use super::mutable::{BRIEF, Coverage};
 use super::{Judge, REPAIRS};
-use crate::ledger::{DeleteEnd, Holder, Ledger, RepositoryKey};
+use crate::ledger::{DeleteEnd, Entry, Holder, Ledger, RepositoryKey, Unavailable};
 use crate::name::{Digest, Reference};
 use crate::registry::{Caller, Deleted};
 
@@ -19,6 +19,7 @@ impl Judge {
         key: &RepositoryKey,
         reference: &Reference,
         caller: &Caller,
+        coverage: Coverage,
     ) -> Ruling {
         let begun = match self.mutable_digest(key, reference).await {
             Some(digest) => self.begin_delete_soon(key, digest).await,
@@ -46,13 +47,40 @@ impl Judge {
                 self.settle(deleting, plan, deleted).await
             }
             (None, Deleted::Done(answer)) => {
-                Ruling::Deleted { answer, tags: Vec::new(), unmarked: None }
+                let unmarked = self.bound_meanwhile(key, reference, coverage).await;
+                Ruling::Deleted { answer, tags: Vec::new(), unmarked }
             }
             (None, Deleted::Refused(answer)) => Ruling::Relayed(answer),
             (None, Deleted::Unknown(trouble)) => {
                 Ruling::Undecided(Unsettled::OutcomeUnknown(trouble))
             }
         }
+    }
+
+    /// Whether another proxy, by newer rules, has bound the tag that was deleted. One that has seen it before,
+    /// and would bind it, has to look again.
+    async fn bound_meanwhile(
+        &self,
+        key: &RepositoryKey,
+        reference: &Reference,
+        coverage: Coverage,
+    ) -> Option<Unavailable> {
+        if !self.ledger.is_shared() {
+            return None;
+        }
+        let tags = match reference {
+            Reference::Tag(tag) => std::slice::from_ref(tag),
+            Reference::Digest(_) => &[],
+        };
+        let error = match timeout(BRIEF, self.ledger.invalidate(key, tags)).await {
+            Ok(Ok(found)) => {
+                let bound = found.entries.iter().any(|entry| *entry != Entry::Absent);
+                return bound.then(|| Unavailable::Store("another proxy has bound the tag".into()));
+            }
+            Ok(Err(error)) => error,
+            Err(_) => Unavailable::TimedOut,
+        };
+        (coverage == Coverage::Ruled).then_some(error)
     }
 
     /// A delete mark, unless the ledger is down.

@@ -10,6 +10,7 @@ use super::authorized::Right;
 use super::context::Passage;
 use super::error_response::Refusal;
 use crate::judge::delete::{Deletion, NoDelete, Ruling, Unsettled};
+use crate::judge::mutable::Coverage;
 use crate::judge::unjudged::Affected;
 use crate::name::{Reference, RepositoryName, Tag};
 use crate::registry::{Caller, Trouble, widen};
@@ -61,7 +62,8 @@ impl Edge {
         reference: Reference,
     ) -> Result<bool> {
         let (judge, key) = (Arc::clone(&self.rooms.judge), self.key(repository));
-        let known = self.rooms.rules.load().rule_for(repository).is_some();
+        let coverage = self.coverage(repository);
+        let known = coverage == Coverage::Ruled || judge.is_shared();
         if !known && !judge.holds_reference(&key, &reference).await {
             return Ok(false);
         }
@@ -80,7 +82,7 @@ impl Edge {
         unjudged.is_sent();
         let task = tokio::spawn(async move {
             let _settling = settling;
-            let ruling = judge.delete_mutable(&key, &reference, &caller).await;
+            let ruling = judge.delete_mutable(&key, &reference, &caller, coverage).await;
             if !matches!(ruling, Ruling::Undecided(Unsettled::OutcomeUnknown(_))) {
                 unjudged.is_answered();
             }

@@ -105,6 +105,14 @@ impl Edge {
         judge.is_shared() || judge.holds_any(&self.key(&write.repository), &write.tags).await
     }
 
+    /// Whether a rule names the repository.
+    pub(super) fn coverage(&self, repository: &RepositoryName) -> Coverage {
+        match self.rooms.rules.load().rule_for(repository) {
+            Some(_) => Coverage::Ruled,
+            None => Coverage::Unruled,
+        }
+    }
+
     /// Reads the body to its end.
     async fn take_in(
         &self,
@@ -178,10 +186,7 @@ impl Edge {
         let metrics = Arc::clone(&self.rooms.metrics);
         let settling = metrics.settling().enter();
         let by_digest = write.by_digest.then(|| *content.digest());
-        let coverage = match self.rooms.rules.load().rule_for(&write.repository) {
-            Some(_) => Coverage::Ruled,
-            None => Coverage::Unruled,
-        };
+        let coverage = self.coverage(&write.repository);
         let push = Push {
             repository: self.key(&write.repository),
             protected,

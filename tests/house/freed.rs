@@ -368,6 +368,44 @@ fn what_was_seen_before_a_mutable_push_is_bound_by_nobody() {
     }
 }
 
+/// The same beside a delete that older rules let through.
+#[test]
+fn what_was_seen_before_a_mutable_delete_is_bound_by_nobody() {
+    for older in
+        [rules("mutable", "refuse"), rules("immutable", "refuse").replace("team/", "other/")]
+    {
+        let (fake, redis) = (Fake::start(), Redis::start(&[]));
+        let newer = rules("immutable", "release");
+        let [newer, older] =
+            [&newer, &older].map(|rules| proxy_with(&fake.address, &redis.address, "", rules));
+        let [a, b] = ["a", "b"].map(manifest);
+        fake.place(REPOSITORY, "v1", &digest(&a), (&a, INDEX));
+        fake.plan("GET", "/manifests/v1", Fault::HeldAfter, 1);
+        let target = format!("/v2/{REPOSITORY}/manifests/v1");
+        thread::scope(|scope| {
+            let pull = scope.spawn(|| tag_of(&newer.address, REPOSITORY, "v1"));
+            fake.holds();
+            assert_eq!(request(&older.address, "DELETE", &target, &[], b"").status, 202);
+            fake.let_go();
+            assert_eq!(pull.join().unwrap(), None);
+        });
+        assert_eq!(put(&newer.address, REPOSITORY, "v1", &b).status, 201);
+        // By the newer rules another proxy binds the tag while the DELETE is under way.
+        fake.place(REPOSITORY, "v2", &digest(&a), (&a, INDEX));
+        let target = format!("/v2/{REPOSITORY}/manifests/v2");
+        fake.plan("DELETE", "/manifests/v2", Fault::HeldBefore, 1);
+        thread::scope(|scope| {
+            let delete = scope.spawn(|| request(&older.address, "DELETE", &target, &[], b""));
+            fake.holds();
+            assert_eq!(tag_of(&newer.address, REPOSITORY, "v2"), Some(digest(&a)));
+            fake.let_go();
+            let delete = delete.join().unwrap();
+            assert_eq!(delete.status, 503, "{}", delete.text());
+            assert!(delete.message().contains("stay bound"), "{}", delete.text());
+        });
+    }
+}
+
 /// Where no rule names the repository, the registry's word is enough.
 #[test]
 fn a_push_that_no_rule_names_needs_no_ledger() {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::judge::delete::{Deletion, MAX_TAGS, NoDelete, Ruling, Unsettled};
+use crate::judge::mutable::Coverage;
 use crate::ledger::{Bind, DeleteEnd, Unavailable};
 use crate::rules::{
     Deletes, Mutability, RefusalStyle, RepositoryPattern, Rule, Source, TagPattern,
@@ -399,16 +400,16 @@ async fn a_delete_under_a_mutable_rule_frees_what_was_bound_under_a_stricter_one
     house.push(&["v3"], "two").await;
     assert!(house.judge.holds_reference(&key(), &Reference::Digest(digest("one"))).await);
     let one = Reference::Digest(digest("one"));
-    let ruling = house.judge.delete_mutable(&key(), &one, &caller).await;
+    let ruling = house.judge.delete_mutable(&key(), &one, &caller, Coverage::Ruled).await;
     assert!(matches!(ruling, Ruling::Deleted { .. }), "{ruling:?}");
     assert_eq!(house.entry("v1").await, Entry::Absent);
     assert_eq!(house.entry("v2").await, Entry::Absent);
     let v3 = Reference::Tag(tag("v3"));
     house.shelf.plan("delete", &[Play::Refuse]);
-    let ruling = house.judge.delete_mutable(&key(), &v3, &caller).await;
+    let ruling = house.judge.delete_mutable(&key(), &v3, &caller, Coverage::Ruled).await;
     assert!(matches!(ruling, Ruling::Relayed(_)), "{ruling:?}");
     assert!(matches!(house.entry("v3").await, Entry::Sealed(_)), "it was not deleted");
-    let ruling = house.judge.delete_mutable(&key(), &v3, &caller).await;
+    let ruling = house.judge.delete_mutable(&key(), &v3, &caller, Coverage::Ruled).await;
     assert!(matches!(ruling, Ruling::Deleted { .. }), "{ruling:?}");
     assert_eq!(house.entry("v3").await, Entry::Absent);
     assert!(!house.judge.holds_reference(&key(), &v3).await);
@@ -416,7 +417,7 @@ async fn a_delete_under_a_mutable_rule_frees_what_was_bound_under_a_stricter_one
     house.shelf.set("v4", &manifest("four"));
     house.ledger.close().await;
     let four = Reference::Digest(digest("four"));
-    let ruling = house.judge.delete_mutable(&key(), &four, &caller).await;
+    let ruling = house.judge.delete_mutable(&key(), &four, &caller, Coverage::Ruled).await;
     assert!(matches!(ruling, Ruling::Deleted { .. }), "{ruling:?}");
     assert_eq!(house.shelf.tag("v4"), None);
 }
@@ -431,7 +432,7 @@ async fn a_delete_under_a_mutable_rule_waits_for_the_repair_of_its_tag() {
         let busy = Ruling::from(NoDelete::Busy(tag("v1")));
         let caller = Caller::default();
         let key = key();
-        let delete = || house.judge.delete_mutable(&key, &reference, &caller);
+        let delete = || house.judge.delete_mutable(&key, &reference, &caller, Coverage::Ruled);
         assert_eq!(delete().await, busy);
         assert_eq!(house.deletes_sent(), 0);
         assert_eq!(house.ledger.delete_marks(&key).await, Ok(vec![]));
@@ -457,7 +458,9 @@ async fn a_mutable_tag_that_is_bound_during_a_delete_is_freed_by_it() {
         });
         let one = Reference::Digest(digest("one"));
         let ruling = match by {
-            "mutable rule" => house.judge.delete_mutable(&key(), &one, &Caller::default()).await,
+            "mutable rule" => {
+                house.judge.delete_mutable(&key(), &one, &Caller::default(), Coverage::Ruled).await
+            }
             _ => house.delete(Deletes::Keep, one).await,
         };
         assert!(matches!(ruling, Ruling::Deleted { unmarked: None, .. }), "{by}: {ruling:?}");

@@ -352,8 +352,7 @@ impl Row<'_> {
             }
             (Asked::DeleteTag, _) => {
                 if let Some((at, image)) = self.seen.untagged_from(self.tag, invoked) {
-                    let others =
-                        self.had_another(all, (request, at), image) || self.rolls_out(request);
+                    let others = self.had_another(all, (request, at), image);
                     let before = self.operations.len();
                     self.frees(request, Some(at), Action::Untagged(image), &rules);
                     self.may_keep(others && self.operations.len() > before);
@@ -400,7 +399,6 @@ impl Row<'_> {
             }
         };
         self.sure((from, ended), Action::Pushed(image), &rules, told);
-        self.may_keep(mutable && self.rolls_out(request));
     }
 
     /// Whether the tag may have been freed when this pull asked by what no replica had got: somebody was told so,
@@ -416,17 +414,6 @@ impl Row<'_> {
             let after = |at: &Time| *at >= pull.invoked && *at >= r.invoked;
             r.invoked <= pull.ended && self.failovers.iter().any(after)
         })
-    }
-
-    /// Whether another proxy may have had an immutable rule while this request was let through by a
-    /// mutable one.
-    fn rolls_out(&self, request: &Request) -> bool {
-        let proxies = self.record.phases.lock().unwrap().len();
-        let mut others = (0..proxies).filter(|proxy| *proxy != request.proxy);
-        let rules = |proxy| self.record.rules(&Request { proxy, ..request.clone() });
-        let immutable = |rule: &Rule| *rule != Rule::Mutable;
-        rules(request.proxy).contains(&Rule::Mutable)
-            && others.any(|proxy| rules(proxy).iter().any(immutable))
     }
 
     /// Whether the tag may have been bound to another image when this DELETE by tag looked: the registry has

@@ -20,9 +20,6 @@
 //! Documented limits, which `record.rs` marks (`may_keep`): the tag may stay bound to what it was bound to.
 //! - A DELETE by tag frees the image that taglock found the tag bound to. A name that was freed and bound to
 //!   another image meanwhile stays bound (decision 0008).
-//! - While the proxies of a fleet have different rules, one by the newer rules may bind the tag to an older
-//!   image, beside a push or a DELETE that another lets through by the older ones (decision 0030).
-//!
 //! - A PUT whose outcome is unknown may reach the registry late, after the name was freed and claimed for another
 //!   image, and move the registry's own tag (decision 0008): `Strayed`. The claim stands.
 //!
