@@ -260,7 +260,16 @@ impl House {
     }
 
     fn with(shelf: Shelf) -> Self {
-        let (ledger, shelf) = (Arc::new(Memory::new()), Arc::new(shelf));
+        Self::on(Memory::new(), shelf)
+    }
+
+    /// One proxy of several.
+    fn shared() -> Self {
+        Self::on(Memory::shared(), Shelf::default())
+    }
+
+    fn on(ledger: Memory, shelf: Shelf) -> Self {
+        let (ledger, shelf) = (Arc::new(ledger), Arc::new(shelf));
         let witness = Witness::new(Arc::<Memory>::clone(&ledger), Remembering::default());
         let judge = Judge::new(Arc::new(witness), Arc::<Shelf>::clone(&shelf));
         Self { judge, ledger, shelf, options: Options::default() }

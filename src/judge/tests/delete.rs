@@ -441,6 +441,41 @@ async fn a_delete_under_a_mutable_rule_waits_for_the_repair_of_its_tag() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_mutable_delete_among_several_proxies_says_what_is_bound_by_then() {
+    let caller = Caller::default();
+    let v1 = Reference::Tag(tag("v1"));
+    for bound in [false, true] {
+        let house = House::shared();
+        house.shelf.set("v1", &manifest("one"));
+        let before = house.ledger.lookup(&key(), &[]).await.unwrap().freed;
+        house.meanwhile(move |ledger| async move {
+            if bound {
+                bind(&ledger, "v1", "one").await;
+            }
+        });
+        let ruling = house.judge.delete_mutable(&key(), &v1, &caller, Coverage::Unruled).await;
+        let is = |ruling: &Ruling| matches!(ruling, Ruling::Deleted { unmarked: Some(_), .. });
+        assert_eq!(is(&ruling), bound, "{ruling:?}");
+        let (tags, one) = ([tag("v2")], digest("one"));
+        let late = house.ledger.adopt(&key(), &tags, &one, Origin::FirstSight, before).await;
+        assert_eq!(late, Ok(Adopt::Freed));
+    }
+    for (coverage, told) in [(Coverage::Ruled, true), (Coverage::Unruled, false)] {
+        let house = House::shared();
+        house.shelf.set("v1", &manifest("one"));
+        house.meanwhile(|ledger| async move { ledger.close().await });
+        let ruling = house.judge.delete_mutable(&key(), &v1, &caller, coverage).await;
+        let unmarked = matches!(&ruling, Ruling::Deleted { unmarked: Some(_), .. });
+        assert_eq!(unmarked, told, "{ruling:?}");
+    }
+    // Nobody else uses it.
+    let house = House::new();
+    house.shelf.set("v1", &manifest("one"));
+    house.ledger.close().await;
+    deleted(&house.judge.delete_mutable(&key(), &v1, &caller, Coverage::Ruled).await, &[]);
+}
+
 /// A push under a mutable rule's tag is bound between the mark and the registry's answer: its entry has
 /// another life then, and the same image.
 #[tokio::test(start_paused = true)]

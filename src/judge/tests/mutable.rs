@@ -86,3 +86,40 @@ async fn nothing_is_bound_while_an_unjudged_write_of_the_tag_is_under_way() {
     let (verdict, ()) = tokio::join!(house.push(&["v1"], "one"), later);
     refused(&verdict, "v1", "old");
 }
+
+/// Another proxy, by newer rules, binds the tag while this one's write is under way, or is about to bind what
+/// it has seen.
+#[tokio::test(start_paused = true)]
+async fn a_mutable_push_among_several_proxies_asks_once_more() {
+    for other in ["", "one", "two"] {
+        let house = House::shared();
+        let before = house.ledger.lookup(&key(), &[]).await.unwrap().freed;
+        house.meanwhile(move |ledger| async move {
+            if !other.is_empty() {
+                bind(&ledger, "v1", other).await;
+            }
+        });
+        let verdict = house.pass("v1", "two").await.verdict;
+        match other {
+            "one" => refused(&verdict, "v1", "one"),
+            _ => assert!(admitted(&verdict), "{verdict:?}"),
+        }
+        let (tags, old) = ([tag("v2")], digest("old"));
+        let late = house.ledger.adopt(&key(), &tags, &old, Origin::FirstSight, before).await;
+        assert_eq!(late, Ok(Adopt::Freed));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mutable_push_whose_last_question_fails_ends_by_its_coverage() {
+    for (coverage, acknowledged) in [(Coverage::Ruled, false), (Coverage::Unruled, true)] {
+        let house = House::shared();
+        house.meanwhile(|ledger| async move { ledger.close().await });
+        let cargo = Cargo { caller: Caller::default(), manifest: manifest("one"), named: None };
+        let verdict = house.judge.pass(&key(), None, &[tag("v1")], cargo, coverage).await.verdict;
+        match &verdict {
+            Verdict::Undecided(Undecided::LedgerUnknown(_)) => assert!(!acknowledged),
+            verdict => assert!(admitted(verdict) && acknowledged, "{verdict:?}"),
+        }
+    }
+}
