@@ -441,6 +441,58 @@ async fn a_delete_under_a_mutable_rule_waits_for_the_repair_of_its_tag() {
     }
 }
 
+/// A DELETE ends its own marks and those of earlier ones of its image: another image's stay.
+#[tokio::test(start_paused = true)]
+async fn a_delete_ends_no_mark_of_another_image() {
+    let house = House::new();
+    house.push(&["v1"], "one").await;
+    house.push(&["v2"], "two").await;
+    house.shelf.plan("delete", &[Play::Unclear, Play::Unclear]);
+    for seed in ["one", "two"] {
+        let ruling = house.delete(Deletes::Release, digest(seed)).await;
+        assert!(matches!(ruling, Ruling::Undecided(Unsettled::OutcomeUnknown(_))), "{ruling:?}");
+    }
+    let both = house.ledger.delete_marks(&key()).await.unwrap();
+    deleted(&house.delete(Deletes::Release, digest("one")).await, &["v1"]);
+    let left = house.ledger.delete_marks(&key()).await.unwrap();
+    assert_eq!((both.len(), left.len()), (4, 2));
+    assert!(left.iter().any(|(marked, _)| *marked == digest("two")));
+    assert!(matches!(house.entry("v2").await, Entry::Sealed(_)));
+}
+
+/// Whether a DELETE is under way tells an operator who would clear its mark.
+#[tokio::test(start_paused = true)]
+async fn a_delete_is_under_way_until_it_has_an_answer() {
+    let house = House::new();
+    house.push(&["v1"], "one").await;
+    let judge = house.judge.clone();
+    house.meanwhile(move |ledger| async move {
+        let marks = ledger.delete_marks(&key()).await.unwrap();
+        assert!(judge.deletes_now(&marks[0].1.attempts));
+        assert!(!judge.deletes_now(&[AttemptId::random()]));
+    });
+    house.shelf.plan("delete", &[Play::Unclear]);
+    house.delete(Deletes::Keep, digest("one")).await;
+    let marks = house.ledger.delete_marks(&key()).await.unwrap();
+    assert!(!house.judge.deletes_now(&marks[0].1.attempts));
+}
+
+/// A mutable tag that is another image's by the end of the delete keeps its entry.
+#[tokio::test(start_paused = true)]
+async fn a_mutable_tag_that_is_another_images_by_then_is_not_freed() {
+    let house = House::new();
+    house.shelf.set("dev-1", &manifest("one"));
+    bind(&house.ledger, "dev-1", "one").await;
+    let Entry::Sealed(sealed) = house.entry("dev-1").await else { panic!("it is bound") };
+    house.meanwhile(move |ledger| async move {
+        ledger.release(&key(), &tag("dev-1"), sealed.token()).await.unwrap();
+        bind(&ledger, "dev-1", "two").await;
+    });
+    deleted(&house.delete(Deletes::Keep, digest("one")).await, &[]);
+    let entry = house.entry("dev-1").await;
+    assert!(matches!(&entry, Entry::Sealed(s) if s.digest == digest("two")), "{entry:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_mutable_delete_among_several_proxies_says_what_is_bound_by_then() {
     let caller = Caller::default();
