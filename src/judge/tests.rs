@@ -16,8 +16,11 @@ use crate::registry::{Deleted, Listing, Reading, Serving};
 
 mod anchored;
 mod delete;
+mod delete_dry_run;
+mod delete_mark;
 mod inspection;
 mod mutable;
+mod mutable_delete;
 mod pulls;
 
 /// A registry in memory that answers what it is told to before it answers truly.

@@ -2,8 +2,7 @@
 
 use super::*;
 use crate::judge::delete::{Deletion, MAX_TAGS, NoDelete, Ruling, Unsettled};
-use crate::judge::mutable::Coverage;
-use crate::ledger::{Bind, DeleteEnd, Unavailable};
+use crate::ledger::Unavailable;
 use crate::rules::{
     Deletes, Mutability, RefusalStyle, RepositoryPattern, Rule, Source, TagPattern,
 };
@@ -27,7 +26,7 @@ pub fn rule(deletes: Deletes) -> Rule {
 }
 
 impl House {
-    async fn delete(&self, deletes: Deletes, reference: impl Into<Reference>) -> Ruling {
+    pub async fn delete(&self, deletes: Deletes, reference: impl Into<Reference>) -> Ruling {
         let deletion =
             Deletion { repository: key(), reference: reference.into(), rule: rule(deletes) };
         self.judge.delete(&deletion, &Caller::default()).await
@@ -40,13 +39,13 @@ impl House {
         }
     }
 
-    fn deletes_sent(&self) -> usize {
+    pub fn deletes_sent(&self) -> usize {
         self.shelf.calls().iter().filter(|call| call.starts_with("delete")).count()
     }
 }
 
 #[track_caller]
-fn deleted(ruling: &Ruling, expected: &[&str]) {
+pub fn deleted(ruling: &Ruling, expected: &[&str]) {
     match ruling {
         Ruling::Deleted { tags, unmarked: None, .. } => {
             let mut tags: Vec<_> = tags.iter().map(Tag::as_str).collect();
@@ -212,71 +211,6 @@ async fn nothing_is_bound_to_an_image_while_the_registry_deletes_it() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_delete_whose_outcome_is_unknown_keeps_its_mark_until_one_is_answered() {
-    for (deletes, second) in [
-        (Deletes::Keep, Play::Truth),
-        (Deletes::Release, Play::Truth),
-        (Deletes::Release, Play::NotFound),
-    ] {
-        let house = House::new();
-        house.push(&["v1"], "one").await;
-        house.shelf.plan("delete", &[Play::Unclear, second]);
-        let unknown = Ruling::Undecided(Unsettled::OutcomeUnknown(Trouble::TimedOut));
-        assert_eq!(house.delete(deletes, digest("one")).await, unknown);
-        // A push of the image waits, and says why it ends; others go on.
-        for _ in 0..2 {
-            let verdict = house.push(&["v2"], "one").await;
-            let expected = Verdict::Undecided(Undecided::Deleting(digest("one")));
-            assert_eq!(verdict, expected);
-        }
-        assert!(admitted(&house.push(&["v3"], "two").await));
-        assert_eq!(house.entry("v2").await, Entry::Absent);
-        deleted(&house.delete(deletes, digest("one")).await, &["v1"]);
-        assert_eq!(house.ledger.delete_marks(&key()).await, Ok(vec![]));
-        assert!(admitted(&house.push(&["v1"], "one").await));
-    }
-    // One that the registry refuses says nothing about the first.
-    let house = House::new();
-    house.push(&["v1"], "one").await;
-    house.shelf.plan("delete", &[Play::Unclear, Play::Refuse]);
-    house.delete(Deletes::Keep, digest("one")).await;
-    house.delete(Deletes::Keep, digest("one")).await;
-    assert_eq!(house.ledger.delete_marks(&key()).await.unwrap()[0].1.attempts.len(), 1);
-}
-
-/// Another DELETE, whose first answer never came, finds the image gone; a client that was let in before
-/// hears so, and the mark ends.
-#[tokio::test(start_paused = true)]
-async fn a_404_ends_a_delete_of_unknown_outcome_for_whom_the_registry_lets_in() {
-    let let_in = Caller { let_in: true, ..Caller::default() };
-    for (caller, ends) in [(Caller::default(), false), (let_in, true)] {
-        let house = House::new();
-        house.push(&["v1"], "one").await;
-        house.shelf.plan("delete", &[Play::DoneButUnclear]);
-        let reference = Reference::Digest(digest("one"));
-        let deletion = Deletion { repository: key(), reference, rule: rule(Deletes::Release) };
-        let unknown = Ruling::Undecided(Unsettled::OutcomeUnknown(Trouble::TimedOut));
-        assert_eq!(house.judge.delete(&deletion, &caller).await, unknown);
-        // The image is gone, and so the registry lets nobody look at it.
-        house.shelf.plan("delete", &[Play::NotFound]);
-        let ruling = house.judge.delete(&deletion, &caller).await;
-        let left = house.ledger.delete_marks(&key()).await.unwrap();
-        if ends {
-            deleted(&ruling, &["v1"]);
-            assert_eq!((left, house.entry("v1").await), (vec![], Entry::Absent));
-        } else {
-            assert!(matches!(&ruling, Ruling::Relayed(a) if a.status == 404), "{ruling:?}");
-            // By each algorithm.
-            assert_eq!(left.len(), 2);
-        }
-        // Of an image without a mark a 404 is the registry's.
-        let other = Deletion { reference: digest("other").into(), ..deletion.clone() };
-        let ruling = house.judge.delete(&other, &caller).await;
-        assert!(matches!(&ruling, Ruling::Relayed(a) if a.status == 404), "{ruling:?}");
-    }
-}
-
 /// The push of an image that lists the manifest is under way: the registry's list lacks its tag.
 #[tokio::test(start_paused = true)]
 async fn refuse_keeps_the_parts_of_an_image_that_is_claimed() {
@@ -310,71 +244,6 @@ async fn refuse_keeps_the_parts_of_an_image_that_is_claimed() {
     }
 }
 
-/// A rule that is not enforced tells what it would refuse, and leaves nothing in the ledger.
-#[tokio::test(start_paused = true)]
-async fn a_dry_run_of_a_delete_refuses_what_the_rule_would() {
-    let index = format!(r#"{{"manifests":[{{"digest":"{}"}}]}}"#, digest("part"));
-    // The parts of each can be read.
-    let image = |name: &str| format!(r#"{{"name":"{name}"}}"#);
-    let immutable = |name| Some(NoDelete::Immutable(tag(name)));
-    let part = Some(NoDelete::Part(tag("v2")));
-    let busy = Some(NoDelete::Busy(tag("v3")));
-    for (deletes, reference, expected) in [
-        (Deletes::Refuse, Reference::Tag(tag("v1")), immutable("v1")),
-        (Deletes::Refuse, Reference::Digest(digest(&image("one"))), immutable("v1")),
-        (Deletes::Refuse, Reference::Digest(digest(&image("old"))), immutable("old")),
-        (Deletes::Refuse, Reference::Digest(digest("part")), part),
-        (Deletes::Refuse, Reference::Digest(digest(&image("dev"))), None),
-        (Deletes::Keep, Reference::Tag(tag("v1")), None),
-        (Deletes::Keep, Reference::Tag(tag("v3")), busy.clone()),
-        (Deletes::Keep, Reference::Digest(digest(&image("claimed"))), busy.clone()),
-        (Deletes::Keep, Reference::Digest(digest(&image("old"))), None),
-        (Deletes::Keep, Reference::Digest(digest("part")), None),
-        (Deletes::Release, Reference::Digest(digest(&image("claimed"))), busy),
-        (Deletes::Release, Reference::Digest(digest(&image("one"))), None),
-        (Deletes::Release, Reference::Digest(digest(&image("old"))), None),
-        (Deletes::Release, Reference::Digest(digest("part")), None),
-    ] {
-        let house = House::new();
-        house.shelf.store(&manifest("part"));
-        assert!(admitted(&house.push(&["v1"], &image("one")).await));
-        assert!(admitted(&house.push(&["v2"], &index).await));
-        house.shelf.set("old", &manifest(&image("old")));
-        house.shelf.set("dev-1", &manifest(&image("dev")));
-        house.shelf.set("v3", &manifest(&image("claimed")));
-        house.claimed("v3", &image("claimed")).await;
-        let before = house.ledger.sequence(&key()).await;
-        let deletion = Deletion { repository: key(), reference, rule: rule(deletes) };
-        let no = house.judge.would_refuse(&deletion, &Caller::default()).await;
-        assert_eq!(no, expected, "{deletes:?} {}", deletion.reference);
-        assert_eq!(house.ledger.sequence(&key()).await, before, "nothing is adopted");
-        assert_eq!(house.deletes_sent(), 0);
-        // The registry says so to whom it does not let in.
-        house.shelf.plan("look", &[Play::Deny]);
-        house.shelf.plan("look-digest", &[Play::Deny]);
-        assert_eq!(house.judge.would_refuse(&deletion, &Caller::default()).await, None);
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_dry_run_of_a_delete_among_too_many_tags_says_so() {
-    for (deletes, expected) in [
-        (Deletes::Refuse, Some(NoDelete::TooManyTags)),
-        (Deletes::Keep, Some(NoDelete::TooManyTags)),
-        (Deletes::Release, None),
-    ] {
-        let house = House::new();
-        for n in 0..=MAX_TAGS {
-            house.shelf.tags.lock().unwrap().insert(tag(&format!("t{n}")), digest("many"));
-        }
-        house.shelf.store(&manifest("one"));
-        let reference = Reference::Digest(digest("one"));
-        let deletion = Deletion { repository: key(), reference, rule: rule(deletes) };
-        let no = house.judge.would_refuse(&deletion, &Caller::default()).await;
-        assert_eq!(no, expected, "{deletes:?}");
-    }
-}
-
 #[test]
 fn the_audit_has_a_label_for_every_ruling() {
     let none = || Ruling::Deleted { answer: answer(202), tags: vec![], unmarked: None };
@@ -389,203 +258,6 @@ fn the_audit_has_a_label_for_every_ruling() {
         (Unavailable::TimedOut.into(), Deletes::Keep, "undecided"),
     ] {
         assert_eq!(ruling.label(deletes), label, "{ruling:?}");
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_delete_under_a_mutable_rule_frees_what_was_bound_under_a_stricter_one() {
-    let caller = Caller::default();
-    let house = House::new();
-    house.push(&["v1", "v2"], "one").await;
-    house.push(&["v3"], "two").await;
-    assert!(house.judge.holds_reference(&key(), &Reference::Digest(digest("one"))).await);
-    let one = Reference::Digest(digest("one"));
-    let ruling = house.judge.delete_mutable(&key(), &one, &caller, Coverage::Ruled).await;
-    assert!(matches!(ruling, Ruling::Deleted { .. }), "{ruling:?}");
-    assert_eq!(house.entry("v1").await, Entry::Absent);
-    assert_eq!(house.entry("v2").await, Entry::Absent);
-    let v3 = Reference::Tag(tag("v3"));
-    house.shelf.plan("delete", &[Play::Refuse]);
-    let ruling = house.judge.delete_mutable(&key(), &v3, &caller, Coverage::Ruled).await;
-    assert!(matches!(ruling, Ruling::Relayed(_)), "{ruling:?}");
-    assert!(matches!(house.entry("v3").await, Entry::Sealed(_)), "it was not deleted");
-    let ruling = house.judge.delete_mutable(&key(), &v3, &caller, Coverage::Ruled).await;
-    assert!(matches!(ruling, Ruling::Deleted { .. }), "{ruling:?}");
-    assert_eq!(house.entry("v3").await, Entry::Absent);
-    assert!(!house.judge.holds_reference(&key(), &v3).await);
-    // With the ledger down it goes on.
-    house.shelf.set("v4", &manifest("four"));
-    house.ledger.close().await;
-    let four = Reference::Digest(digest("four"));
-    let ruling = house.judge.delete_mutable(&key(), &four, &caller, Coverage::Ruled).await;
-    assert!(matches!(ruling, Ruling::Deleted { .. }), "{ruling:?}");
-    assert_eq!(house.shelf.tag("v4"), None);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_delete_under_a_mutable_rule_waits_for_the_repair_of_its_tag() {
-    for by_tag in [true, false] {
-        let house = House::new();
-        house.push(&["v1"], "one").await;
-        let repair = house.judge.unjudged().enter_repair(&key(), &tag("v1")).unwrap();
-        let reference: Reference = if by_tag { tag("v1").into() } else { digest("one").into() };
-        let busy = Ruling::from(NoDelete::Busy(tag("v1")));
-        let caller = Caller::default();
-        let key = key();
-        let delete = || house.judge.delete_mutable(&key, &reference, &caller, Coverage::Ruled);
-        assert_eq!(delete().await, busy);
-        assert_eq!(house.deletes_sent(), 0);
-        assert_eq!(house.ledger.delete_marks(&key).await, Ok(vec![]));
-        drop(repair);
-        assert!(matches!(delete().await, Ruling::Deleted { .. }));
-    }
-}
-
-/// A DELETE ends its own marks and those of earlier ones of its image: another image's stay.
-#[tokio::test(start_paused = true)]
-async fn a_delete_ends_no_mark_of_another_image() {
-    let house = House::new();
-    house.push(&["v1"], "one").await;
-    house.push(&["v2"], "two").await;
-    house.shelf.plan("delete", &[Play::Unclear, Play::Unclear]);
-    for seed in ["one", "two"] {
-        let ruling = house.delete(Deletes::Release, digest(seed)).await;
-        assert!(matches!(ruling, Ruling::Undecided(Unsettled::OutcomeUnknown(_))), "{ruling:?}");
-    }
-    let both = house.ledger.delete_marks(&key()).await.unwrap();
-    deleted(&house.delete(Deletes::Release, digest("one")).await, &["v1"]);
-    let left = house.ledger.delete_marks(&key()).await.unwrap();
-    assert_eq!((both.len(), left.len()), (4, 2));
-    assert!(left.iter().any(|(marked, _)| *marked == digest("two")));
-    assert!(matches!(house.entry("v2").await, Entry::Sealed(_)));
-}
-
-/// Whether a DELETE is under way tells an operator who would clear its mark.
-#[tokio::test(start_paused = true)]
-async fn a_delete_is_under_way_until_it_has_an_answer() {
-    let house = House::new();
-    house.push(&["v1"], "one").await;
-    let judge = house.judge.clone();
-    house.meanwhile(move |ledger| async move {
-        let marks = ledger.delete_marks(&key()).await.unwrap();
-        assert!(judge.deletes_now(&marks[0].1.attempts));
-        assert!(!judge.deletes_now(&[AttemptId::random()]));
-    });
-    house.shelf.plan("delete", &[Play::Unclear]);
-    house.delete(Deletes::Keep, digest("one")).await;
-    let marks = house.ledger.delete_marks(&key()).await.unwrap();
-    assert!(!house.judge.deletes_now(&marks[0].1.attempts));
-}
-
-/// A mutable tag that is another image's by the end of the delete keeps its entry.
-#[tokio::test(start_paused = true)]
-async fn a_mutable_tag_that_is_another_images_by_then_is_not_freed() {
-    let house = House::new();
-    house.shelf.set("dev-1", &manifest("one"));
-    bind(&house.ledger, "dev-1", "one").await;
-    let Entry::Sealed(sealed) = house.entry("dev-1").await else { panic!("it is bound") };
-    house.meanwhile(move |ledger| async move {
-        ledger.release(&key(), &tag("dev-1"), sealed.token()).await.unwrap();
-        bind(&ledger, "dev-1", "two").await;
-    });
-    deleted(&house.delete(Deletes::Keep, digest("one")).await, &[]);
-    let entry = house.entry("dev-1").await;
-    assert!(matches!(&entry, Entry::Sealed(s) if s.digest == digest("two")), "{entry:?}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_mutable_delete_among_several_proxies_says_what_is_bound_by_then() {
-    let caller = Caller::default();
-    let v1 = Reference::Tag(tag("v1"));
-    for bound in [false, true] {
-        let house = House::shared();
-        house.shelf.set("v1", &manifest("one"));
-        let before = house.ledger.lookup(&key(), &[]).await.unwrap().freed;
-        house.meanwhile(move |ledger| async move {
-            if bound {
-                bind(&ledger, "v1", "one").await;
-            }
-        });
-        let ruling = house.judge.delete_mutable(&key(), &v1, &caller, Coverage::Unruled).await;
-        let is = |ruling: &Ruling| matches!(ruling, Ruling::Deleted { unmarked: Some(_), .. });
-        assert_eq!(is(&ruling), bound, "{ruling:?}");
-        let (tags, one) = ([tag("v2")], digest("one"));
-        let late = house.ledger.adopt(&key(), &tags, &one, Origin::FirstSight, before).await;
-        assert_eq!(late, Ok(Adopt::Freed));
-    }
-    for (coverage, told) in [(Coverage::Ruled, true), (Coverage::Unruled, false)] {
-        let house = House::shared();
-        house.shelf.set("v1", &manifest("one"));
-        house.meanwhile(|ledger| async move { ledger.close().await });
-        let ruling = house.judge.delete_mutable(&key(), &v1, &caller, coverage).await;
-        let unmarked = matches!(&ruling, Ruling::Deleted { unmarked: Some(_), .. });
-        assert_eq!(unmarked, told, "{ruling:?}");
-    }
-    // Nobody else uses it.
-    let house = House::new();
-    house.shelf.set("v1", &manifest("one"));
-    house.ledger.close().await;
-    deleted(&house.judge.delete_mutable(&key(), &v1, &caller, Coverage::Ruled).await, &[]);
-}
-
-/// A push under a mutable rule's tag is bound between the mark and the registry's answer: its entry has
-/// another life then, and the same image.
-#[tokio::test(start_paused = true)]
-async fn a_mutable_tag_that_is_bound_during_a_delete_is_freed_by_it() {
-    for by in ["mutable rule", "mixed rule"] {
-        let house = House::new();
-        house.push(&["v1"], "one").await;
-        house.shelf.set("dev-1", &manifest("one"));
-        let attempt = house.claimed("dev-1", "one").await;
-        let freed = house.ledger.lookup(&key(), &[]).await.unwrap().freed;
-        house.meanwhile(move |ledger| async move {
-            let (dev, one) = ([tag("dev-1")], digest("one"));
-            let bound = ledger.bind(&key(), &dev, &one, attempt, freed).await;
-            assert_eq!(bound, Ok(Bind::Bound));
-        });
-        let one = Reference::Digest(digest("one"));
-        let ruling = match by {
-            "mutable rule" => {
-                house.judge.delete_mutable(&key(), &one, &Caller::default(), Coverage::Ruled).await
-            }
-            _ => house.delete(Deletes::Keep, one).await,
-        };
-        assert!(matches!(ruling, Ruling::Deleted { unmarked: None, .. }), "{by}: {ruling:?}");
-        assert_eq!(house.entry("dev-1").await, Entry::Absent, "{by}");
-    }
-}
-
-/// The mark is what orders a delete among pushes. Where it was lost, what is bound now may be a later push.
-#[tokio::test(start_paused = true)]
-async fn a_delete_whose_mark_was_lost_says_that_the_names_stay_bound() {
-    for deletes in [Deletes::Keep, Deletes::Release] {
-        let house = House::new();
-        house.push(&["v1"], "one").await;
-        let before = house.entry("v1").await;
-        house.meanwhile(|ledger| async move {
-            let marks = ledger.delete_marks(&key()).await.unwrap();
-            let (one, mark) = &marks[0];
-            let kept = DeleteEnd::Kept;
-            ledger.end_delete(&key(), one, &mark.attempts, &[], kept).await.unwrap();
-        });
-        match house.delete(deletes, digest("one")).await {
-            Ruling::Deleted { tags, unmarked: Some(_), .. } => assert!(tags.is_empty()),
-            other => panic!("{other:?}"),
-        }
-        assert_eq!(house.entry("v1").await, before);
-        // Another tag is bound to the image once the mark is gone.
-        let house = House::new();
-        house.shelf.set("dev-1", &manifest("one"));
-        house.meanwhile(|ledger| async move {
-            let marks = ledger.delete_marks(&key()).await.unwrap();
-            for (digest, mark) in &marks {
-                let kept = DeleteEnd::Kept;
-                ledger.end_delete(&key(), digest, &mark.attempts, &[], kept).await.unwrap();
-            }
-            bind(&ledger, "v2", "one").await;
-        });
-        let ruling = house.delete(deletes, digest("one")).await;
-        assert!(matches!(ruling, Ruling::Deleted { unmarked: Some(_), .. }), "{ruling:?}");
     }
 }
 
